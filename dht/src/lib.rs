@@ -1,0 +1,1 @@
+//! Kademlia for libp2p: providers, closest peers, bootstrap, explicit server or client mode

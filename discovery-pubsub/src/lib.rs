@@ -1,0 +1,1 @@
+//! Peers announced over gossipsub, wire-compatible with js-libp2p's pubsub-peer-discovery

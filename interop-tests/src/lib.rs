@@ -1,0 +1,1 @@
+//! NAT lab, foreign peers and comparisons for Anypath

@@ -1,0 +1,1 @@
+//! A libp2p node that reaches any peer by any path and moves content-addressed files

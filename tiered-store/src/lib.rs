@@ -1,0 +1,1 @@
+//! A durable tiered store for content-addressed blocks
