@@ -1,1 +1,12 @@
-//! Peers on the local network: libp2p mDNS over IPv4 and IPv6 at once
+#![doc = include_str!("../README.md")]
+
+mod behaviour;
+mod config;
+mod core;
+mod event;
+#[cfg(feature = "metrics")]
+mod metrics;
+
+pub use behaviour::Behaviour;
+pub use config::{Config, ConfigBuilder, ConfigError};
+pub use event::{Event, Family};
