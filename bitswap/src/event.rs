@@ -1,0 +1,189 @@
+//! What a user of the crate hears and says: ids, [`Event`], and the snapshots it can ask for.
+
+use std::time::Duration;
+
+use cid::Cid;
+use libp2p_identity::PeerId;
+#[cfg(feature = "swarm")]
+use libp2p_swarm::ConnectionId;
+
+#[cfg(feature = "swarm")]
+use crate::ProtocolViolation;
+
+/// A group of wants that belong together, such as the blocks of one file: peers that have one of
+/// them are asked for the others first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub(crate) u64);
+
+/// One `want`. Ends with one [`Event::Block`], or without an event after `cancel` or `end_session`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub(crate) u64);
+
+/// Urgency of a want; higher goes first, at the peers too (bitswap's i32). Default 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Priority(pub i32);
+
+impl Default for Priority {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+impl From<i32> for Priority {
+    fn from(value: i32) -> Self {
+        Self(value)
+    }
+}
+
+/// How a session asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct SessionOptions {
+    /// Ask peers to push this many descendants after each block wanted with
+    /// [`WantOptions::descend`] unset: depth first along the links. Peers that do not know the
+    /// extension ignore it. Default 0.
+    pub descend: u32,
+}
+
+impl SessionOptions {
+    /// Sets [`descend`](Self::descend).
+    #[must_use]
+    pub fn descend(mut self, blocks: u32) -> Self {
+        self.descend = blocks;
+        self
+    }
+}
+
+/// How one block is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct WantOptions {
+    /// Urgency.
+    pub priority: Priority,
+    /// Descendants to push after this block; `None`: what the session says.
+    pub descend: Option<u32>,
+}
+
+impl WantOptions {
+    /// Sets [`priority`](Self::priority).
+    #[must_use]
+    pub fn priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Sets [`descend`](Self::descend).
+    #[must_use]
+    pub fn descend(mut self, blocks: u32) -> Self {
+        self.descend = Some(blocks);
+        self
+    }
+}
+
+/// What a relay lets through a circuit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CircuitLimit {
+    /// Bytes in each direction; `None`: no limit.
+    pub bytes: Option<u64>,
+    /// Life of the circuit; `None`: no limit.
+    pub duration: Option<Duration>,
+}
+
+/// Bitswap work on one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Transfers {
+    /// Blocks asked for over this connection and not delivered yet.
+    pub wants_sent: usize,
+    /// Bytes of blocks handed to this connection and not written to its socket yet.
+    pub serving_bytes: u64,
+}
+
+impl Transfers {
+    /// Whether nothing would be lost if the connection closed.
+    pub fn is_idle(&self) -> bool {
+        self.wants_sent == 0 && self.serving_bytes == 0
+    }
+}
+
+/// A block that others want from us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantlistEntry {
+    /// The block.
+    pub cid: Cid,
+    /// The highest priority anyone gave it.
+    pub priority: Priority,
+    /// Who wants it.
+    pub requesters: Vec<PeerId>,
+    /// How long ago the oldest of the requests came.
+    pub waiting: Duration,
+    /// Whether we have the block.
+    pub have: bool,
+}
+
+/// What went to and came from one peer, since we first met it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Ledger {
+    /// Bytes of blocks written to it.
+    pub bytes_sent: u64,
+    /// Blocks written to it.
+    pub blocks_sent: u64,
+    /// Bytes of wanted blocks it delivered.
+    pub bytes_received: u64,
+    /// Wanted blocks it delivered.
+    pub blocks_received: u64,
+    /// Bytes of blocks nobody wanted (any more).
+    pub unwanted_bytes: u64,
+    /// Wantlist entries it sent.
+    pub wants_received: u64,
+}
+
+/// What bitswap tells its user.
+#[cfg(feature = "swarm")]
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// The wanted block; ends the ticket. Store it, then call `taken`.
+    Block {
+        /// Which want.
+        ticket: Ticket,
+        /// The verified block.
+        block: crate::Block,
+        /// Who delivered it; `None` if it needed nobody (identity CID).
+        peer: Option<PeerId>,
+        /// Over which connection.
+        connection: Option<ConnectionId>,
+    },
+    /// No connected peer is likely to have the block: answer with `add_providers`. Repeated every
+    /// `search_interval` while it stays so.
+    ProvidersWanted {
+        /// Which want.
+        ticket: Ticket,
+        /// The block.
+        cid: Cid,
+    },
+    /// The only way to a peer that has the block is a relayed circuit whose remaining bytes it does
+    /// not fit; it is asked for as soon as a better connection is up. Once per ticket.
+    WaitingForDirect {
+        /// Which want.
+        ticket: Ticket,
+        /// Who has it.
+        peer: PeerId,
+        /// Bytes that are left on the circuit.
+        allowed: u64,
+    },
+    /// A peer broke the protocol. It is up to the user to disconnect or score it.
+    ProtocolViolation {
+        /// The offender.
+        peer: PeerId,
+        /// What it did.
+        violation: ProtocolViolation,
+    },
+    /// A connection that had bitswap work has none now.
+    TransfersEnded {
+        /// The peer.
+        peer: PeerId,
+        /// The connection.
+        connection: ConnectionId,
+    },
+}
