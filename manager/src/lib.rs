@@ -1,1 +1,3 @@
 //! A libp2p node that reaches any peer by any path and moves content-addressed files
+
+pub mod config;
