@@ -1,1 +1,14 @@
-//! Kademlia for libp2p: providers, closest peers, bootstrap, explicit server or client mode
+#![doc = include_str!("../README.md")]
+
+mod behaviour;
+mod config;
+mod core;
+mod event;
+#[cfg(feature = "metrics")]
+mod metrics;
+mod scope;
+mod store;
+
+pub use behaviour::Behaviour;
+pub use config::{AddressScope, BucketInserts, Config, ConfigBuilder, ConfigError, Mode};
+pub use event::{Event, Peer, QueryError, Target, Ticket};

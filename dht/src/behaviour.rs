@@ -1,0 +1,568 @@
+use std::{
+    collections::VecDeque,
+    num::NonZeroUsize,
+    task::{Context, Poll},
+};
+
+use cid::Cid;
+use futures::FutureExt as _;
+use futures_timer::Delay;
+use libp2p_core::{Endpoint, Multiaddr, transport::ListenerId, transport::PortUse};
+use libp2p_identity::PeerId;
+use libp2p_kad::{
+    self as kad, GetProvidersOk, InboundRequest, QueryId, QueryResult, RecordKey, RoutingUpdate,
+    store::RecordStore as _,
+};
+use libp2p_swarm::{
+    ConnectionDenied, ConnectionId, ExpiredListenAddr, ExternalAddresses, FromSwarm,
+    NetworkBehaviour, NewListenAddr, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+};
+use web_time::Instant;
+
+use crate::{
+    BucketInserts, Config, Event, Mode, Peer, QueryError, Target, Ticket,
+    core::{Answer, Core, Output, Question},
+    scope,
+    store::Store,
+};
+
+type Kad = kad::Behaviour<Store>;
+type Action = ToSwarm<Event, THandlerInEvent<Kad>>;
+
+/// One node of a Kademlia DHT.
+///
+/// Commands return a [`Ticket`] at once; [`Event`]s carry it, and exactly one of them finishes it.
+pub struct Behaviour {
+    config: Config,
+    local: PeerId,
+    mode: Mode,
+    kad: Kad,
+    core: Core<QueryId>,
+    external: ExternalAddresses,
+    listen: Vec<(ListenerId, Multiaddr)>,
+    /// What [`scope::is_public_only`] said last.
+    public_only: bool,
+    timer: Option<(Instant, Delay)>,
+    outbox: VecDeque<Action>,
+    #[cfg(feature = "metrics")]
+    metrics: Option<crate::metrics::Metrics>,
+}
+
+impl Behaviour {
+    /// A node that knows nobody yet: add addresses, or connect to peers of the same DHT.
+    pub fn new(local: PeerId, config: Config) -> Self {
+        let mut kad = Kad::with_config(local, Store::new(local, &config), kad_config(&config));
+        kad.set_mode(Some(kad_mode(config.mode())));
+        Self {
+            local,
+            mode: config.mode(),
+            kad,
+            core: Core::new(local, &config),
+            external: ExternalAddresses::default(),
+            listen: Vec::new(),
+            public_only: scope::is_public_only(
+                config.address_scope(),
+                config.mode(),
+                std::iter::empty(),
+            ),
+            timer: None,
+            outbox: VecDeque::new(),
+            #[cfg(feature = "metrics")]
+            metrics: None,
+            config,
+        }
+    }
+
+    /// Whether this node answers others.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Starts or stops answering others, on existing connections too. Nothing else changes the mode.
+    pub fn set_mode(&mut self, mode: Mode) {
+        if mode != self.mode {
+            self.mode = mode;
+            self.kad.set_mode(Some(kad_mode(mode)));
+            self.update_scope();
+        }
+    }
+
+    /// Tells where a server of this DHT listens. Returns whether the address was kept: not if it is outside
+    /// the [`AddressScope`](crate::AddressScope), names another peer, or the peer's bucket is full.
+    pub fn add_address(&mut self, peer: PeerId, address: Multiaddr) -> bool {
+        if !self.may_keep(&address) {
+            return false;
+        }
+        match self.kad.add_address(&peer, address) {
+            RoutingUpdate::Success | RoutingUpdate::Pending => true,
+            RoutingUpdate::Failed => false,
+        }
+    }
+
+    /// Takes a peer out of the routing table; returns whether it was there.
+    pub fn remove_peer(&mut self, peer: &PeerId) -> bool {
+        self.kad.remove_peer(peer).is_some()
+    }
+
+    /// The peers of the routing table with their addresses, nearest bucket first.
+    pub fn routing_table(&mut self) -> Vec<Peer> {
+        self.kad
+            .kbuckets()
+            .flat_map(|bucket| {
+                let entries = bucket.iter().map(|entry| Peer {
+                    id: *entry.node.key.preimage(),
+                    addresses: entry.node.value.iter().cloned().collect(),
+                });
+                entries.collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// Refreshes the routing table: looks up our own place and one in every farther bucket.
+    pub fn bootstrap(&mut self) -> Ticket {
+        self.ask(Question::Bootstrap, |kad| kad.bootstrap().map_err(|_| QueryError::NoKnownPeers))
+    }
+
+    /// Announces that this node has the block, now and every
+    /// [`provider_republish_interval`](Config::provider_republish_interval) until
+    /// [`stop_providing`](Self::stop_providing). The key is the CID's multihash, as all IPFS nodes do,
+    /// so CIDv0 and CIDv1 of one block are the same.
+    pub fn provide(&mut self, cid: Cid) -> Ticket {
+        let key = record_key(&cid);
+        let local = self.local;
+        let alone = self.is_alone();
+        self.ask(Question::Provide(cid), |kad| {
+            if alone {
+                // Kept, and announced once the node has joined.
+                let record = kad::ProviderRecord::new(key, local, Vec::new());
+                kad.store_mut().add_provider(record).map_err(|_| QueryError::StoreFull)?;
+                return Err(QueryError::NoKnownPeers);
+            }
+            kad.start_providing(key).map_err(|_| QueryError::StoreFull)
+        })
+    }
+
+    /// Announces the block no more. The records that others have expire by themselves.
+    pub fn stop_providing(&mut self, cid: &Cid) {
+        let key = record_key(cid);
+        self.core.on_stopped_providing(key.as_ref());
+        self.kad.stop_providing(&key);
+    }
+
+    /// Whether this node announces the block.
+    pub fn is_providing(&mut self, cid: &Cid) -> bool {
+        let local = self.local;
+        let records = self.kad.store_mut().providers(&record_key(cid));
+        records.iter().any(|record| record.provider == local)
+    }
+
+    /// Keys that this node announces.
+    pub fn provided_keys(&mut self) -> usize {
+        self.kad.store_mut().provided_keys()
+    }
+
+    /// Looks for peers that have the block; [`finish`](Self::finish) it when there are enough.
+    pub fn find_providers(&mut self, cid: Cid) -> Ticket {
+        let alone = self.is_alone();
+        self.ask(Question::FindProviders(cid), |kad| {
+            let key = record_key(&cid);
+            if alone && kad.store_mut().providers(&key).is_empty() {
+                return Err(QueryError::NoKnownPeers);
+            }
+            Ok(kad.get_providers(key))
+        })
+    }
+
+    /// Looks for the [`replication`](Config::replication) servers closest to a peer id or a block.
+    pub fn get_closest_peers(&mut self, target: impl Into<Target>) -> Ticket {
+        let target = target.into();
+        let key = target.key();
+        let alone = self.is_alone();
+        self.ask(Question::ClosestPeers(target), |kad| {
+            if alone { Err(QueryError::NoKnownPeers) } else { Ok(kad.get_closest_peers(key)) }
+        })
+    }
+
+    /// Ends a query early: its terminal event comes soon, with what was found so far. An announcement goes
+    /// to the closest nodes found so far. Unknown tickets are ignored.
+    pub fn finish(&mut self, ticket: Ticket) {
+        self.core.finish(ticket);
+        self.drain_core();
+    }
+
+    /// Registers the metrics of this behaviour, with the prefix `dht_`.
+    #[cfg(feature = "metrics")]
+    pub fn register_metrics(&mut self, registry: &mut prometheus_client::registry::Registry) {
+        self.metrics = Some(crate::metrics::Metrics::register(registry));
+    }
+
+    fn ask(
+        &mut self,
+        question: Question,
+        start: impl FnOnce(&mut Kad) -> Result<QueryId, QueryError>,
+    ) -> Ticket {
+        let ticket = match self.core.ask(question, now()) {
+            Ok(ticket) => {
+                match start(&mut self.kad) {
+                    Ok(id) => self.core.on_started(ticket, id),
+                    Err(error) => self.core.on_refused(ticket, error),
+                }
+                ticket
+            }
+            Err(ticket) => ticket,
+        };
+        self.drain_core();
+        ticket
+    }
+
+    fn is_alone(&mut self) -> bool {
+        self.kad.kbuckets().all(|bucket| bucket.is_empty())
+    }
+
+    fn may_keep(&self, address: &Multiaddr) -> bool {
+        !self.public_only || scope::is_public(address)
+    }
+
+    /// Takes private addresses out of what we serve, or lets them in, when the scope changed.
+    fn update_scope(&mut self) {
+        let scope = self.config.address_scope();
+        let public_only = scope::is_public_only(scope, self.mode, self.external.iter());
+        if public_only == self.public_only {
+            return;
+        }
+        self.public_only = public_only;
+        tracing::debug!(public_only, "address scope of the DHT changed");
+        for (listener_id, addr) in &self.listen {
+            if scope::is_public(addr) {
+                continue;
+            }
+            let listener_id = *listener_id;
+            self.kad.on_swarm_event(if public_only {
+                FromSwarm::ExpiredListenAddr(ExpiredListenAddr { listener_id, addr })
+            } else {
+                FromSwarm::NewListenAddr(NewListenAddr { listener_id, addr })
+            });
+        }
+        if public_only {
+            for peer in self.routing_table() {
+                self.drop_private(peer.id, &peer.addresses);
+            }
+        }
+    }
+
+    fn drop_private(&mut self, peer: PeerId, addresses: &[Multiaddr]) {
+        for address in addresses.iter().filter(|address| !scope::is_public(address)) {
+            self.kad.remove_address(&peer, address);
+        }
+    }
+
+    /// What of a stranger's addresses is kept.
+    fn filter(&self, addresses: impl IntoIterator<Item = Multiaddr>) -> Vec<Multiaddr> {
+        addresses
+            .into_iter()
+            .filter(|address| self.may_keep(address))
+            .take(self.config.max_addresses_per_peer())
+            .collect()
+    }
+
+    fn on_kad_event(&mut self, event: kad::Event) {
+        #[cfg(feature = "metrics")]
+        if let Some(metrics) = &self.metrics {
+            metrics.on_kad_event(&event);
+        }
+        match event {
+            kad::Event::OutboundQueryProgressed { id, result, stats, step } => {
+                self.on_progress(id, result, stats.num_successes() > 0, step.last);
+            }
+            kad::Event::InboundRequest { request: InboundRequest::AddProvider { record } } => {
+                if let Some(mut record) = record {
+                    record.addresses = self.filter(record.addresses);
+                    if let Err(error) = self.kad.store_mut().add_provider(record) {
+                        tracing::debug!(%error, "provider record of a peer not stored");
+                    }
+                }
+            }
+            kad::Event::RoutablePeer { peer, address } => {
+                if self.config.bucket_inserts() == BucketInserts::OnConnected {
+                    self.add_address(peer, address);
+                }
+            }
+            kad::Event::RoutingUpdated { peer, is_new_peer, addresses, old_peer, .. } => {
+                if self.public_only {
+                    self.drop_private(peer, &addresses.into_vec());
+                }
+                if is_new_peer {
+                    let event = Event::PeerRouted { peer, evicted: old_peer };
+                    self.outbox.push_back(ToSwarm::GenerateEvent(event));
+                }
+            }
+            kad::Event::InboundRequest { .. }
+            | kad::Event::UnroutablePeer { .. }
+            | kad::Event::PendingRoutablePeer { .. }
+            | kad::Event::ModeChanged { .. } => {}
+        }
+    }
+
+    fn on_progress(&mut self, id: QueryId, result: QueryResult, answered: bool, last: bool) {
+        match result {
+            QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { key, providers })) => {
+                let new = self.core.on_providers(id, providers);
+                for peer in new {
+                    self.report_addresses(&key, peer);
+                }
+                // `last` is never set here: `FinishedWithNoAdditionalRecord` follows.
+            }
+            QueryResult::GetProviders(Ok(GetProvidersOk::FinishedWithNoAdditionalRecord {
+                ..
+            })) => self.core.on_finished(id, Answer::Done, answered, Ok(())),
+            QueryResult::GetProviders(Err(_)) => {
+                self.core.on_finished(id, Answer::Done, answered, Err(QueryError::Timeout));
+            }
+            QueryResult::StartProviding(result) | QueryResult::RepublishProvider(result) => {
+                let result = result.map(drop).map_err(|_| QueryError::Timeout);
+                self.core.on_finished(id, Answer::Done, answered, result);
+            }
+            QueryResult::GetClosestPeers(result) => {
+                let (peers, result) = match result {
+                    Ok(found) => (found.peers, Ok(())),
+                    Err(kad::GetClosestPeersError::Timeout { peers, .. }) => {
+                        (peers, Err(QueryError::Timeout))
+                    }
+                };
+                let peers = peers.into_iter().map(|peer| Peer {
+                    id: peer.peer_id,
+                    addresses: self.filter(peer.addrs),
+                });
+                let answer = Answer::Peers(peers.collect());
+                self.core.on_finished(id, answer, answered, result);
+            }
+            QueryResult::Bootstrap(result) => {
+                let result = result.map(drop).map_err(|_| QueryError::Timeout);
+                let joined = answered && result.is_ok();
+                self.core.on_part(id, result.clone(), now());
+                if last {
+                    self.core.on_finished(id, Answer::Done, answered, result);
+                }
+                if joined {
+                    self.core.on_joined();
+                }
+            }
+            QueryResult::GetRecord(_)
+            | QueryResult::PutRecord(_)
+            | QueryResult::RepublishRecord(_) => {}
+        }
+        self.drain_core();
+    }
+
+    /// Gives the swarm the addresses of a provider. The engine knows them only while the query runs, and it
+    /// tells them only to a dial.
+    fn report_addresses(&mut self, key: &RecordKey, peer: PeerId) {
+        let connection = ConnectionId::new_unchecked(usize::MAX);
+        let known = self.kad.handle_pending_outbound_connection(
+            connection,
+            Some(peer),
+            &[],
+            Endpoint::Dialer,
+        );
+        let stored = self.kad.store_mut().providers(key);
+        let stored = stored.into_iter().filter(|record| record.provider == peer);
+        let addresses = stored
+            .flat_map(|record| record.addresses)
+            .chain(known.unwrap_or_default())
+            .collect::<Vec<_>>();
+        for address in self.filter(addresses) {
+            self.outbox.push_back(ToSwarm::NewExternalAddrOfPeer { peer_id: peer, address });
+        }
+    }
+
+    fn drain_core(&mut self) {
+        while let Some(output) = self.core.poll_output() {
+            match output {
+                Output::Event(event) => {
+                    #[cfg(feature = "metrics")]
+                    if let Some(metrics) = &self.metrics {
+                        metrics.on_event(&event);
+                    }
+                    self.outbox.push_back(ToSwarm::GenerateEvent(event));
+                }
+                Output::Finish(id) => {
+                    if let Some(mut query) = self.kad.query_mut(&id) {
+                        query.finish();
+                    }
+                }
+                Output::Announce(key) => {
+                    let id = self.kad.start_providing(key.clone().into()).ok();
+                    self.core.on_announcing(key, id);
+                }
+            }
+        }
+    }
+
+    /// Returns whether the timer fired.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
+        let next_expiry = self.kad.store_mut().next_expiry();
+        let next = self.core.poll_timeout().into_iter().chain(next_expiry).min();
+        let Some(at) = next else {
+            self.timer = None;
+            return false;
+        };
+        if self.timer.as_ref().is_none_or(|(armed, _)| *armed != at) {
+            let delay = Delay::new(at.saturating_duration_since(now()));
+            self.timer = Some((at, delay));
+        }
+        let fired = self.timer.as_mut().is_some_and(|(_, delay)| delay.poll_unpin(cx).is_ready());
+        if fired {
+            self.timer = None;
+        }
+        fired
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the adapter's clock; the core is given it")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn record_key(cid: &Cid) -> RecordKey {
+    RecordKey::from(cid.hash().to_bytes())
+}
+
+fn kad_mode(mode: Mode) -> kad::Mode {
+    match mode {
+        Mode::Client => kad::Mode::Client,
+        Mode::Server => kad::Mode::Server,
+    }
+}
+
+fn kad_config(config: &Config) -> kad::Config {
+    let count = |value| NonZeroUsize::new(value).unwrap_or(NonZeroUsize::MIN);
+    let mut kad = kad::Config::new(config.protocol().clone());
+    kad.set_query_timeout(config.query_timeout())
+        .set_replication_factor(count(config.replication()))
+        .set_parallelism(count(config.parallelism()))
+        .set_provider_record_ttl(Some(config.provider_ttl()))
+        .set_provider_publication_interval(Some(config.provider_republish_interval()))
+        .set_periodic_bootstrap_interval(config.bootstrap_interval())
+        // This crate has no value records.
+        .set_publication_interval(None)
+        .set_replication_interval(None)
+        .set_caching(kad::Caching::Disabled)
+        // Addresses pass our filter before they enter the table or the store.
+        .set_kbucket_inserts(kad::BucketInserts::Manual)
+        .set_record_filtering(kad::StoreInserts::FilterBoth);
+    kad
+}
+
+impl NetworkBehaviour for Behaviour {
+    // kad does not export its handler; it is the same for every store.
+    type ConnectionHandler =
+        <kad::Behaviour<kad::store::MemoryStore> as NetworkBehaviour>::ConnectionHandler;
+    type ToSwarm = Event;
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        connection: ConnectionId,
+        peer: PeerId,
+        local: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.kad.handle_established_inbound_connection(connection, peer, local, remote)
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        connection: ConnectionId,
+        peer: PeerId,
+        address: &Multiaddr,
+        role_override: Endpoint,
+        port_use: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.kad.handle_established_outbound_connection(
+            connection,
+            peer,
+            address,
+            role_override,
+            port_use,
+        )
+    }
+
+    fn handle_pending_outbound_connection(
+        &mut self,
+        connection: ConnectionId,
+        peer: Option<PeerId>,
+        addresses: &[Multiaddr],
+        role: Endpoint,
+    ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
+        let mut known =
+            self.kad.handle_pending_outbound_connection(connection, peer, addresses, role)?;
+        // A public node does not scan its own network because a stranger named an address in it.
+        known.retain(|address| self.may_keep(address));
+        Ok(known)
+    }
+
+    fn on_connection_handler_event(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        event: THandlerOutEvent<Self>,
+    ) {
+        self.kad.on_connection_handler_event(peer, connection, event);
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        match event {
+            FromSwarm::NewListenAddr(NewListenAddr { listener_id, addr }) => {
+                self.listen.push((listener_id, addr.clone()));
+                if self.may_keep(addr) {
+                    self.kad.on_swarm_event(event);
+                }
+                return;
+            }
+            FromSwarm::ExpiredListenAddr(ExpiredListenAddr { listener_id, addr }) => {
+                self.listen.retain(|known| *known != (listener_id, addr.clone()));
+            }
+            _ => {}
+        }
+        let changed = self.external.on_swarm_event(&event);
+        self.kad.on_swarm_event(event);
+        if changed {
+            self.update_scope();
+        }
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        loop {
+            if let Some(action) = self.outbox.pop_front() {
+                return Poll::Ready(action);
+            }
+            // Before the timer, so that the engine reports its own timeouts with what it found.
+            match self.kad.poll(cx) {
+                Poll::Ready(ToSwarm::GenerateEvent(event)) => {
+                    self.on_kad_event(event);
+                    continue;
+                }
+                Poll::Ready(action) => {
+                    return Poll::Ready(action.map_out(|_| unreachable!("matched above")));
+                }
+                Poll::Pending => {}
+            }
+            if self.poll_timer(cx) {
+                let now = now();
+                self.core.handle_timeout(now);
+                self.kad.store_mut().expire(now);
+                self.drain_core();
+                continue;
+            }
+            #[cfg(feature = "metrics")]
+            if let Some(metrics) = &self.metrics {
+                let routed = self.kad.kbuckets().map(|bucket| bucket.num_entries()).sum();
+                let store = self.kad.store_mut();
+                metrics.on_idle(routed, store, &self.core);
+            }
+            return Poll::Pending;
+        }
+    }
+}

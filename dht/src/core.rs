@@ -1,0 +1,311 @@
+//! Which query belongs to which ticket, what was already reported, and what is still to be announced: pure,
+//! on virtual time. Generic over the engine's query ids, because kad's cannot be made in a test.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    hash::Hash,
+    time::Duration,
+};
+
+use cid::Cid;
+use libp2p_identity::PeerId;
+use web_time::Instant;
+
+use crate::{Config, Event, Peer, QueryError, Target, Ticket};
+
+/// Announcements of waiting keys that run at a time, so that a node that provides thousands of keys when it
+/// joins does not open thousands of connections.
+const MAX_ANNOUNCEMENTS: usize = 16;
+
+/// What the engine gets on top of its own timeout before the core gives up on it.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What a ticket was given for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Question {
+    Provide(Cid),
+    FindProviders(Cid),
+    ClosestPeers(Target),
+    Bootstrap,
+}
+
+impl Question {
+    /// The longest time that the engine takes: announcing is a lookup and then a round of requests.
+    fn phases(&self) -> u32 {
+        match self {
+            Self::Provide(_) => 2,
+            Self::FindProviders(_) | Self::ClosestPeers(_) | Self::Bootstrap => 1,
+        }
+    }
+}
+
+/// What the engine answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Nothing but that it is over.
+    Done,
+    Peers(Vec<Peer>),
+}
+
+/// What the adapter shall do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Output<Q> {
+    Event(Event),
+    /// End the engine's query; its result is not needed, or wanted at once.
+    Finish(Q),
+    /// Announce that we provide this key, then call [`Core::on_announcing`].
+    Announce(Vec<u8>),
+}
+
+#[derive(Debug)]
+struct Query<Q> {
+    question: Question,
+    id: Option<Q>,
+    reported: BTreeSet<PeerId>,
+    error: Option<QueryError>,
+    deadline: Instant,
+}
+
+#[derive(Debug)]
+pub(crate) struct Core<Q> {
+    local: PeerId,
+    timeout: Duration,
+    max_queries: usize,
+    next_ticket: u64,
+    queries: BTreeMap<Ticket, Query<Q>>,
+    tickets: HashMap<Q, Ticket>,
+    /// Keys that we provide and that no node has heard of yet.
+    unannounced: BTreeSet<Vec<u8>>,
+    /// Keys of `unannounced` whose turn comes as soon as an announcement ends.
+    waiting: VecDeque<Vec<u8>>,
+    announcing: HashMap<Q, Vec<u8>>,
+    outputs: VecDeque<Output<Q>>,
+}
+
+impl<Q: Copy + Eq + Hash> Core<Q> {
+    pub(crate) fn new(local: PeerId, config: &Config) -> Self {
+        Self {
+            local,
+            timeout: config.query_timeout(),
+            max_queries: config.max_queries(),
+            next_ticket: 0,
+            queries: BTreeMap::new(),
+            tickets: HashMap::new(),
+            unannounced: BTreeSet::new(),
+            waiting: VecDeque::new(),
+            announcing: HashMap::new(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Takes a question. `Err` when there are too many: the ticket's terminal event is already on its way, and
+    /// the engine must not be asked. Else [`on_started`](Self::on_started) or
+    /// [`on_refused`](Self::on_refused) follows.
+    pub(crate) fn ask(&mut self, question: Question, now: Instant) -> Result<Ticket, Ticket> {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        if self.queries.len() >= self.max_queries {
+            let answer = Answer::Done;
+            self.terminal(ticket, question, 0, answer, Err(QueryError::TooManyQueries));
+            return Err(ticket);
+        }
+        let deadline = now + self.timeout * question.phases() + GRACE;
+        let reported = BTreeSet::new();
+        let query = Query { question, id: None, reported, error: None, deadline };
+        self.queries.insert(ticket, query);
+        Ok(ticket)
+    }
+
+    /// The engine runs the ticket's query under this id.
+    pub(crate) fn on_started(&mut self, ticket: Ticket, id: Q) {
+        if let Some(query) = self.queries.get_mut(&ticket) {
+            query.id = Some(id);
+            self.tickets.insert(id, ticket);
+        }
+    }
+
+    /// The engine could not even begin.
+    pub(crate) fn on_refused(&mut self, ticket: Ticket, error: QueryError) {
+        self.close(ticket, Answer::Done, Err(error));
+    }
+
+    /// The engine found providers; those that the ticket has not heard of are returned and reported.
+    pub(crate) fn on_providers(
+        &mut self,
+        id: Q,
+        providers: impl IntoIterator<Item = PeerId>,
+    ) -> Vec<PeerId> {
+        let Some(ticket) = self.tickets.get(&id) else { return Vec::new() };
+        let Some(query) = self.queries.get_mut(ticket) else { return Vec::new() };
+        let Question::FindProviders(cid) = query.question else { return Vec::new() };
+        let mut new: Vec<_> = providers
+            .into_iter()
+            .filter(|peer| *peer != self.local && query.reported.insert(*peer))
+            .collect();
+        new.sort_unstable();
+        if !new.is_empty() {
+            let event = Event::ProvidersFound { ticket: *ticket, cid, providers: new.clone() };
+            self.outputs.push_back(Output::Event(event));
+        }
+        new
+    }
+
+    /// One part of a query of several parts (a refresh asks once a bucket) is done.
+    pub(crate) fn on_part(&mut self, id: Q, result: Result<(), QueryError>, now: Instant) {
+        if let Some(query) = self.tickets.get(&id).and_then(|ticket| self.queries.get_mut(ticket)) {
+            query.deadline = now + self.timeout + GRACE;
+            query.error = query.error.take().or(result.err());
+        }
+    }
+
+    /// The engine's query is over. `answered` tells whether any peer took part.
+    pub(crate) fn on_finished(
+        &mut self,
+        id: Q,
+        answer: Answer,
+        answered: bool,
+        result: Result<(), QueryError>,
+    ) {
+        let result = match result {
+            Ok(()) if !answered => Err(QueryError::Unreachable),
+            result => result,
+        };
+        if let Some(key) = self.announcing.remove(&id) {
+            if result.is_ok() {
+                self.unannounced.remove(&key);
+            }
+            self.announce_next();
+            return;
+        }
+        if let Some(ticket) = self.tickets.get(&id).copied() {
+            self.close(ticket, answer, result);
+        }
+    }
+
+    /// The node has (again) found its place in the DHT: announce what nobody has heard of.
+    pub(crate) fn on_joined(&mut self) {
+        if self.waiting.is_empty() {
+            self.waiting.extend(self.unannounced.iter().cloned());
+        }
+        self.announce_next();
+    }
+
+    /// The engine runs an announcement that [`Output::Announce`] asked for; `None` if it refused.
+    pub(crate) fn on_announcing(&mut self, key: Vec<u8>, id: Option<Q>) {
+        match id {
+            Some(id) => {
+                self.announcing.insert(id, key);
+            }
+            None => {
+                self.unannounced.remove(&key);
+                self.announce_next();
+            }
+        }
+    }
+
+    /// The user does not provide this key any more.
+    pub(crate) fn on_stopped_providing(&mut self, key: &[u8]) {
+        self.unannounced.remove(key);
+    }
+
+    /// End a query early. Its terminal event comes with what was found.
+    pub(crate) fn finish(&mut self, ticket: Ticket) {
+        let Some(query) = self.queries.get(&ticket) else { return };
+        match (&query.question, query.id) {
+            // The engine goes through all buckets whatever happens; the user need not wait for it.
+            (Question::Bootstrap, _) | (_, None) => self.close(ticket, Answer::Done, Ok(())),
+            (_, Some(id)) => self.outputs.push_back(Output::Finish(id)),
+        }
+    }
+
+    /// Ends every query that the engine has forgotten about.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        let late: Vec<_> = self
+            .queries
+            .iter()
+            .filter(|(_, query)| query.deadline <= now)
+            .map(|(ticket, query)| (*ticket, query.id))
+            .collect();
+        for (ticket, id) in late {
+            self.outputs.extend(id.map(Output::Finish));
+            self.close(ticket, Answer::Done, Err(QueryError::Timeout));
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.queries.values().map(|query| query.deadline).min()
+    }
+
+    /// Drain after every `&mut` call.
+    pub(crate) fn poll_output(&mut self) -> Option<Output<Q>> {
+        self.outputs.pop_front()
+    }
+
+    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "read by the metrics"))]
+    pub(crate) fn unannounced(&self) -> usize {
+        self.unannounced.len()
+    }
+
+    fn announce_next(&mut self) {
+        let asked = self.outputs.iter().filter(|o| matches!(o, Output::Announce(_))).count();
+        let mut free = MAX_ANNOUNCEMENTS.saturating_sub(self.announcing.len() + asked);
+        while free > 0 {
+            let Some(key) = self.waiting.pop_front() else { return };
+            if self.unannounced.contains(&key) {
+                self.outputs.push_back(Output::Announce(key));
+                free -= 1;
+            }
+        }
+    }
+
+    fn close(&mut self, ticket: Ticket, answer: Answer, result: Result<(), QueryError>) {
+        let Some(query) = self.queries.remove(&ticket) else { return };
+        if let Some(id) = query.id {
+            self.tickets.remove(&id);
+        }
+        let found = query.reported.len();
+        let result = match query.error {
+            Some(error) => Err(error),
+            // Providers from our own records are an answer, even if nobody else gave one.
+            None if found > 0 && result == Err(QueryError::Unreachable) => Ok(()),
+            None => result,
+        };
+        if let Question::Provide(cid) = &query.question {
+            let key = cid.hash().to_bytes();
+            match &result {
+                Ok(()) => self.unannounced.remove(&key),
+                Err(QueryError::StoreFull) => false,
+                Err(_) => self.unannounced.insert(key),
+            };
+        }
+        self.terminal(ticket, query.question, found, answer, result);
+    }
+
+    fn terminal(
+        &mut self,
+        ticket: Ticket,
+        question: Question,
+        found: usize,
+        answer: Answer,
+        result: Result<(), QueryError>,
+    ) {
+        let event = match question {
+            Question::Provide(cid) => Event::ProvideFinished { ticket, cid, result },
+            Question::FindProviders(cid) => {
+                Event::FindProvidersFinished { ticket, cid, found, result }
+            }
+            Question::ClosestPeers(target) => {
+                let peers = match answer {
+                    Answer::Peers(peers) => peers,
+                    Answer::Done => Vec::new(),
+                };
+                Event::ClosestPeersFinished { ticket, target, peers, result }
+            }
+            Question::Bootstrap => Event::BootstrapFinished { ticket, result },
+        };
+        self.outputs.push_back(Output::Event(event));
+    }
+}
+
+#[cfg(test)]
+mod tests;
