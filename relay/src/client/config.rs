@@ -1,0 +1,151 @@
+use std::time::Duration;
+
+use crate::{
+    ConfigError,
+    config::{require, settings},
+};
+
+/// How many reservations to hold and how hard to try, valid by construction.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(try_from = "ConfigBuilder")]
+pub struct Config(ConfigBuilder);
+
+impl Config {
+    /// Starts from the defaults.
+    #[must_use]
+    pub fn builder() -> ConfigBuilder {
+        ConfigBuilder::default()
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self(ConfigBuilder::default())
+    }
+}
+
+/// Settings of a relay client, not yet checked.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConfigBuilder {
+    target_reservations: usize,
+    max_relays: usize,
+    max_candidates: usize,
+    max_addresses_per_relay: usize,
+    #[serde(with = "humantime_serde")]
+    backoff_initial: Duration,
+    #[serde(with = "humantime_serde")]
+    backoff_max: Duration,
+    #[serde(with = "humantime_serde")]
+    candidates_interval: Duration,
+}
+
+settings! {
+    /// Reservations to hold at the same time. Default 3 (go-libp2p holds 2), from 0 to 64.
+    /// Configured relays count; all of them are reserved even if they are more.
+    target_reservations: usize,
+    /// Configured relays that are remembered. Default 64, at least 1.
+    max_relays: usize,
+    /// Candidates that are remembered. Default 64 (go-libp2p: 20), at least 1. When full, a new
+    /// one takes the place of the one that failed most often, if any failed.
+    max_candidates: usize,
+    /// Addresses remembered for each relay, the latest. Default 16, at least 1.
+    max_addresses_per_relay: usize,
+    /// How long after a first failure a relay is asked again; doubled with each further one, and
+    /// each time shortened by a random share of up to one half. Default 1 s, at least 10 ms.
+    backoff_initial: Duration,
+    /// The longest such wait. Default 5 min (go-libp2p waits 1 h), at least `backoff_initial`.
+    backoff_max: Duration,
+    /// How often to ask for candidates while some are missing. Default 30 s (go-libp2p's minimum
+    /// interval), at least 1 s.
+    candidates_interval: Duration,
+}
+
+impl Default for ConfigBuilder {
+    fn default() -> Self {
+        Self {
+            target_reservations: 3,
+            max_relays: 64,
+            max_candidates: 64,
+            max_addresses_per_relay: 16,
+            backoff_initial: Duration::from_secs(1),
+            backoff_max: Duration::from_secs(5 * 60),
+            candidates_interval: Duration::from_secs(30),
+        }
+    }
+}
+
+impl ConfigBuilder {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::OutOfRange`] names the first setting outside its range.
+    pub fn build(self) -> Result<Config, ConfigError> {
+        require(
+            self.target_reservations <= 64,
+            "target_reservations",
+            "at most 64",
+            self.target_reservations,
+        )?;
+        for (setting, value) in [
+            ("max_relays", self.max_relays),
+            ("max_candidates", self.max_candidates),
+            ("max_addresses_per_relay", self.max_addresses_per_relay),
+        ] {
+            require(value >= 1, setting, "at least 1", value)?;
+        }
+        require(
+            self.backoff_initial >= Duration::from_millis(10),
+            "backoff_initial",
+            "at least 10 ms",
+            self.backoff_initial,
+        )?;
+        require(
+            self.backoff_max >= self.backoff_initial,
+            "backoff_max",
+            "at least `backoff_initial`",
+            self.backoff_max,
+        )?;
+        require(
+            self.candidates_interval >= Duration::from_secs(1),
+            "candidates_interval",
+            "at least 1 s",
+            self.candidates_interval,
+        )?;
+        Ok(Config(self))
+    }
+}
+
+impl TryFrom<ConfigBuilder> for Config {
+    type Error = ConfigError;
+
+    fn try_from(builder: ConfigBuilder) -> Result<Self, ConfigError> {
+        builder.build()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(ConfigBuilder::default().build(), Ok(Config::default()));
+    }
+
+    #[test]
+    fn the_longest_backoff_is_not_below_the_first() {
+        let error = Config::builder()
+            .backoff_max(Duration::from_millis(20))
+            .build()
+            .unwrap_err();
+        assert!(matches!(
+            error,
+            ConfigError::OutOfRange {
+                setting: "backoff_max",
+                ..
+            }
+        ));
+    }
+}

@@ -1,0 +1,12 @@
+//! The side behind the NAT: hold reservations at relays, dial through relays, accept circuits.
+
+mod behaviour;
+mod config;
+mod event;
+mod loss;
+mod transport;
+
+pub use behaviour::{Behaviour, new};
+pub use config::{Config, ConfigBuilder};
+pub use event::{Event, LossReason, Reservation};
+pub use transport::{Connection, Transport, TransportError};
