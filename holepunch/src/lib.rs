@@ -1,1 +1,16 @@
-//! Direct connections through NATs for libp2p: DCUtR with true observed addresses
+#![doc = include_str!("../README.md")]
+
+mod address;
+mod behaviour;
+mod config;
+mod core;
+mod event;
+#[cfg(feature = "metrics")]
+pub mod metrics;
+
+pub use address::Transport;
+pub use behaviour::Behaviour;
+pub use config::{Config, ConfigBuilder, ConfigError, PrivateCandidates};
+pub use core::{nat::NatStatus, observations::ObservedAddress};
+pub use event::{Event, Outcome, PunchError, Role};
+pub use libp2p_dcutr::PROTOCOL_NAME;

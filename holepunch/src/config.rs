@@ -1,0 +1,251 @@
+use std::time::Duration;
+
+/// How candidates are chosen, attempts judged and reachability believed; valid by construction.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(try_from = "ConfigBuilder")]
+pub struct Config(ConfigBuilder);
+
+impl Config {
+    /// Starts from the defaults.
+    #[must_use]
+    pub fn builder() -> ConfigBuilder {
+        ConfigBuilder::default()
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self(ConfigBuilder::default())
+    }
+}
+
+/// What to do with candidates in private address ranges (RFC 1918, RFC 6598, RFC 4193, link
+/// local).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PrivateCandidates {
+    /// Offer them while no public candidate is known: they can only help peers of the same
+    /// network, which a public candidate makes unlikely to be needed.
+    WhenNoPublic,
+    /// Always offer them.
+    Always,
+    /// Never offer them.
+    Never,
+}
+
+/// Settings, not yet checked.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConfigBuilder {
+    enabled: bool,
+    #[serde(with = "humantime_serde")]
+    outcome_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    failure_grace: Duration,
+    max_pending: usize,
+    min_observers: usize,
+    max_observed_addresses: usize,
+    max_observers_per_address: usize,
+    private_candidates: PrivateCandidates,
+    allow_loopback: bool,
+    public_confidence: usize,
+    private_confidence: usize,
+    max_verdict_addresses: usize,
+    max_verdicts_per_address: usize,
+    #[serde(with = "humantime_serde")]
+    verdict_ttl: Option<Duration>,
+}
+
+macro_rules! settings {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty,)+) => {
+        impl ConfigBuilder {
+            $(
+                $(#[$doc])*
+                #[must_use]
+                pub fn $name(mut self, $name: $kind) -> Self {
+                    self.$name = $name;
+                    self
+                }
+            )+
+        }
+
+        impl Config {
+            $(
+                $(#[$doc])*
+                #[must_use]
+                pub fn $name(&self) -> $kind {
+                    self.0.$name
+                }
+            )+
+        }
+    };
+}
+
+settings! {
+    /// Whether DCUtR runs at all. Default true. Candidates and reachability are tracked either
+    /// way.
+    enabled: bool,
+    /// How long an attempt may take before it counts as failed. Default 35 s (a stock initiator
+    /// gives up after 30.8 s over TCP; the responder is never told), at least 1 s.
+    outcome_timeout: Duration,
+    /// How long to wait for the peer's dials after our own failed. Default 1 s.
+    failure_grace: Duration,
+    /// Attempts tracked at the same time. Default 256, at least 1. Beyond that the oldest one
+    /// fails as timed out.
+    max_pending: usize,
+    /// How many different peers must have seen an address before it is a candidate. Default 1
+    /// (go-libp2p: 4): a wrong candidate costs one dial, a missing one the connection.
+    min_observers: usize,
+    /// Observed addresses remembered. Default 20 (as many candidates as DCUtR exchanges), at
+    /// least 1. The address seen longest ago makes room.
+    max_observed_addresses: usize,
+    /// Observers remembered for each address. Default 16, at least `min_observers`.
+    max_observers_per_address: usize,
+    /// What to do with private candidates. Default [`PrivateCandidates::WhenNoPublic`].
+    private_candidates: PrivateCandidates,
+    /// Whether loopback addresses may be candidates. Default false; for several nodes on one
+    /// machine.
+    allow_loopback: bool,
+    /// How many AutoNAT servers must have reached an address before it is believed, confirmed to
+    /// the swarm, and makes the node public. Default 2 (go-libp2p: 2 to 3), at least 1.
+    public_confidence: usize,
+    /// How many verdicts "unreachable" (each server counts once for each address) make the node
+    /// private, while none says otherwise. Default 2, at least 1.
+    private_confidence: usize,
+    /// Addresses with verdicts remembered. Default 32, at least 1.
+    max_verdict_addresses: usize,
+    /// Verdicts, by server, remembered for each address. Default 16, at least
+    /// `public_confidence`.
+    max_verdicts_per_address: usize,
+    /// When a verdict is forgotten unless it is repeated. Default `None`, never: libp2p-autonat
+    /// 0.16 tests no address twice.
+    verdict_ttl: Option<Duration>,
+}
+
+impl Default for ConfigBuilder {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            outcome_timeout: Duration::from_secs(35),
+            failure_grace: Duration::from_secs(1),
+            max_pending: 256,
+            min_observers: 1,
+            max_observed_addresses: 20,
+            max_observers_per_address: 16,
+            private_candidates: PrivateCandidates::WhenNoPublic,
+            allow_loopback: false,
+            public_confidence: 2,
+            private_confidence: 2,
+            max_verdict_addresses: 32,
+            max_verdicts_per_address: 16,
+            verdict_ttl: None,
+        }
+    }
+}
+
+impl ConfigBuilder {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::OutOfRange`] names the first setting outside its range.
+    pub fn build(self) -> Result<Config, ConfigError> {
+        for (setting, value) in [
+            ("max_pending", self.max_pending),
+            ("min_observers", self.min_observers),
+            ("max_observed_addresses", self.max_observed_addresses),
+            ("public_confidence", self.public_confidence),
+            ("private_confidence", self.private_confidence),
+            ("max_verdict_addresses", self.max_verdict_addresses),
+        ] {
+            require(value >= 1, setting, "at least 1", value)?;
+        }
+        require(
+            self.outcome_timeout >= Duration::from_secs(1),
+            "outcome_timeout",
+            "at least 1 s",
+            self.outcome_timeout,
+        )?;
+        require(
+            self.max_observers_per_address >= self.min_observers,
+            "max_observers_per_address",
+            "at least `min_observers`",
+            self.max_observers_per_address,
+        )?;
+        require(
+            self.max_verdicts_per_address >= self.public_confidence,
+            "max_verdicts_per_address",
+            "at least `public_confidence`",
+            self.max_verdicts_per_address,
+        )?;
+        require(
+            self.verdict_ttl.is_none_or(|ttl| !ttl.is_zero()),
+            "verdict_ttl",
+            "absent or more than 0 s",
+            self.verdict_ttl,
+        )?;
+        Ok(Config(self))
+    }
+}
+
+impl TryFrom<ConfigBuilder> for Config {
+    type Error = ConfigError;
+
+    fn try_from(builder: ConfigBuilder) -> Result<Self, ConfigError> {
+        builder.build()
+    }
+}
+
+/// A setting that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A value lies outside its range.
+    #[error("set `{setting}` to {expected}; it is {actual}")]
+    OutOfRange {
+        /// The setting's name, as in a configuration file.
+        setting: &'static str,
+        /// The range that is accepted.
+        expected: &'static str,
+        /// The value that was given.
+        actual: String,
+    },
+}
+
+fn require(
+    valid: bool,
+    setting: &'static str,
+    expected: &'static str,
+    actual: impl std::fmt::Debug,
+) -> Result<(), ConfigError> {
+    if valid {
+        return Ok(());
+    }
+    Err(ConfigError::OutOfRange {
+        setting,
+        expected,
+        actual: format!("{actual:?}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(ConfigBuilder::default().build(), Ok(Config::default()));
+    }
+
+    #[test]
+    fn confidence_beyond_what_is_remembered_is_refused() {
+        let error = Config::builder().public_confidence(17).build().unwrap_err();
+        assert!(matches!(
+            error,
+            ConfigError::OutOfRange {
+                setting: "max_verdicts_per_address",
+                ..
+            }
+        ));
+    }
+}

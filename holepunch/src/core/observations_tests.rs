@@ -1,0 +1,116 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::ConfigBuilder;
+
+fn observations(configure: impl FnOnce(ConfigBuilder) -> ConfigBuilder) -> Observations {
+    Observations::new(configure(Config::builder()).build().unwrap())
+}
+
+fn address(text: &str) -> Multiaddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn the_port_that_the_nat_gave_survives() {
+    let mut observations = observations(|config| config);
+    let mapped = address("/ip4/203.0.113.10/udp/40123/quic-v1");
+    observations.on_observation(PeerId::random(), &mapped);
+    assert_eq!(observations.new_candidates(), [mapped]);
+}
+
+#[test]
+fn an_address_becomes_a_candidate_once() {
+    let mut observations = observations(|config| config);
+    let seen = address("/ip4/203.0.113.10/tcp/4001");
+    let me = PeerId::random();
+    observations.on_observation(PeerId::random(), &seen);
+    assert_eq!(observations.new_candidates().len(), 1);
+    let with_peer = seen.clone().with_p2p(me).unwrap();
+    observations.on_observation(PeerId::random(), &with_peer);
+    assert_eq!(observations.new_candidates(), Vec::<Multiaddr>::new());
+    assert_eq!(observations.addresses().len(), 1);
+    assert_eq!(observations.addresses()[0].observers, 2);
+}
+
+#[test]
+fn addresses_that_no_other_machine_can_reach_are_no_candidates() {
+    let mut observations = observations(|config| config);
+    for useless in [
+        "/ip4/127.0.0.1/tcp/4001",
+        "/ip4/0.0.0.0/tcp/4001",
+        "/ip4/203.0.113.100/tcp/4001/p2p-circuit",
+    ] {
+        observations.on_observation(PeerId::random(), &address(useless));
+        assert!(!observations.accepts(&address(useless)), "{useless}");
+    }
+    assert!(observations.new_candidates().is_empty());
+    assert!(observations.addresses().is_empty());
+}
+
+#[test]
+fn loopback_is_a_candidate_where_it_is_allowed() {
+    let mut observations = observations(|config| config.allow_loopback(true));
+    observations.on_observation(PeerId::random(), &address("/ip4/127.0.0.1/tcp/4001"));
+    assert_eq!(observations.new_candidates().len(), 1);
+}
+
+#[test]
+fn private_addresses_are_candidates_only_while_no_public_one_is_known() {
+    let mut observations = observations(|config| config);
+    let private = address("/ip4/192.168.1.7/tcp/4001");
+    observations.on_observation(PeerId::random(), &private);
+    assert_eq!(observations.new_candidates(), [private]);
+    let public = address("/ip4/203.0.113.10/tcp/4001");
+    observations.on_observation(PeerId::random(), &public);
+    let later = address("/ip4/192.168.1.7/tcp/4002");
+    observations.on_observation(PeerId::random(), &later);
+    assert_eq!(observations.new_candidates(), [public]);
+    assert!(!observations.accepts(&later));
+}
+
+#[test]
+fn an_address_needs_as_many_different_observers_as_configured() {
+    let mut observations = observations(|config| config.min_observers(2));
+    let (first, second) = (PeerId::random(), PeerId::random());
+    let seen = address("/ip4/203.0.113.10/tcp/4001");
+    observations.on_observation(first, &seen);
+    observations.on_observation(first, &seen);
+    assert!(observations.new_candidates().is_empty());
+    observations.on_observation(second, &seen);
+    assert_eq!(observations.new_candidates(), [seen]);
+}
+
+#[test]
+fn candidates_with_more_observers_come_first() {
+    let mut observations = observations(|config| config.min_observers(2));
+    let (common, rare) = (
+        address("/ip4/203.0.113.10/tcp/1"),
+        address("/ip4/203.0.113.10/tcp/2"),
+    );
+    for (times, seen) in [(2, &rare), (5, &common)] {
+        for _ in 0..times {
+            observations.on_observation(PeerId::random(), seen);
+        }
+    }
+    assert_eq!(observations.new_candidates(), [common, rare]);
+}
+
+proptest! {
+    #[test]
+    fn whatever_peers_claim_memory_stays_bounded(
+        claims in prop::collection::vec((0..40_u8, 0..200_u16), 0..600),
+    ) {
+        let mut observations = observations(|config| {
+            config.max_observed_addresses(8).max_observers_per_address(4)
+        });
+        let peers: Vec<PeerId> = (0..40).map(|_| PeerId::random()).collect();
+        for (peer, port) in claims {
+            let seen = address(&format!("/ip4/203.0.113.10/udp/{port}/quic-v1"));
+            observations.on_observation(peers[usize::from(peer)], &seen);
+            observations.new_candidates();
+            prop_assert!(observations.addresses().len() <= 8);
+            prop_assert!(observations.addresses().iter().all(|seen| seen.observers <= 4));
+        }
+    }
+}

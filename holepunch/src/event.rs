@@ -1,0 +1,104 @@
+use std::time::Duration;
+
+use libp2p_identity::PeerId;
+use libp2p_swarm::ConnectionId;
+
+use crate::{NatStatus, Transport};
+
+/// What happened between this node and the NATs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A relayed connection to a peer without a direct one is up, and both sides now try to
+    /// replace it. Exactly one [`Event::Outcome`] with the same `relayed` follows.
+    PunchStarted {
+        /// Who is at the other end.
+        peer: PeerId,
+        /// The relayed connection.
+        relayed: ConnectionId,
+        /// This node's part.
+        role: Role,
+    },
+    /// The attempt is over.
+    Outcome(Outcome),
+    /// Whether other nodes can reach this one without help is known, or no longer known.
+    NatStatusChanged {
+        /// Before.
+        old: NatStatus,
+        /// From now on.
+        new: NatStatus,
+    },
+}
+
+/// How one attempt to replace a relayed connection ended. Both sides get one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Outcome {
+    /// Who is at the other end.
+    pub peer: PeerId,
+    /// The relayed connection that the attempt was for. It is not closed by this crate.
+    pub relayed: Option<ConnectionId>,
+    /// This node's part.
+    pub role: Role,
+    /// The first direct connection to the peer, however it came about, or why there is none.
+    pub result: Result<ConnectionId, PunchError>,
+    /// The transport of the direct connection.
+    pub transport: Option<Transport>,
+    /// From the relayed connection to the result.
+    pub elapsed: Duration,
+}
+
+/// Which side of the DCUtR exchange a node is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// Accepted the relayed connection and opens the exchange, as the
+    /// [specification](https://github.com/libp2p/specs/blob/master/relay/DCUtR.md) has it.
+    Initiator,
+    /// Opened the relayed connection and answers.
+    Responder,
+}
+
+impl Role {
+    /// A short name for labels and logs.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Initiator => "initiator",
+            Self::Responder => "responder",
+        }
+    }
+}
+
+/// Why a relayed connection was not replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, thiserror::Error)]
+#[non_exhaustive]
+pub enum PunchError {
+    /// The exchange worked, but no dial got through. Often one side's NAT gives every
+    /// destination another port.
+    #[error("no direct dial got through")]
+    DialsFailed,
+    /// The peers could not agree on an attempt: the stream failed, the peer does not speak DCUtR,
+    /// or one side knew no address of its own.
+    #[error("the exchange with the peer failed")]
+    ExchangeFailed,
+    /// Nothing happened within `outcome_timeout`. The responder is not told why: the protocol
+    /// has no message for it.
+    #[error("no direct connection in time")]
+    TimedOut,
+    /// The relayed connection closed first.
+    #[error("the relayed connection closed before a direct one was up")]
+    RelayedConnectionClosed,
+}
+
+impl PunchError {
+    /// A short name for labels and logs.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::DialsFailed => "dials_failed",
+            Self::ExchangeFailed => "exchange_failed",
+            Self::TimedOut => "timed_out",
+            Self::RelayedConnectionClosed => "relayed_connection_closed",
+        }
+    }
+}

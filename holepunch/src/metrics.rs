@@ -1,0 +1,131 @@
+//! Prometheus metrics. Feature `metrics`.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{
+        counter::Counter, family::Family, gauge::Gauge, histogram::Histogram,
+        histogram::exponential_buckets,
+    },
+    registry::Registry,
+};
+
+use crate::{Event, NatStatus};
+
+/// How many outcomes the success rate looks back on.
+const WINDOW: usize = 100;
+
+/// Counts what a [`Behaviour`](crate::Behaviour) reports. Give it every event.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    outcomes: Family<OutcomeLabels, Counter>,
+    time_to_direct: Family<TransportLabels, Histogram>,
+    success_rate: Gauge<f64, AtomicU64>,
+    public: Gauge,
+    window: Arc<Mutex<VecDeque<bool>>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+    role: &'static str,
+    transport: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TransportLabels {
+    transport: &'static str,
+}
+
+impl Metrics {
+    /// Registers the metrics, under the prefix `holepunch`.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            outcomes: Family::default(),
+            // 50 ms to 51 s.
+            time_to_direct: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.05, 2.0, 11))
+            }),
+            success_rate: Gauge::default(),
+            public: Gauge::default(),
+            window: Arc::default(),
+        };
+        let registry = registry.sub_registry_with_prefix("holepunch");
+        registry.register(
+            "outcomes",
+            "Attempts to replace a relayed connection, by outcome",
+            metrics.outcomes.clone(),
+        );
+        registry.register(
+            "time_to_direct_seconds",
+            "From a relayed connection to the direct one that replaces it",
+            metrics.time_to_direct.clone(),
+        );
+        registry.register(
+            "success_rate",
+            "Share of successes among the last 100 attempts",
+            metrics.success_rate.clone(),
+        );
+        registry.register(
+            "public",
+            "1 if other nodes can reach this one without help, else 0",
+            metrics.public.clone(),
+        );
+        metrics
+    }
+
+    /// Counts one event.
+    pub fn record(&self, event: &Event) {
+        match event {
+            Event::Outcome(outcome) => {
+                let transport = outcome.transport.map_or("none", |t| t.as_str());
+                self.outcomes
+                    .get_or_create(&OutcomeLabels {
+                        outcome: outcome
+                            .result
+                            .map_or_else(|error| error.as_str(), |_| "direct"),
+                        role: outcome.role.as_str(),
+                        transport,
+                    })
+                    .inc();
+                if outcome.result.is_ok() {
+                    self.time_to_direct
+                        .get_or_create(&TransportLabels { transport })
+                        .observe(outcome.elapsed.as_secs_f64());
+                }
+                self.success_rate.set(self.rate(outcome.result.is_ok()));
+            }
+            Event::NatStatusChanged { new, .. } => {
+                self.public.set(i64::from(*new == NatStatus::Public));
+            }
+            Event::PunchStarted { .. } => {}
+        }
+    }
+
+    fn rate(&self, success: bool) -> f64 {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.len() >= WINDOW {
+            window.pop_front();
+        }
+        window.push_back(success);
+        let successes = window.iter().filter(|success| **success).count();
+        // At most 100 of 100.
+        successes as f64 / window.len() as f64
+    }
+
+    /// The share of successes among the last 100 attempts, `None` before the first.
+    #[must_use]
+    pub fn success_rate(&self) -> Option<f64> {
+        let window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let any = !window.is_empty();
+        drop(window);
+        any.then(|| f64::from_bits(self.success_rate.inner().load(Ordering::Relaxed)))
+    }
+}
