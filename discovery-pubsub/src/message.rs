@@ -67,3 +67,55 @@ pub(crate) fn usable(address: Multiaddr, peer: PeerId, allow_loopback: bool) -> 
     };
     if reachable { address.with_p2p(peer).ok() } else { None }
 }
+
+#[cfg(test)]
+mod tests {
+    use libp2p_identity::Keypair;
+
+    use super::*;
+
+    /// Encoded by js-libp2p's @libp2p/pubsub-peer-discovery 12.0.0 with @libp2p/crypto 5 and
+    /// @multiformats/multiaddr 13, for the ed25519 seed 00 01 … 1f and [`ADDRESSES`].
+    const JS_BYTES: &str = "\
+        0a240801122003a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8\
+        12310401020304060fa1a503260024080112\
+        2003a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8\
+        12402920010db800000000000000000000000191020fa1cd03a503260024080112\
+        2003a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8\
+        126a360b6578616d706c652e6f72670601bbc003dd03a503260024080112\
+        205765b277d4ebe6747fa03fa081d19e720c4938615eaeed9c64b059b1d5cbbfefa2029902a503260024080112\
+        2003a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8";
+    const ID: &str = "12D3KooWA4Xop1JaT3MHxwYMkCepYsv4iPVopMXwCz5iHYdBfeSB";
+    const ADDRESSES: [&str; 3] = [
+        "/ip4/1.2.3.4/tcp/4001",
+        "/ip6/2001:db8::1/udp/4001/quic-v1",
+        "/dns4/example.org/tcp/443/tls/ws/p2p/\
+         12D3KooWFhXabKDwALpzqMbto94sB7rvmZ6M28hs9Y9xSopDKwQr/p2p-circuit/webrtc",
+    ];
+
+    fn js_announcement() -> Announcement {
+        let seed: Vec<u8> = (0..32).collect();
+        let key = Keypair::ed25519_from_bytes(seed).unwrap();
+        let id: PeerId = ID.parse().unwrap();
+        assert_eq!(key.public().to_peer_id(), id);
+        let addresses =
+            ADDRESSES.map(|text| text.parse::<Multiaddr>().unwrap().with(Protocol::P2p(id)));
+        Announcement { public_key: key.public(), addresses: addresses.to_vec() }
+    }
+
+    #[test]
+    fn our_bytes_equal_those_of_js_libp2p() {
+        assert_eq!(hex::encode(js_announcement().encode()), JS_BYTES);
+        let silent = Announcement { addresses: Vec::new(), ..js_announcement() };
+        assert_eq!(hex::encode(silent.encode()), JS_BYTES[..76]);
+    }
+
+    #[test]
+    fn bytes_of_js_libp2p_are_read() {
+        let bytes = hex::decode(JS_BYTES).unwrap();
+        let read = Announcement::decode(&bytes, ID.parse().unwrap(), bytes.len());
+        assert_eq!(read, Ok(js_announcement()));
+        let too_small = Announcement::decode(&bytes, ID.parse().unwrap(), bytes.len() - 1);
+        assert_eq!(too_small, Err(ProtocolViolation::Oversized));
+    }
+}
