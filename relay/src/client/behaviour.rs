@@ -178,23 +178,19 @@ impl Behaviour {
             );
             return;
         };
+        let (Stock::ReservationReqAccepted { limit, .. }
+        | Stock::OutboundCircuitEstablished { limit, .. }
+        | Stock::InboundCircuitEstablished { limit, .. }) = &event;
+        let limit = limit
+            .and_then(|limit| CircuitLimit::announced(limit.duration(), limit.data_in_bytes()));
         match event {
-            Stock::ReservationReqAccepted { renewal, limit, .. } => {
-                let limit = limit.and_then(|limit| {
-                    CircuitLimit::announced(limit.duration(), limit.data_in_bytes())
-                });
-                self.auto_relay.on_accepted(relay, renewal, limit, now);
+            Stock::ReservationReqAccepted { .. } => {
+                self.auto_relay.on_accepted(relay, limit, now);
             }
-            Stock::OutboundCircuitEstablished { limit, .. } => {
-                let limit = limit.and_then(|limit| {
-                    CircuitLimit::announced(limit.duration(), limit.data_in_bytes())
-                });
+            Stock::OutboundCircuitEstablished { .. } => {
                 self.limits.on_outbound_circuit(relay, limit, now);
             }
-            Stock::InboundCircuitEstablished { src_peer_id, limit } => {
-                let limit = limit.and_then(|limit| {
-                    CircuitLimit::announced(limit.duration(), limit.data_in_bytes())
-                });
+            Stock::InboundCircuitEstablished { src_peer_id, .. } => {
                 if let Some((_, address)) = self.direct.get(&connection) {
                     let address = address.clone();
                     self.limits

@@ -186,14 +186,13 @@ impl AutoRelay {
     pub(crate) fn on_accepted(
         &mut self,
         peer: PeerId,
-        renewal: bool,
         new_limit: Option<CircuitLimit>,
         now: Instant,
     ) {
         let Some(relay) = self.relays.get_mut(&peer) else {
             return;
         };
-        let address = match &mut relay.state {
+        let (address, renewal) = match &mut relay.state {
             State::Asking {
                 address,
                 listener: Some(listener),
@@ -205,11 +204,11 @@ impl AutoRelay {
                     limit: new_limit,
                     since: now,
                 };
-                address
+                (address, false)
             }
             State::Held { address, limit, .. } => {
                 *limit = new_limit;
-                address.clone()
+                (address.clone(), true)
             }
             // Somebody else listens on this relay.
             State::Asking { listener: None, .. } | State::Idle { .. } => return,
