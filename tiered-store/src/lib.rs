@@ -1,1 +1,22 @@
-//! A durable tiered store for content-addressed blocks
+#![doc = include_str!("../README.md")]
+
+mod config;
+mod error;
+mod options;
+mod stats;
+mod store;
+pub mod vfs;
+
+pub use config::{Config, ConfigBuilder, ConfigError, MAX_BLOCK_BYTES, MIN_DISK_CAPACITY};
+pub use error::{
+    DeleteError, GetError, MaintenanceError, OpenError, PinError, PutError, ValueError,
+};
+pub use options::{Class, Durability, Importance, PutOptions};
+pub use stats::{DiskStats, GcReport, MemoryStats, ScrubReport, Stats};
+pub use store::Store;
+
+/// The longest name of a pin set and the longest key of a value, in bytes.
+pub const MAX_NAME_BYTES: usize = 1024;
+
+/// The format of the files that this version writes and the newest that it reads.
+pub const FORMAT: u32 = 1;

@@ -1,0 +1,308 @@
+//! What a store can be told. Valid by construction: only [`ConfigBuilder::build`] makes a [`Config`].
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use serde::Deserialize;
+
+use crate::{
+    Durability,
+    vfs::{RealVfs, Vfs},
+};
+
+const MIB: u64 = 1024 * 1024;
+
+/// The largest block that [`ConfigBuilder::max_block_bytes`] may allow: 64 MiB. Bitswap never carries more than 4 MiB.
+pub const MAX_BLOCK_BYTES: u32 = 64 * 1024 * 1024;
+
+/// The smallest disk tier: 1 MiB.
+pub const MIN_DISK_CAPACITY: u64 = MIB;
+
+/// Configuration of a [`Store`](crate::Store).
+#[derive(Clone, Deserialize)]
+#[serde(try_from = "ConfigBuilder")]
+pub struct Config {
+    pub(crate) path: PathBuf,
+    pub(crate) memory_capacity: u64,
+    pub(crate) disk_capacity: u64,
+    pub(crate) segment_bytes: u64,
+    pub(crate) max_block_bytes: u32,
+    pub(crate) durability: Durability,
+    pub(crate) queue_bytes: usize,
+    pub(crate) compaction_garbage_percent: u8,
+    pub(crate) compaction_bytes_per_second: u64,
+    pub(crate) vfs: Arc<dyn Vfs>,
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("path", &self.path)
+            .field("memory_capacity", &self.memory_capacity)
+            .field("disk_capacity", &self.disk_capacity)
+            .field("segment_bytes", &self.segment_bytes)
+            .field("max_block_bytes", &self.max_block_bytes)
+            .field("durability", &self.durability)
+            .field("queue_bytes", &self.queue_bytes)
+            .field(
+                "compaction_garbage_percent",
+                &self.compaction_garbage_percent,
+            )
+            .field(
+                "compaction_bytes_per_second",
+                &self.compaction_bytes_per_second,
+            )
+            .finish_non_exhaustive()
+    }
+}
+
+impl Config {
+    /// Starts from the defaults, which every setter of [`ConfigBuilder`] names.
+    pub fn builder() -> ConfigBuilder {
+        ConfigBuilder::default()
+    }
+
+    /// The defaults, in `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Config {
+        Config {
+            path: path.into(),
+            ..Config::default()
+        }
+    }
+
+    /// The directory of the store.
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    /// Bytes that the memory tier may hold.
+    pub fn memory_capacity(&self) -> u64 {
+        self.memory_capacity
+    }
+
+    /// Bytes that the disk tier may take.
+    pub fn disk_capacity(&self) -> u64 {
+        self.disk_capacity
+    }
+}
+
+impl Default for Config {
+    /// 100 MiB of memory, 1 GiB of disk, in the directory `blocks` below the current one.
+    fn default() -> Self {
+        let builder = ConfigBuilder::default();
+        Config {
+            segment_bytes: segment_bytes(builder.segment_bytes, builder.disk_capacity),
+            path: builder.path,
+            memory_capacity: builder.memory_capacity,
+            disk_capacity: builder.disk_capacity,
+            max_block_bytes: builder.max_block_bytes,
+            durability: builder.durability,
+            queue_bytes: builder.queue_bytes,
+            compaction_garbage_percent: builder.compaction_garbage_percent,
+            compaction_bytes_per_second: builder.compaction_bytes_per_second,
+            vfs: builder.vfs,
+        }
+    }
+}
+
+/// Builds a [`Config`]; see its setters for units, defaults and ranges.
+#[derive(Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConfigBuilder {
+    path: PathBuf,
+    memory_capacity: u64,
+    disk_capacity: u64,
+    segment_bytes: u64,
+    max_block_bytes: u32,
+    durability: Durability,
+    queue_bytes: usize,
+    compaction_garbage_percent: u8,
+    compaction_bytes_per_second: u64,
+    #[serde(skip)]
+    vfs: Arc<dyn Vfs>,
+}
+
+impl fmt::Debug for ConfigBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfigBuilder")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for ConfigBuilder {
+    fn default() -> Self {
+        ConfigBuilder {
+            path: PathBuf::from("blocks"),
+            memory_capacity: 100 * MIB,
+            disk_capacity: 1024 * MIB,
+            segment_bytes: 64 * MIB,
+            max_block_bytes: 4 * 1024 * 1024,
+            durability: Durability::Group,
+            queue_bytes: 16 * 1024 * 1024,
+            compaction_garbage_percent: 50,
+            compaction_bytes_per_second: 64 * MIB,
+            vfs: Arc::new(RealVfs),
+        }
+    }
+}
+
+impl ConfigBuilder {
+    /// The directory of the store, created if missing. Default `blocks`.
+    pub fn path(mut self, path: impl Into<PathBuf>) -> Self {
+        self.path = path.into();
+        self
+    }
+
+    /// Bytes of blocks kept in memory. Default 100 MiB; 0 turns the memory tier off.
+    pub fn memory_capacity(mut self, bytes: u64) -> Self {
+        self.memory_capacity = bytes;
+        self
+    }
+
+    /// Bytes of segment files. Default 1 GiB, at least [`MIN_DISK_CAPACITY`]. Seven eighths of it hold blocks, the rest is
+    /// what compaction works with. Exceeded by one segment at most, for as long as a compaction runs.
+    pub fn disk_capacity(mut self, bytes: u64) -> Self {
+        self.disk_capacity = bytes;
+        self
+    }
+
+    /// Size at which a segment is sealed. Default 64 MiB, range 64 KiB to 1 GiB; never more than a sixteenth of the disk
+    /// capacity (at least 64 KiB), so that small stores can compact too.
+    pub fn segment_bytes(mut self, bytes: u64) -> Self {
+        self.segment_bytes = bytes;
+        self
+    }
+
+    /// The largest block that is accepted. Default 4 MiB, range 1 to [`MAX_BLOCK_BYTES`].
+    pub fn max_block_bytes(mut self, bytes: u32) -> Self {
+        self.max_block_bytes = bytes;
+        self
+    }
+
+    /// When a put returns, unless its options say otherwise. Default [`Durability::Group`].
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// Bytes of blocks that wait for the disk, the batch under way included; further puts wait. Default 16 MiB, at least
+    /// 64 KiB. One block above it is still accepted when nothing else waits.
+    pub fn queue_bytes(mut self, bytes: usize) -> Self {
+        self.queue_bytes = bytes;
+        self
+    }
+
+    /// Share of garbage from which a sealed segment is compacted in the background, in percent. Default 50, range 5 to 95.
+    pub fn compaction_garbage_percent(mut self, percent: u8) -> Self {
+        self.compaction_garbage_percent = percent;
+        self
+    }
+
+    /// I/O budget of background compaction, in bytes copied a second. Default 64 MiB. A full store does not wait for it.
+    pub fn compaction_bytes_per_second(mut self, bytes: u64) -> Self {
+        self.compaction_bytes_per_second = bytes;
+        self
+    }
+
+    /// The file system. Default [`RealVfs`]; tests use [`SimVfs`](crate::vfs::SimVfs).
+    pub fn vfs(mut self, vfs: Arc<dyn Vfs>) -> Self {
+        self.vfs = vfs;
+        self
+    }
+
+    /// Checks the ranges.
+    pub fn build(self) -> Result<Config, ConfigError> {
+        if self.disk_capacity < MIN_DISK_CAPACITY {
+            return Err(ConfigError::DiskCapacity {
+                given: self.disk_capacity,
+                least: MIN_DISK_CAPACITY,
+            });
+        }
+        if self.max_block_bytes == 0 || self.max_block_bytes > MAX_BLOCK_BYTES {
+            return Err(ConfigError::MaxBlockBytes {
+                given: self.max_block_bytes,
+                most: MAX_BLOCK_BYTES,
+            });
+        }
+        if !(64 * 1024..=1024 * MIB).contains(&self.segment_bytes) {
+            return Err(ConfigError::SegmentBytes {
+                given: self.segment_bytes,
+            });
+        }
+        if self.queue_bytes < 64 * 1024 {
+            return Err(ConfigError::QueueBytes {
+                given: self.queue_bytes,
+            });
+        }
+        if !(5..=95).contains(&self.compaction_garbage_percent) {
+            return Err(ConfigError::CompactionGarbagePercent {
+                given: self.compaction_garbage_percent,
+            });
+        }
+        Ok(Config {
+            segment_bytes: segment_bytes(self.segment_bytes, self.disk_capacity),
+            path: self.path,
+            memory_capacity: self.memory_capacity,
+            disk_capacity: self.disk_capacity,
+            max_block_bytes: self.max_block_bytes,
+            durability: self.durability,
+            queue_bytes: self.queue_bytes,
+            compaction_garbage_percent: self.compaction_garbage_percent,
+            compaction_bytes_per_second: self.compaction_bytes_per_second,
+            vfs: self.vfs,
+        })
+    }
+}
+
+/// A segment is at most a sixteenth of the capacity: the one that is written and the one that is copied are the reserve.
+pub(crate) fn segment_bytes(wanted: u64, capacity: u64) -> u64 {
+    wanted.min((capacity / 16).max(64 * 1024))
+}
+
+impl TryFrom<ConfigBuilder> for Config {
+    type Error = ConfigError;
+
+    fn try_from(builder: ConfigBuilder) -> Result<Self, ConfigError> {
+        builder.build()
+    }
+}
+
+/// A value of [`ConfigBuilder`] is out of range.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// See [`ConfigBuilder::disk_capacity`].
+    #[error("disk_capacity is {given} bytes, the least is {least}")]
+    DiskCapacity {
+        /// What was asked for, in bytes.
+        given: u64,
+        /// The least, in bytes.
+        least: u64,
+    },
+    /// See [`ConfigBuilder::max_block_bytes`].
+    #[error("max_block_bytes is {given}, it must be between 1 and {most}")]
+    MaxBlockBytes {
+        /// What was asked for, in bytes.
+        given: u32,
+        /// The most, in bytes.
+        most: u32,
+    },
+    /// See [`ConfigBuilder::segment_bytes`].
+    #[error("segment_bytes is {given}, it must be between 64 KiB and 1 GiB")]
+    SegmentBytes {
+        /// What was asked for, in bytes.
+        given: u64,
+    },
+    /// See [`ConfigBuilder::queue_bytes`].
+    #[error("queue_bytes is {given}, the least is 65536")]
+    QueueBytes {
+        /// What was asked for, in bytes.
+        given: usize,
+    },
+    /// See [`ConfigBuilder::compaction_garbage_percent`].
+    #[error("compaction_garbage_percent is {given}, it must be between 5 and 95")]
+    CompactionGarbagePercent {
+        /// What was asked for, in percent.
+        given: u8,
+    },
+}
