@@ -191,13 +191,12 @@ async fn attack<T>(
 }
 
 fn permissive(key: Keypair) -> Behaviour {
-    let config = gossipsub::ConfigBuilder::default()
-        .validation_mode(ValidationMode::Permissive)
-        .build()
-        .unwrap();
+    let builder = &mut gossipsub::ConfigBuilder::default();
+    let permissive = builder.validation_mode(ValidationMode::Permissive).build().unwrap();
     let public_key = key.public();
-    let gossipsub = gossipsub::Behaviour::new(MessageAuthenticity::Signed(key), config).unwrap();
-    Behaviour::with_gossipsub(gossipsub, public_key, config().build().unwrap()).unwrap()
+    let gossipsub = gossipsub::Behaviour::new(MessageAuthenticity::Signed(key), permissive);
+    let config = config().build().unwrap();
+    Behaviour::with_gossipsub(gossipsub.unwrap(), public_key, config).unwrap()
 }
 
 #[tokio::test]
