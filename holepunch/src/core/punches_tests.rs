@@ -148,10 +148,7 @@ fn a_relayed_connection_that_closes_ends_its_attempt() {
     bench.core.on_closed(connection(1), peer, bench.now);
     let outcomes = bench.outcomes();
     assert_eq!(outcomes.len(), 1);
-    assert_eq!(
-        outcomes[0].result,
-        Err(PunchError::RelayedConnectionClosed)
-    );
+    assert_eq!(outcomes[0].result, Err(PunchError::RelayedConnectionClosed));
 }
 
 #[test]
@@ -199,18 +196,18 @@ fn more_attempts_than_allowed_end_the_oldest() {
 
 #[derive(Debug, Clone)]
 enum Fact {
-    Relayed(usize, usize),
-    Direct(usize, usize),
-    Closed(usize, usize),
+    Relayed(usize),
+    Direct(usize),
+    Closed(usize),
     Failed(usize),
     Pass(u64),
 }
 
 fn fact() -> impl Strategy<Value = Fact> {
     prop_oneof![
-        (0..4_usize).prop_map(|peer| Fact::Relayed(peer, 0)),
-        (0..4_usize).prop_map(|peer| Fact::Direct(peer, 0)),
-        (0..4_usize, 0..60_usize).prop_map(|(peer, id)| Fact::Closed(peer, id)),
+        (0..4_usize).prop_map(Fact::Relayed),
+        (0..4_usize).prop_map(Fact::Direct),
+        (0..60_usize).prop_map(Fact::Closed),
         (0..4_usize).prop_map(Fact::Failed),
         (0..20_000_u64).prop_map(Fact::Pass),
     ]
@@ -229,21 +226,21 @@ proptest! {
         let mut next = 0;
         for fact in facts {
             match fact {
-                Fact::Relayed(peer, _) => {
+                Fact::Relayed(peer) => {
                     open.insert(next, peers[peer]);
                     bench.core.on_relayed(
                         connection(next), peers[peer], Role::Initiator, bench.now,
                     );
                     next += 1;
                 }
-                Fact::Direct(peer, _) => {
+                Fact::Direct(peer) => {
                     open.insert(next, peers[peer]);
                     bench.core.on_direct(
                         connection(next), peers[peer], Transport::Tcp, bench.now,
                     );
                     next += 1;
                 }
-                Fact::Closed(_, id) => {
+                Fact::Closed(id) => {
                     if let Some(peer) = open.remove(&id) {
                         bench.core.on_closed(connection(id), peer, bench.now);
                     }
