@@ -78,10 +78,7 @@ async fn the_observed_port_that_identify_throws_away_becomes_a_candidate() {
     let holepunch = &node.behaviour().holepunch;
     assert!(holepunch.has_candidates());
     assert_eq!(holepunch.observed_addresses().len(), 1);
-    assert_eq!(
-        Some(&holepunch.observed_addresses()[0].address),
-        raw.as_ref()
-    );
+    assert_eq!(holepunch.observed_addresses()[0].address, raw);
 }
 
 async fn verdict(node: &Running<Node>, address: &Multiaddr, reachable: bool) {
