@@ -1,106 +1,506 @@
-//! The libp2p adapter.
+//! The libp2p adapter: swarm events become facts for the cores, their outputs become commands to
+//! the connection handlers, reads of the block source, and events.
 
 use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
+use bytes::Bytes;
 use cid::Cid;
-use libp2p_core::{Endpoint, Multiaddr, transport::PortUse};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures_timer::Delay;
+use libp2p_core::{ConnectedPoint, Endpoint, Multiaddr, transport::PortUse};
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
-    THandlerOutEvent, ToSwarm, dummy,
+    ConnectionClosed, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler,
+    THandler, THandlerInEvent, THandlerOutEvent, ToSwarm, behaviour::ConnectionEstablished,
+    dial_opts::DialOpts,
 };
+use web_time::Instant;
 
+#[cfg(feature = "metrics")]
+use crate::metrics::Metrics;
 use crate::{
-    BlockSource, CircuitLimit, Config, Event, Ledger, Priority, SessionId, SessionOptions, Ticket,
-    Transfers, WantOptions, WantlistEntry,
+    BlockSource, CircuitLimit, Config, Event, Ledger, Priority, ProtocolViolation, SessionId,
+    SessionOptions, Ticket, Transfers, WantOptions, WantlistEntry,
+    core::{
+        ConnKey, Path,
+        client::{self, Client},
+        server::{self, ReadId, Server},
+    },
+    handler::{Command, Handler, Protocols, Report},
+    message::Message,
 };
 
-/// Bitswap as a libp2p behaviour.
+type Action = ToSwarm<Event, Command>;
+type Read = (ReadId, Option<Bytes>, Vec<Cid>);
+
+/// What the adapter knows about a connection.
+struct Connection {
+    key: ConnKey,
+    peer: PeerId,
+    /// What the handler was last told.
+    keep_alive: bool,
+    /// It had work when we last looked.
+    working: bool,
+}
+
+/// Bitswap as a libp2p behaviour: fetches blocks for tickets and serves those of a [`BlockSource`].
+///
+/// With the swarm's `V1Lazy` negotiation the first request on a connection costs one round trip.
 pub struct Behaviour {
-    _config: Config,
-    _source: Arc<dyn BlockSource>,
+    config: Arc<Config>,
+    protocols: Protocols,
+    source: Arc<dyn BlockSource>,
+    client: Client,
+    server: Server,
+    connections: HashMap<ConnectionId, Connection>,
+    by_key: HashMap<ConnKey, ConnectionId>,
+    next_key: u64,
+    reads: FuturesUnordered<BoxFuture<'static, Read>>,
+    actions: VecDeque<Action>,
+    /// Peers whose connections may have become busy or idle.
+    touched: BTreeSet<PeerId>,
+    timer: Option<(Instant, Delay)>,
+    waker: Option<Waker>,
+    #[cfg(feature = "metrics")]
+    metrics: Option<Metrics>,
 }
 
 #[expect(
-    unused_variables,
-    clippy::todo,
-    reason = "signatures first; bodies follow in the next commits"
+    clippy::disallowed_methods,
+    reason = "the adapter is where the cores' clock comes from"
 )]
+fn now() -> Instant {
+    Instant::now()
+}
+
 impl Behaviour {
     /// A node that serves the blocks of `source`.
     pub fn new(config: Config, source: Arc<dyn BlockSource>) -> Self {
+        let now = now();
         Self {
-            _config: config,
-            _source: source,
+            protocols: Protocols::new(&config.protocol_prefix()),
+            client: Client::new(config.clone(), rand::random(), now),
+            server: Server::new(config.clone(), now),
+            config: Arc::new(config),
+            source,
+            connections: HashMap::new(),
+            by_key: HashMap::new(),
+            next_key: 0,
+            reads: FuturesUnordered::new(),
+            actions: VecDeque::new(),
+            touched: BTreeSet::new(),
+            timer: None,
+            waker: None,
+            #[cfg(feature = "metrics")]
+            metrics: None,
         }
     }
+
+    /// Counts into `registry`, with names that start with `bitswap_`.
+    #[cfg(feature = "metrics")]
+    pub fn register_metrics(&mut self, registry: &mut prometheus_client::registry::Registry) {
+        self.metrics = Some(Metrics::register(registry));
+    }
+
     /// Opens a session with default options.
     pub fn new_session(&mut self) -> SessionId {
         self.new_session_with(SessionOptions::default())
     }
+
     /// Opens a session.
     pub fn new_session_with(&mut self, options: SessionOptions) -> SessionId {
-        todo!()
+        self.client.new_session(options)
     }
-    /// Ends a session; its wants are cancelled.
+
+    /// Ends a session: its wants are cancelled, its unacknowledged bytes forgotten.
     pub fn end_session(&mut self, session: SessionId) {
-        todo!()
+        self.client.end_session(session, now());
+        self.wake();
     }
-    /// Asks for a block. An unknown session is treated as a new one.
+
+    /// Asks for a block. The ticket ends with one [`Event::Block`]; while nobody has the block it
+    /// stays open, until it is cancelled. A session that was ended is opened again.
     pub fn want(&mut self, session: SessionId, cid: Cid, priority: Priority) -> Ticket {
         self.want_with(session, cid, WantOptions::default().priority(priority))
     }
+
     /// Asks for a block, with options.
     pub fn want_with(&mut self, session: SessionId, cid: Cid, options: WantOptions) -> Ticket {
-        todo!()
+        self.wake();
+        self.client.want(session, cid, options, now())
     }
-    /// Withdraws a want.
+
+    /// Withdraws a want, everywhere. Without effect once its block was delivered.
     pub fn cancel(&mut self, ticket: Ticket) {
-        todo!()
+        self.client.cancel(ticket, now());
+        self.wake();
     }
-    /// Names peers that provide the block of a ticket.
+
+    /// Answers [`Event::ProvidersWanted`]: connected providers are asked, others are dialled by
+    /// peer id (their addresses come from other behaviours) and asked when they connect.
     pub fn add_providers(&mut self, ticket: Ticket, peers: impl IntoIterator<Item = PeerId>) {
-        todo!()
+        self.client.add_providers(ticket, peers, now());
+        self.wake();
     }
-    /// Names a peer that probably has the blocks of a session.
+
+    /// A peer that probably has the blocks of a session: it is asked for them with want-block at
+    /// once, or the moment it connects. It is not dialled.
     pub fn add_session_peer(&mut self, session: SessionId, peer: PeerId) {
-        todo!()
+        self.client.add_session_peer(session, peer, now());
+        self.wake();
     }
-    /// Acknowledges a delivered block.
+
+    /// The owner has stored `bytes` of a delivered block. Until then they count against
+    /// `max_unacknowledged_bytes`, and nothing more is asked for once that is reached.
     pub fn taken(&mut self, ticket: Ticket, bytes: usize) {
-        todo!()
+        self.client.taken(ticket, bytes, now());
+        self.wake();
     }
-    /// Tells waiting peers that these blocks are in the source now.
+
+    /// These blocks are in the source now: peers that wait for them are served.
     pub fn notify_new_blocks(&mut self, cids: &[Cid]) {
-        todo!()
+        let source = &self.source;
+        self.server
+            .on_new_blocks(cids, &|cid| source.size(cid), now());
+        self.wake();
     }
-    /// Declares a connection a limited (`Some`) or unlimited (`None`) relayed circuit.
+
+    /// Declares what a relayed connection may carry; `None`: no limit. A connection whose address
+    /// is relayed counts as relayed without limit until this is called.
     pub fn set_circuit_limit(&mut self, connection: ConnectionId, limit: Option<CircuitLimit>) {
-        todo!()
+        let Some(Connection { key, peer, .. }) = self.connections.get(&connection) else {
+            return;
+        };
+        let path = match limit.and_then(|limit| limit.bytes) {
+            Some(bytes) => Path::Limited(bytes),
+            None => Path::Relayed,
+        };
+        let (now, source) = (now(), &self.source);
+        self.client.on_path(*peer, *key, path, now);
+        self.server
+            .on_path(*peer, *key, path, &|cid| source.size(cid), now);
+        self.touched.insert(*peer);
+        self.wake();
     }
+
     /// Bitswap work on a connection.
     pub fn transfers_on(&self, connection: ConnectionId) -> Transfers {
-        todo!()
+        let found = self.connections.get(&connection);
+        found.map_or(Transfers::default(), |Connection { key, peer, .. }| {
+            Transfers {
+                wants_sent: self.client.wants_on(peer, *key),
+                serving_bytes: self.server.serving_on(peer, *key),
+            }
+        })
     }
-    /// What others want from us.
+
+    /// What others want from us, with who wants it.
     pub fn wantlist(&self) -> Vec<WantlistEntry> {
-        todo!()
+        self.server.wantlist()
     }
-    /// What went to and came from a peer.
+
+    /// What went to and came from a peer. Kept for `max_ledgers` peers after they are gone.
     pub fn ledger(&self, peer: PeerId) -> Option<Ledger> {
-        todo!()
+        let mut ledger = self.server.ledger(&peer)?;
+        if let Some(received) = self.client.received(&peer) {
+            ledger.blocks_received += received.blocks;
+            ledger.bytes_received += received.bytes;
+            ledger.unwanted_bytes += received.unwanted_bytes;
+        }
+        Some(ledger)
     }
-    /// Share of our upload that a peer gets relative to others; default 1.
+
+    /// Share of our upload that a peer gets relative to others, 0.01 to 100. Default 1.
     pub fn set_peer_weight(&mut self, peer: PeerId, weight: f64) {
-        todo!()
+        self.server.set_weight(peer, weight);
+    }
+
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn on_established(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
+        self.next_key += 1;
+        let key = ConnKey(self.next_key);
+        let connection = Connection {
+            key,
+            peer,
+            keep_alive: true,
+            working: false,
+        };
+        self.connections.insert(id, connection);
+        self.by_key.insert(key, id);
+        let path = match endpoint.is_relayed() {
+            true => Path::Relayed,
+            false => Path::Direct,
+        };
+        let (now, source) = (now(), &self.source);
+        self.client.on_connected(peer, key, path, now);
+        self.server
+            .on_connected(peer, key, path, &|cid| source.size(cid), now);
+        self.touched.insert(peer);
+    }
+
+    fn on_closed(&mut self, peer: PeerId, id: ConnectionId, remaining: usize) {
+        let Some(connection) = self.connections.remove(&id) else {
+            return;
+        };
+        self.by_key.remove(&connection.key);
+        if remaining == 0
+            && let Some(received) = self.client.received(&peer)
+        {
+            self.server.settle(&peer, received);
+        }
+        let now = now();
+        self.client.on_disconnected(peer, connection.key, now);
+        self.server.on_disconnected(peer, connection.key, now);
+        self.touched.insert(peer);
+    }
+
+    fn on_message(&mut self, peer: PeerId, key: ConnKey, message: &Message) {
+        #[cfg(feature = "metrics")]
+        if let Some(metrics) = &self.metrics {
+            metrics.on_message(message);
+        }
+        let (now, source) = (now(), &self.source);
+        self.client.on_message(peer, key, message, now);
+        if !message.entries.is_empty() || message.full {
+            self.server
+                .on_message(peer, message, &|cid| source.size(cid), now);
+        }
+    }
+
+    fn on_report(&mut self, peer: PeerId, key: ConnKey, report: Report) {
+        let now = now();
+        match report {
+            Report::Received(message) => self.on_message(peer, key, &message),
+            Report::Version(version) => {
+                self.client.on_version(peer, key, version, now);
+                self.server.on_version(peer, key, now);
+            }
+            Report::Unsupported => {
+                let source = &self.source;
+                self.client.on_unsupported(peer, key, now);
+                self.server
+                    .on_unsupported(peer, key, &|cid| source.size(cid), now);
+            }
+            Report::WantsWritten => self.client.on_written(peer, now),
+            Report::AnswersWritten => self.server.on_answers_written(peer, now),
+            Report::BlocksWritten { blocks, bytes } => {
+                #[cfg(feature = "metrics")]
+                if let Some(metrics) = &self.metrics {
+                    metrics.on_sent(blocks, bytes);
+                }
+                self.server.on_written(peer, key, blocks, bytes, now);
+            }
+            Report::StreamLost => self.client.on_stream_lost(peer, key, now),
+            Report::Returned(blocks) => self.server.on_returned(peer, key, blocks, now),
+            Report::Violation(violation) => self.on_violation(peer, violation),
+        }
+        self.touched.insert(peer);
+    }
+
+    fn on_violation(&mut self, peer: PeerId, violation: ProtocolViolation) {
+        #[cfg(feature = "metrics")]
+        if let Some(metrics) = &self.metrics {
+            metrics.on_violation();
+        }
+        tracing::debug!(%peer, %violation, "bitswap peer broke the protocol");
+        let event = Event::ProtocolViolation { peer, violation };
+        self.actions.push_back(ToSwarm::GenerateEvent(event));
+    }
+
+    fn command(&mut self, key: ConnKey, command: Command) {
+        if let Some((id, peer)) = self
+            .by_key
+            .get(&key)
+            .and_then(|id| Some((*id, self.connections.get(id)?.peer)))
+        {
+            self.touched.insert(peer);
+            self.actions.push_back(ToSwarm::NotifyHandler {
+                peer_id: peer,
+                handler: NotifyHandler::One(id),
+                event: command,
+            });
+        }
+    }
+
+    fn on_client_output(&mut self, output: client::Output) {
+        let event = match output {
+            client::Output::Send {
+                conn,
+                entries,
+                full,
+                ..
+            } => return self.command(conn, Command::Wants { entries, full }),
+            client::Output::Dial(peer) => {
+                let opts = DialOpts::peer_id(peer).build();
+                self.actions.push_back(ToSwarm::Dial { opts });
+                return;
+            }
+            client::Output::Block {
+                ticket,
+                block,
+                from,
+            } => Event::Block {
+                ticket,
+                block,
+                peer: from.map(|(peer, _)| peer),
+                connection: from.and_then(|(_, key)| self.by_key.get(&key).copied()),
+            },
+            client::Output::ProvidersWanted { ticket, cid } => {
+                Event::ProvidersWanted { ticket, cid }
+            }
+            client::Output::WaitingForDirect {
+                ticket,
+                peer,
+                allowed,
+            } => Event::WaitingForDirect {
+                ticket,
+                peer,
+                allowed,
+            },
+            client::Output::UnwantedBlocks { peer, bytes } => {
+                return self.on_violation(peer, ProtocolViolation::UnwantedBlocks { bytes });
+            }
+        };
+        self.actions.push_back(ToSwarm::GenerateEvent(event));
+    }
+
+    fn on_server_output(&mut self, output: server::Output) {
+        match output {
+            server::Output::Read { id, cid, links } => {
+                let source = Arc::clone(&self.source);
+                let get = source.get(&cid);
+                let read = async move {
+                    let data = get.await.unwrap_or_else(|error| {
+                        tracing::warn!(%cid, error, "block source failed");
+                        None
+                    });
+                    let links = match &data {
+                        Some(data) if links => source.links(&cid, data),
+                        _ => Vec::new(),
+                    };
+                    (id, data, links)
+                };
+                self.reads.push(read.boxed());
+            }
+            server::Output::Block {
+                conn,
+                block,
+                promised,
+                pending_bytes,
+                ..
+            } => self.command(
+                conn,
+                Command::Block {
+                    block,
+                    promised,
+                    pending_bytes,
+                },
+            ),
+            server::Output::Presences {
+                conn, presences, ..
+            } => {
+                self.command(conn, Command::Presences(presences));
+            }
+            server::Output::Withdraw { conn, .. } => self.command(conn, Command::Withdraw),
+        }
+    }
+
+    /// Tells handlers whether their connection is needed, and the user when one has become idle.
+    fn review(&mut self) {
+        for peer in std::mem::take(&mut self.touched) {
+            let busy = self.client.is_busy(&peer) || self.server.is_busy(&peer);
+            let mut ids: Vec<ConnectionId> = Vec::new();
+            #[expect(clippy::iter_over_hash_type, reason = "sorted below")]
+            for (id, connection) in &self.connections {
+                if connection.peer == peer {
+                    ids.push(*id);
+                }
+            }
+            ids.sort_unstable();
+            for id in ids {
+                let idle = self.transfers_on(id).is_idle();
+                let Some(connection) = self.connections.get_mut(&id) else {
+                    continue;
+                };
+                if connection.keep_alive != busy {
+                    connection.keep_alive = busy;
+                    self.actions.push_back(ToSwarm::NotifyHandler {
+                        peer_id: peer,
+                        handler: NotifyHandler::One(id),
+                        event: Command::KeepAlive(busy),
+                    });
+                }
+                if std::mem::replace(&mut connection.working, !idle) && idle {
+                    let event = Event::TransfersEnded {
+                        peer,
+                        connection: id,
+                    };
+                    self.actions.push_back(ToSwarm::GenerateEvent(event));
+                }
+            }
+        }
+    }
+
+    /// Drains the cores, finished reads and the timer. False: nothing happened.
+    fn progress(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progressed = false;
+        while let Some(output) = self.client.poll_output() {
+            self.on_client_output(output);
+            progressed = true;
+        }
+        while let Some(output) = self.server.poll_output() {
+            self.on_server_output(output);
+            progressed = true;
+        }
+        while let Poll::Ready(Some((id, data, links))) = self.reads.poll_next_unpin(cx) {
+            let source = &self.source;
+            self.server
+                .on_read(id, data, links, &|cid| source.size(cid), now());
+            progressed = true;
+        }
+        if !progressed {
+            self.review();
+            progressed = !self.actions.is_empty() || self.poll_timer(cx);
+        }
+        progressed
+    }
+
+    /// Arms one timer for both cores. True: it fired.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
+        let next = [self.client.poll_timeout(), self.server.poll_timeout()];
+        let Some(at) = next.into_iter().flatten().min() else {
+            self.timer = None;
+            return false;
+        };
+        let now = now();
+        if self.timer.as_ref().is_none_or(|(armed, _)| *armed != at) {
+            self.timer = Some((at, Delay::new(at.saturating_duration_since(now))));
+        }
+        let fired = at <= now
+            || self
+                .timer
+                .as_mut()
+                .is_some_and(|(_, delay)| delay.poll_unpin(cx).is_ready());
+        if fired {
+            self.timer = None;
+            self.client.handle_timeout(now);
+            self.server.handle_timeout(now);
+        }
+        fired
     }
 }
 
 impl NetworkBehaviour for Behaviour {
-    type ConnectionHandler = dummy::ConnectionHandler;
+    type ConnectionHandler = Handler;
     type ToSwarm = Event;
 
     fn handle_established_inbound_connection(
@@ -110,8 +510,12 @@ impl NetworkBehaviour for Behaviour {
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(dummy::ConnectionHandler)
+        Ok(Handler::new(
+            Arc::clone(&self.config),
+            self.protocols.clone(),
+        ))
     }
+
     fn handle_established_outbound_connection(
         &mut self,
         _: ConnectionId,
@@ -120,18 +524,57 @@ impl NetworkBehaviour for Behaviour {
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(dummy::ConnectionHandler)
+        Ok(Handler::new(
+            Arc::clone(&self.config),
+            self.protocols.clone(),
+        ))
     }
-    fn on_swarm_event(&mut self, _: FromSwarm<'_>) {}
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        match event {
+            FromSwarm::ConnectionEstablished(ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                ..
+            }) => self.on_established(peer_id, connection_id, endpoint),
+            FromSwarm::ConnectionClosed(ConnectionClosed {
+                peer_id,
+                connection_id,
+                remaining_established,
+                ..
+            }) => self.on_closed(peer_id, connection_id, remaining_established),
+            _ => {}
+        }
+    }
+
     fn on_connection_handler_event(
         &mut self,
-        _: PeerId,
-        _: ConnectionId,
-        event: THandlerOutEvent<Self>,
+        peer: PeerId,
+        connection: ConnectionId,
+        report: THandlerOutEvent<Self>,
     ) {
-        libp2p_core::util::unreachable(event)
+        if let Some(key) = self
+            .connections
+            .get(&connection)
+            .map(|connection| connection.key)
+        {
+            self.on_report(peer, key, report);
+        }
     }
-    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
-        Poll::Pending
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        loop {
+            if let Some(action) = self.actions.pop_front() {
+                return Poll::Ready(action);
+            }
+            if !self.progress(cx) {
+                self.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+        }
     }
 }

@@ -1,0 +1,657 @@
+//! One connection: one long-lived outbound stream written sequentially, many inbound streams read
+//! until their end. Decoding and hashing happen here, in the connection's task.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    io,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use cid::Cid;
+use futures::{
+    FutureExt, StreamExt,
+    future::{Ready, ready},
+    stream::{self, BoxStream, SelectAll},
+};
+use futures_timer::Delay;
+use libp2p_core::upgrade::{InboundUpgrade, NegotiationError, OutboundUpgrade, UpgradeInfo};
+use libp2p_swarm::{
+    ConnectionHandler, ConnectionHandlerEvent, Stream, StreamProtocol, StreamUpgradeError,
+    SubstreamProtocol,
+    handler::{
+        ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound,
+        ProtocolsChange,
+    },
+};
+
+use crate::{
+    Block, Config, ProtocolViolation,
+    message::{self, Entry, Message, Presence, Version},
+    protocol::{Budget, FrameReader, FrameWriter, ReadError},
+};
+
+/// Bytes in incomplete frames that all inbound streams of a connection may hold together. boxo
+/// writes on up to 8 streams, 2 MiB each at most.
+const MAX_PARTIAL_BYTES: usize = 16 * 1024 * 1024;
+/// A message never exceeds this unless one block forces it (rust-ipfs and iroh read no more).
+const MAX_MESSAGE_BYTES: usize = 2 * 1024 * 1024;
+/// Entries or presences in one message: 10,000 of 64 bytes stay well below 2 MiB.
+const MAX_CONTROL_ITEMS: usize = 10_000;
+/// First and last pause before a stream that could not be opened is tried again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// From the behaviour.
+#[derive(Debug)]
+pub enum Command {
+    /// Wantlist changes.
+    Wants { entries: Vec<Entry>, full: bool },
+    /// Answers without data.
+    Presences(Vec<Presence>),
+    /// A block, with what the message shall promise, and what else the peer has to wait for.
+    Block {
+        block: Block,
+        promised: Option<Cid>,
+        pending_bytes: u64,
+    },
+    /// Hand back the blocks that are not written yet.
+    Withdraw,
+    /// Whether the connection is needed.
+    KeepAlive(bool),
+}
+
+/// To the behaviour.
+#[derive(Debug)]
+pub enum Report {
+    /// The peer speaks this version.
+    Version(Version),
+    /// The peer speaks no bitswap.
+    Unsupported,
+    Received(Box<Message>),
+    /// All wants handed over so far are written.
+    WantsWritten,
+    /// Blocks are written.
+    BlocksWritten {
+        blocks: u64,
+        bytes: u64,
+    },
+    /// The batch of answers handed over is written.
+    AnswersWritten,
+    /// The outbound stream broke soon after something was written; wants may not have arrived.
+    StreamLost,
+    /// Answer to `Withdraw`, or what could not be written.
+    Returned(Vec<Block>),
+    Violation(ProtocolViolation),
+}
+
+/// Protocol ids, in order of preference.
+#[derive(Debug, Clone)]
+pub(crate) struct Protocols(Arc<[(Version, StreamProtocol)]>);
+
+impl Protocols {
+    pub(crate) fn new(prefix: &str) -> Self {
+        let ids = Version::ALL.map(|version| {
+            let id = format!("{prefix}{}", version.id());
+            let id = StreamProtocol::try_from_owned(id)
+                .unwrap_or_else(|_| StreamProtocol::new(version.id()));
+            (version, id)
+        });
+        Self(ids.into())
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &(Version, StreamProtocol)> {
+        self.0.iter()
+    }
+
+    fn version(&self, id: &StreamProtocol) -> Version {
+        let found = self.iter().find(|(_, known)| known == id);
+        found.map_or(Version::V1_2, |(version, _)| *version)
+    }
+}
+
+/// Negotiates one of `offered` and hands out the stream with its version.
+#[derive(Debug, Clone)]
+pub struct Upgrade {
+    protocols: Protocols,
+    offered: Vec<StreamProtocol>,
+}
+
+impl UpgradeInfo for Upgrade {
+    type Info = StreamProtocol;
+    type InfoIter = std::vec::IntoIter<StreamProtocol>;
+
+    fn protocol_info(&self) -> Self::InfoIter {
+        self.offered.clone().into_iter()
+    }
+}
+
+impl InboundUpgrade<Stream> for Upgrade {
+    type Output = (Version, Stream);
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Output, Infallible>>;
+
+    fn upgrade_inbound(self, stream: Stream, id: StreamProtocol) -> Self::Future {
+        ready(Ok((self.protocols.version(&id), stream)))
+    }
+}
+
+impl OutboundUpgrade<Stream> for Upgrade {
+    type Output = (Version, Stream);
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Output, Infallible>>;
+
+    fn upgrade_outbound(self, stream: Stream, id: StreamProtocol) -> Self::Future {
+        ready(Ok((self.protocols.version(&id), stream)))
+    }
+}
+
+/// What to propose on the next outbound stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Proposal {
+    /// The newest version alone: with lazy negotiation the first message needs no round trip.
+    Newest,
+    /// It was refused: all the others.
+    Older,
+    /// Identify, or the peer's own stream, told us.
+    Known(Version),
+}
+
+enum Outbound {
+    Closed,
+    Opening,
+    Open(Box<Writer>),
+    Backoff(Delay),
+    Unsupported,
+}
+
+struct Writer {
+    frames: FrameWriter<Stream>,
+    version: Version,
+    /// The message being written.
+    writing: Option<Message>,
+    /// Runs while `writing` makes no progress.
+    deadline: Delay,
+    /// Runs for some seconds after a write; a stream lost meanwhile may have lost messages.
+    recent: Option<Delay>,
+}
+
+enum Inbound {
+    Message(Box<Message>),
+    Violation(ProtocolViolation),
+}
+
+/// The connection handler.
+pub struct Handler {
+    config: Arc<Config>,
+    protocols: Protocols,
+    proposal: Proposal,
+    outbound: Outbound,
+    failures: u32,
+    inbound: SelectAll<BoxStream<'static, Inbound>>,
+    budget: Budget,
+    entries: VecDeque<Entry>,
+    full: bool,
+    wants_pending: bool,
+    answers_pending: bool,
+    presences: VecDeque<Presence>,
+    blocks: VecDeque<(Block, Option<Cid>)>,
+    pending_bytes: u64,
+    reports: VecDeque<Report>,
+    keep_alive: bool,
+}
+
+type HandlerEvent = ConnectionHandlerEvent<Upgrade, (), Report>;
+
+impl Handler {
+    pub(crate) fn new(config: Arc<Config>, protocols: Protocols) -> Self {
+        Self {
+            config,
+            protocols,
+            proposal: Proposal::Newest,
+            outbound: Outbound::Closed,
+            failures: 0,
+            inbound: SelectAll::new(),
+            budget: Budget::new(MAX_PARTIAL_BYTES),
+            entries: VecDeque::new(),
+            full: false,
+            wants_pending: false,
+            answers_pending: false,
+            presences: VecDeque::new(),
+            blocks: VecDeque::new(),
+            pending_bytes: 0,
+            reports: VecDeque::new(),
+            // Until the behaviour has looked.
+            keep_alive: true,
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        self.full
+            || !self.entries.is_empty()
+            || !self.presences.is_empty()
+            || !self.blocks.is_empty()
+    }
+
+    fn upgrade(&self) -> Upgrade {
+        let offered = self
+            .protocols
+            .iter()
+            .filter(|(version, _)| match self.proposal {
+                Proposal::Newest => *version == Version::V1_2,
+                Proposal::Older => *version != Version::V1_2,
+                Proposal::Known(known) => *version == known,
+            });
+        Upgrade {
+            protocols: self.protocols.clone(),
+            offered: offered.map(|(_, id)| id.clone()).collect(),
+        }
+    }
+
+    /// Control first, then blocks up to the target size.
+    fn next_message(&mut self) -> Option<Message> {
+        if !self.has_work() {
+            return None;
+        }
+        let entries = self.entries.len().min(MAX_CONTROL_ITEMS);
+        let presences = self.presences.len().min(MAX_CONTROL_ITEMS);
+        let mut message = Message {
+            entries: self.entries.drain(..entries).collect(),
+            full: std::mem::take(&mut self.full),
+            presences: self.presences.drain(..presences).collect(),
+            pending_bytes: i32::try_from(self.pending_bytes).unwrap_or(i32::MAX),
+            ..Message::default()
+        };
+        // Roughly; CIDs are at most 168 bytes, usually 36.
+        let mut bytes = (entries + presences) * 64;
+        while let Some((block, _)) = self.blocks.front() {
+            let next = bytes + block.data().len() + 64;
+            let room = match message.blocks.is_empty() {
+                true => bytes == 0 || next <= MAX_MESSAGE_BYTES,
+                false => next <= self.config.target_message_bytes(),
+            };
+            if !room {
+                break;
+            }
+            bytes = next;
+            if let Some((block, promised)) = self.blocks.pop_front() {
+                message.blocks.push(block);
+                message.promised.extend(promised);
+            }
+        }
+        Some(message)
+    }
+
+    /// Advances the outbound stream. `Some`: an event for the swarm.
+    fn poll_outbound(&mut self, cx: &mut Context<'_>) -> Option<HandlerEvent> {
+        loop {
+            let has_work = self.has_work();
+            match &mut self.outbound {
+                Outbound::Closed if has_work => {
+                    self.outbound = Outbound::Opening;
+                    return Some(ConnectionHandlerEvent::OutboundSubstreamRequest {
+                        protocol: SubstreamProtocol::new(self.upgrade(), ()),
+                    });
+                }
+                Outbound::Closed | Outbound::Opening => return None,
+                Outbound::Backoff(delay) => match delay.poll_unpin(cx) {
+                    Poll::Ready(()) => self.outbound = Outbound::Closed,
+                    Poll::Pending => return None,
+                },
+                Outbound::Unsupported => {
+                    self.drop_work();
+                    return None;
+                }
+                Outbound::Open(writer) => {
+                    if let Poll::Ready(error) = writer.frames.poll_watch(cx) {
+                        self.on_stream_lost(&error);
+                        continue;
+                    }
+                    if writer
+                        .recent
+                        .as_mut()
+                        .is_some_and(|d| d.poll_unpin(cx).is_ready())
+                    {
+                        writer.recent = None;
+                    }
+                    if writer.writing.is_some() {
+                        match writer.frames.poll_write(cx) {
+                            Poll::Ready(Ok(())) => self.on_written(),
+                            Poll::Ready(Err(error)) => self.on_stream_lost(&error),
+                            Poll::Pending => {
+                                if writer.frames.progressed() {
+                                    writer.deadline.reset(self.config.write_timeout());
+                                }
+                                match writer.deadline.poll_unpin(cx) {
+                                    Poll::Pending => return None,
+                                    Poll::Ready(()) => {
+                                        self.on_stream_lost(&io::ErrorKind::TimedOut.into());
+                                    }
+                                }
+                            }
+                        }
+                        continue;
+                    }
+                    if has_work {
+                        self.start_message();
+                        continue;
+                    }
+                    return match writer.frames.poll_flush(cx) {
+                        Poll::Ready(Err(error)) => {
+                            self.on_stream_lost(&error);
+                            continue;
+                        }
+                        _ => None,
+                    };
+                }
+            }
+        }
+    }
+
+    fn start_message(&mut self) {
+        let message = self.next_message();
+        let timeout = self.config.write_timeout();
+        if let (Outbound::Open(writer), Some(message)) = (&mut self.outbound, message) {
+            writer.frames.start(message.encode(writer.version));
+            writer.deadline.reset(timeout);
+            writer.writing = Some(message);
+        }
+    }
+
+    fn on_written(&mut self) {
+        let Outbound::Open(writer) = &mut self.outbound else {
+            return;
+        };
+        // Long enough for a refusal or reset to arrive from any distance.
+        writer.recent = Some(Delay::new(Duration::from_secs(5)));
+        self.failures = 0;
+        if let Some(message) = writer.writing.take()
+            && !message.blocks.is_empty()
+        {
+            self.reports.push_back(Report::BlocksWritten {
+                blocks: message.blocks.len() as u64,
+                bytes: message.block_bytes() as u64,
+            });
+        }
+        if self.wants_pending && self.entries.is_empty() {
+            self.wants_pending = false;
+            self.reports.push_back(Report::WantsWritten);
+        }
+        if self.answers_pending && self.presences.is_empty() {
+            self.answers_pending = false;
+            self.reports.push_back(Report::AnswersWritten);
+        }
+    }
+
+    fn on_stream_lost(&mut self, error: &io::Error) {
+        let Outbound::Open(writer) = std::mem::replace(&mut self.outbound, Outbound::Closed) else {
+            return;
+        };
+        let refused = error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<NegotiationError>())
+            .is_some_and(|inner| matches!(inner, NegotiationError::Failed));
+        tracing::debug!(%error, refused, "outbound bitswap stream lost");
+        let was_busy = writer.writing.is_some();
+        let timed_out = error.kind() == io::ErrorKind::TimedOut;
+        if let Some(message) = writer.writing {
+            if timed_out {
+                // It takes nothing; what is queued goes back, and is asked for again if wanted.
+                self.return_blocks(message.blocks);
+            } else {
+                self.requeue(message);
+            }
+        }
+        if was_busy || writer.recent.is_some() {
+            self.reports.push_back(Report::StreamLost);
+        }
+        if refused {
+            self.on_refused();
+        } else if was_busy {
+            self.back_off();
+        }
+    }
+
+    fn requeue(&mut self, message: Message) {
+        for entry in message.entries.into_iter().rev() {
+            self.entries.push_front(entry);
+        }
+        for presence in message.presences.into_iter().rev() {
+            self.presences.push_front(presence);
+        }
+        for block in message.blocks.into_iter().rev() {
+            self.blocks.push_front((block, None));
+        }
+        self.full |= message.full;
+    }
+
+    fn return_blocks(&mut self, mut blocks: Vec<Block>) {
+        blocks.extend(self.blocks.drain(..).map(|(block, _)| block));
+        if !blocks.is_empty() {
+            self.reports.push_back(Report::Returned(blocks));
+        }
+    }
+
+    fn on_refused(&mut self) {
+        match self.proposal {
+            Proposal::Newest => {
+                self.proposal = Proposal::Older;
+                self.outbound = Outbound::Closed;
+            }
+            Proposal::Older | Proposal::Known(_) => {
+                self.outbound = Outbound::Unsupported;
+                self.reports.push_back(Report::Unsupported);
+            }
+        }
+    }
+
+    fn back_off(&mut self) {
+        let pause = BACKOFF
+            .0
+            .saturating_mul(1 << self.failures.min(10))
+            .min(BACKOFF.1);
+        self.failures += 1;
+        self.outbound = Outbound::Backoff(Delay::new(pause));
+    }
+
+    /// The peer takes no messages: wants count as written (the core knows better by now), blocks
+    /// go back.
+    fn drop_work(&mut self) {
+        self.entries.clear();
+        self.presences.clear();
+        self.full = false;
+        self.return_blocks(Vec::new());
+        if std::mem::take(&mut self.wants_pending) {
+            self.reports.push_back(Report::WantsWritten);
+        }
+        if std::mem::take(&mut self.answers_pending) {
+            self.reports.push_back(Report::AnswersWritten);
+        }
+    }
+
+    fn on_version_known(&mut self, version: Version) {
+        if self.proposal != Proposal::Known(version) {
+            self.proposal = Proposal::Known(version);
+            self.reports.push_back(Report::Version(version));
+            if matches!(self.outbound, Outbound::Unsupported) {
+                self.outbound = Outbound::Closed;
+            }
+        }
+    }
+
+    fn on_inbound(&mut self, version: Version, mut stream: Stream) {
+        let limit = self.config.max_inbound_streams();
+        if self.inbound.len() >= limit {
+            let violation = ProtocolViolation::TooManyStreams { limit };
+            self.reports.push_back(Report::Violation(violation));
+            return;
+        }
+        // Keeping the connection is decided by wants, not by streams that stay open for ever.
+        stream.ignore_for_keep_alive();
+        if !matches!(self.proposal, Proposal::Known(_)) {
+            self.on_version_known(version);
+        }
+        let reader = FrameReader::new(stream, self.config.max_frame_bytes(), self.budget.clone());
+        let max_items = self.config.max_entries_per_message();
+        self.inbound.push(messages(reader, max_items).boxed());
+    }
+
+    fn on_outbound(&mut self, version: Version, mut stream: Stream) {
+        stream.ignore_for_keep_alive();
+        self.reports.push_back(Report::Version(version));
+        self.outbound = Outbound::Open(Box::new(Writer {
+            frames: FrameWriter::new(stream),
+            version,
+            writing: None,
+            deadline: Delay::new(self.config.write_timeout()),
+            recent: None,
+        }));
+    }
+
+    fn on_remote_protocols(&mut self, change: ProtocolsChange<'_>) {
+        match change {
+            ProtocolsChange::Added(added) => {
+                let added: Vec<_> = added.collect();
+                let best = self.protocols.iter().find(|(_, id)| added.contains(&id));
+                if let Some(version) = best.map(|(version, _)| *version) {
+                    self.on_version_known(version);
+                }
+            }
+            ProtocolsChange::Removed(removed) => {
+                let known = match self.proposal {
+                    Proposal::Known(version) => Some(version),
+                    _ => None,
+                };
+                if removed.into_iter().any(|id| {
+                    Some(self.protocols.version(id)) == known
+                        && self.protocols.iter().any(|(_, ours)| ours == id)
+                }) {
+                    self.proposal = Proposal::Newest;
+                }
+            }
+        }
+    }
+}
+
+/// Reads, decodes and hashes until the stream ends.
+fn messages(
+    reader: FrameReader<Stream>,
+    max_items: usize,
+) -> impl stream::Stream<Item = Inbound> + Send {
+    stream::unfold(Some(reader), move |reader| async move {
+        let mut reader = reader?;
+        match reader.next().await {
+            Ok(Some(frame)) => Some(match decode(frame, max_items) {
+                Ok(message) => (Inbound::Message(message), Some(reader)),
+                Err(violation) => (Inbound::Violation(violation), None),
+            }),
+            Ok(None) => {
+                let _ = reader.close().await;
+                None
+            }
+            Err(ReadError::Violation(violation)) => Some((Inbound::Violation(violation), None)),
+            Err(ReadError::Io(error)) => {
+                tracing::debug!(%error, "inbound bitswap stream failed");
+                None
+            }
+        }
+    })
+}
+
+fn decode(frame: Bytes, max_items: usize) -> Result<Box<Message>, ProtocolViolation> {
+    match message::decode(frame, max_items) {
+        Ok(message) => Ok(Box::new(message)),
+        Err(error) => Err(ProtocolViolation::Malformed(error.0)),
+    }
+}
+
+impl ConnectionHandler for Handler {
+    type FromBehaviour = Command;
+    type ToBehaviour = Report;
+    type InboundProtocol = Upgrade;
+    type OutboundProtocol = Upgrade;
+    type InboundOpenInfo = ();
+    type OutboundOpenInfo = ();
+
+    fn listen_protocol(&self) -> SubstreamProtocol<Upgrade, ()> {
+        let offered = self.protocols.iter().map(|(_, id)| id.clone()).collect();
+        let protocols = self.protocols.clone();
+        SubstreamProtocol::new(Upgrade { protocols, offered }, ())
+    }
+
+    fn connection_keep_alive(&self) -> bool {
+        let writing = match &self.outbound {
+            Outbound::Open(writer) => writer.writing.is_some(),
+            _ => false,
+        };
+        self.keep_alive || writing || self.has_work()
+    }
+
+    fn on_behaviour_event(&mut self, command: Command) {
+        match command {
+            Command::Wants { entries, full } => {
+                if full {
+                    self.entries.clear();
+                }
+                self.entries.extend(entries);
+                self.full |= full;
+                self.wants_pending = true;
+            }
+            Command::Presences(presences) => {
+                self.presences.extend(presences);
+                self.answers_pending = true;
+            }
+            Command::Block {
+                block,
+                promised,
+                pending_bytes,
+            } => {
+                self.blocks.push_back((block, promised));
+                self.pending_bytes = pending_bytes;
+            }
+            Command::Withdraw => self.return_blocks(Vec::new()),
+            Command::KeepAlive(keep_alive) => self.keep_alive = keep_alive,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<HandlerEvent> {
+        if let Some(event) = self.poll_outbound(cx) {
+            return Poll::Ready(event);
+        }
+        if let Some(report) = self.reports.pop_front() {
+            return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(report));
+        }
+        match self.inbound.poll_next_unpin(cx) {
+            Poll::Ready(Some(Inbound::Message(message))) => Poll::Ready(
+                ConnectionHandlerEvent::NotifyBehaviour(Report::Received(message)),
+            ),
+            Poll::Ready(Some(Inbound::Violation(violation))) => Poll::Ready(
+                ConnectionHandlerEvent::NotifyBehaviour(Report::Violation(violation)),
+            ),
+            // `None`: no stream now; `on_connection_event` is followed by another poll.
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn on_connection_event(&mut self, event: ConnectionEvent<'_, Upgrade, Upgrade, (), ()>) {
+        match event {
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
+                protocol: (version, stream),
+                ..
+            }) => self.on_inbound(version, stream),
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
+                protocol: (version, stream),
+                ..
+            }) => self.on_outbound(version, stream),
+            ConnectionEvent::DialUpgradeError(DialUpgradeError { error, .. }) => match error {
+                StreamUpgradeError::NegotiationFailed => self.on_refused(),
+                StreamUpgradeError::Apply(never) => match never {},
+                StreamUpgradeError::Timeout | StreamUpgradeError::Io(_) => self.back_off(),
+            },
+            ConnectionEvent::RemoteProtocolsChange(change) => self.on_remote_protocols(change),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Real swarms over libp2p's memory transport.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use anypath_bitswap::{
+    Behaviour, Block, CircuitLimit, Config, Event, MemorySource, Priority, SessionId, Ticket,
+};
+use futures::StreamExt;
+use libp2p_identity::PeerId;
+use libp2p_swarm::{
+    ConnectionId, Swarm, SwarmEvent,
+    dial_opts::{DialOpts, PeerCondition},
+};
+use libp2p_swarm_test::SwarmExt;
+
+type Node = Swarm<Behaviour>;
+
+fn node() -> (Node, Arc<MemorySource>) {
+    node_with(Config::default())
+}
+
+fn node_with(config: Config) -> (Node, Arc<MemorySource>) {
+    let source = Arc::new(MemorySource::new());
+    let served = Arc::clone(&source);
+    let swarm = Swarm::new_ephemeral_tokio(|_| Behaviour::new(config, served));
+    (swarm, source)
+}
+
+fn blocks(count: usize, bytes: usize) -> Vec<Block> {
+    (0..count)
+        .map(|index| {
+            let mut data = vec![(index % 251) as u8; bytes];
+            for (target, source) in data.iter_mut().zip((index as u64).to_le_bytes()) {
+                *target = source;
+            }
+            Block::raw(data)
+        })
+        .collect()
+}
+
+async fn connect(a: &mut Node, b: &mut Node) {
+    b.listen().with_memory_addr_external().await;
+    a.connect(b).await;
+}
+
+/// Connects over one more connection; its id on both sides.
+async fn connect_again(a: &mut Node, b: &mut Node) -> [ConnectionId; 2] {
+    b.listen().with_memory_addr_external().await;
+    let address = b.external_addresses().next().unwrap().clone();
+    let options = DialOpts::peer_id(*b.local_peer_id())
+        .condition(PeerCondition::Always)
+        .addresses(vec![address])
+        .build();
+    a.dial(options).unwrap();
+    let mut ids = [None, None];
+    while ids.contains(&None) {
+        let (side, event) = tokio::select! {
+            event = a.select_next_some() => (0, event),
+            event = b.select_next_some() => (1, event),
+        };
+        if let SwarmEvent::ConnectionEstablished { connection_id, .. } = event {
+            ids[side] = Some(connection_id);
+        }
+    }
+    ids.map(Option::unwrap)
+}
+
+/// Runs a swarm in the background for the rest of the test.
+fn spawn(mut swarm: Node) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        loop {
+            swarm.select_next_some().await;
+        }
+    })
+}
+
+/// Drives `client` until all `tickets` are answered; who delivered how many, and how many
+/// bytes nobody wanted.
+async fn collect(client: &mut Node, mut tickets: HashMap<Ticket, Block>) -> HashMap<PeerId, usize> {
+    let mut by = HashMap::new();
+    let work = async {
+        while !tickets.is_empty() {
+            if let SwarmEvent::Behaviour(Event::Block {
+                ticket,
+                block,
+                peer,
+                ..
+            }) = client.select_next_some().await
+            {
+                let wanted = tickets
+                    .remove(&ticket)
+                    .expect("one terminal event a ticket");
+                assert_eq!(wanted, block);
+                client.behaviour_mut().taken(ticket, block.data().len());
+                *by.entry(peer.unwrap()).or_insert(0) += 1;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), work)
+        .await
+        .expect("all blocks within 30 s");
+    by
+}
+
+/// Polls both until the condition on the second one holds.
+async fn until(a: &mut Node, b: &mut Node, reached: impl Fn(&Behaviour) -> bool) {
+    let work = async {
+        while !reached(b.behaviour()) {
+            let _ = futures::poll!(a.select_next_some());
+            let _ = futures::poll!(b.select_next_some());
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), work)
+        .await
+        .expect("within 10 s");
+}
+
+fn want_all(client: &mut Node, session: SessionId, blocks: &[Block]) -> HashMap<Ticket, Block> {
+    blocks
+        .iter()
+        .map(|block| {
+            let bitswap = client.behaviour_mut();
+            (
+                bitswap.want(session, *block.cid(), Priority::default()),
+                block.clone(),
+            )
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn a_block_is_found_at_a_connected_peer_nobody_named() {
+    let (mut client, _) = node();
+    let (mut server, source) = node();
+    let wanted = blocks(1, 1000);
+    source.insert(wanted[0].clone());
+    connect(&mut client, &mut server).await;
+    let server_id = *server.local_peer_id();
+    spawn(server);
+    let session = client.behaviour_mut().new_session();
+    let tickets = want_all(&mut client, session, &wanted);
+    assert_eq!(
+        collect(&mut client, tickets).await,
+        HashMap::from([(server_id, 1)])
+    );
+}
+
+#[tokio::test]
+async fn wants_issued_before_the_connection_leave_with_it() {
+    let (mut client, _) = node();
+    let (mut server, source) = node();
+    let wanted = blocks(40, 20_000);
+    wanted.iter().for_each(|block| source.insert(block.clone()));
+    let session = client.behaviour_mut().new_session();
+    let peer = *server.local_peer_id();
+    client.behaviour_mut().add_session_peer(session, peer);
+    let tickets = want_all(&mut client, session, &wanted);
+    connect(&mut client, &mut server).await;
+    spawn(server);
+    assert_eq!(
+        collect(&mut client, tickets).await.values().sum::<usize>(),
+        40
+    );
+}
+
+#[tokio::test]
+async fn thousands_of_blocks_of_all_sizes_arrive() {
+    let (mut client, _) = node();
+    let (mut server, source) = node();
+    let mut wanted = blocks(3000, 300);
+    wanted.extend(blocks(40, 262_144));
+    wanted.extend(blocks(4, 2 * 1024 * 1024));
+    wanted.push(Block::raw(Vec::new()));
+    wanted.iter().for_each(|block| source.insert(block.clone()));
+    connect(&mut client, &mut server).await;
+    let peer = *server.local_peer_id();
+    spawn(server);
+    let session = client.behaviour_mut().new_session();
+    client.behaviour_mut().add_session_peer(session, peer);
+    let tickets = want_all(&mut client, session, &wanted);
+    let by = collect(&mut client, tickets).await;
+    assert_eq!(by[&peer], wanted.len());
+    let ledger = client.behaviour().ledger(peer).unwrap();
+    assert_eq!(
+        (ledger.blocks_received, ledger.unwanted_bytes),
+        (wanted.len() as u64, 0)
+    );
+}
+
+#[tokio::test]
+async fn four_seeders_share_the_work_and_nothing_comes_twice() {
+    let (mut client, _) = node();
+    let wanted = blocks(400, 50_000);
+    let session = client.behaviour_mut().new_session();
+    let mut seeders = HashSet::new();
+    for _ in 0..4 {
+        let (mut server, source) = node();
+        wanted.iter().for_each(|block| source.insert(block.clone()));
+        connect(&mut client, &mut server).await;
+        let peer = *server.local_peer_id();
+        seeders.insert(peer);
+        client.behaviour_mut().add_session_peer(session, peer);
+        spawn(server);
+    }
+    let tickets = want_all(&mut client, session, &wanted);
+    let by = collect(&mut client, tickets).await;
+    assert_eq!(by.keys().copied().collect::<HashSet<_>>(), seeders);
+    for peer in seeders {
+        assert_eq!(client.behaviour().ledger(peer).unwrap().unwanted_bytes, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_provider_lost_mid_transfer_is_replaced() {
+    let config = Config::builder()
+        .initial_window_bytes(64 * 1024)
+        .build()
+        .unwrap();
+    let (mut client, _) = node_with(config);
+    let wanted = blocks(300, 30_000);
+    let session = client.behaviour_mut().new_session();
+    let mut tasks = HashMap::new();
+    for _ in 0..2 {
+        let (mut server, source) = node();
+        wanted.iter().for_each(|block| source.insert(block.clone()));
+        connect(&mut client, &mut server).await;
+        let peer = *server.local_peer_id();
+        client.behaviour_mut().add_session_peer(session, peer);
+        tasks.insert(peer, spawn(server));
+    }
+    let mut tickets = want_all(&mut client, session, &wanted);
+    while tickets.len() > 200 {
+        if let SwarmEvent::Behaviour(Event::Block { ticket, block, .. }) =
+            client.select_next_some().await
+        {
+            tickets.remove(&ticket);
+            client.behaviour_mut().taken(ticket, block.data().len());
+        }
+    }
+    let lost = *tasks.keys().next().unwrap();
+    tasks[&lost].abort();
+    client.disconnect_peer_id(lost).unwrap();
+    let by = collect(&mut client, tickets).await;
+    assert!(by.values().sum::<usize>() >= 200, "{by:?}");
+}
+
+#[tokio::test]
+async fn a_block_added_later_is_delivered_to_those_who_wait() {
+    let (mut client, _) = node();
+    let (mut server, source) = node();
+    connect(&mut client, &mut server).await;
+    let peer = *server.local_peer_id();
+    let wanted = blocks(2, 5000);
+    let session = client.behaviour_mut().new_session();
+    client.behaviour_mut().add_session_peer(session, peer);
+    let tickets = want_all(&mut client, session, &wanted);
+    until(&mut client, &mut server, |server| {
+        server.wantlist().len() == 2
+    })
+    .await;
+    assert_eq!(
+        server.behaviour().wantlist()[0].requesters,
+        [*client.local_peer_id()]
+    );
+    let cids: Vec<_> = wanted.iter().map(|block| *block.cid()).collect();
+    wanted.iter().for_each(|block| source.insert(block.clone()));
+    server.behaviour_mut().notify_new_blocks(&cids);
+    spawn(server);
+    assert_eq!(collect(&mut client, tickets).await[&peer], 2);
+}
+
+#[tokio::test]
+async fn a_cancelled_want_leaves_the_servers_list() {
+    let (mut client, _) = node();
+    let (mut server, _source) = node();
+    connect(&mut client, &mut server).await;
+    let wanted = blocks(3, 100);
+    let session = client.behaviour_mut().new_session();
+    let tickets = want_all(&mut client, session, &wanted);
+    until(&mut client, &mut server, |server| {
+        server.wantlist().len() == 3
+    })
+    .await;
+    client
+        .behaviour_mut()
+        .cancel(*tickets.keys().next().unwrap());
+    until(&mut client, &mut server, |server| {
+        server.wantlist().len() == 2
+    })
+    .await;
+    client.behaviour_mut().end_session(session);
+    until(&mut client, &mut server, |server| {
+        server.wantlist().len() == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_does_not_fit_a_circuit_waits_for_a_better_connection() {
+    let (mut client, _) = node();
+    let (mut server, source) = node();
+    let wanted = blocks(1, 200_000);
+    source.insert(wanted[0].clone());
+    let ids = connect_again(&mut client, &mut server).await;
+    let limit = Some(CircuitLimit {
+        bytes: Some(128 * 1024),
+        duration: None,
+    });
+    let peer = *server.local_peer_id();
+    client.behaviour_mut().set_circuit_limit(ids[0], limit);
+    server.behaviour_mut().set_circuit_limit(ids[1], limit);
+    let session = client.behaviour_mut().new_session();
+    client.behaviour_mut().add_session_peer(session, peer);
+    let tickets = want_all(&mut client, session, &wanted);
+    let address = server.external_addresses().next().unwrap().clone();
+    spawn(server);
+    let allowed = loop {
+        match client.select_next_some().await {
+            SwarmEvent::Behaviour(Event::WaitingForDirect {
+                ticket, allowed, ..
+            }) => {
+                assert!(tickets.contains_key(&ticket));
+                break allowed;
+            }
+            SwarmEvent::Behaviour(Event::Block { .. }) => panic!("does not fit"),
+            _ => {}
+        }
+    };
+    assert!(allowed <= 128 * 1024, "{allowed}");
+    let options = DialOpts::peer_id(peer)
+        .condition(PeerCondition::Always)
+        .addresses(vec![address])
+        .build();
+    client.dial(options).unwrap();
+    collect(&mut client, tickets).await;
+}
