@@ -12,8 +12,10 @@ use super::{Config, ConfigBuilder, ConfigError, KEYS};
 /// The prefix of environment variables; the rest is the key in upper case.
 const ENVIRONMENT_PREFIX: &str = "ANYPATH_";
 
-/// Variables with the prefix that name something else than a key.
-const NOT_KEYS: [&str; 2] = ["ANYPATH_DATA_DIR", "ANYPATH_CONFIG"];
+/// Variables with the prefix that name something else than a key: where things are, and what the project's own
+/// tests tell each other.
+const NOT_KEYS: [&str; 3] = ["ANYPATH_DATA_DIR", "ANYPATH_CONFIG", "ANYPATH_BIN"];
+const NOT_KEYS_PREFIX: &str = "ANYPATH_LAB_";
 
 /// A value given on the command line.
 #[derive(Debug, Clone)]
@@ -121,7 +123,7 @@ pub fn load(sources: &Sources) -> Result<Config, LoadError> {
         let Some(key) = name.strip_prefix(ENVIRONMENT_PREFIX) else {
             continue;
         };
-        if !NOT_KEYS.contains(&name.as_str()) {
+        if !NOT_KEYS.contains(&name.as_str()) && !name.starts_with(NOT_KEYS_PREFIX) {
             layered.set_text(
                 key.to_ascii_lowercase(),
                 value,

@@ -1,0 +1,339 @@
+//! Putting a file together: drives the [`Plan`] with a [`Fetch`] and a [`Part`].
+
+use std::{
+    collections::VecDeque,
+    io,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use cid::Cid;
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+
+use super::{
+    Fetch, Kind,
+    node::Refused,
+    part::Part,
+    plan::{Fault, Plan, Request},
+};
+
+pub use super::part::part_path;
+
+/// Bytes handed to the disk at a time.
+const WRITE_BYTES: usize = 8 * 1024 * 1024;
+/// Comparisons of the partial output running at a time.
+const COMPARISONS: usize = 4;
+
+/// How [`get`] behaves.
+#[derive(Default)]
+pub struct GetOptions<'a> {
+    /// Replace an output that exists. Default false.
+    pub force: bool,
+    /// Called when the size is known and whenever bytes have reached the output. Must return quickly.
+    pub on_progress: Option<Box<dyn FnMut(Progress) + Send + 'a>>,
+}
+
+/// How far a [`get`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the file that are in the output, from its beginning.
+    pub written: u64,
+    /// Size of the file.
+    pub total: u64,
+    /// Bytes among `written` that an earlier, interrupted run had left.
+    pub resumed: u64,
+}
+
+/// What [`get`] has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fetched {
+    /// Size of the file.
+    pub bytes: u64,
+    /// Bytes that an earlier, interrupted run had left.
+    pub resumed: u64,
+}
+
+/// Writes the file `cid` to `output`.
+///
+/// The bytes go to [`part_path`] first, in order and as soon as they arrive; the final name appears when the file is
+/// whole and on disk. A run that is interrupted, by an error, by dropping the future or by a crash, leaves the part
+/// file, and the next one compares it with the CIDs of the leaves and fetches only what is missing. At most
+/// 64 MiB of the file are in memory or on their way.
+pub async fn get<F: Fetch>(
+    fetch: &F,
+    cid: Cid,
+    output: &Path,
+    options: GetOptions<'_>,
+) -> Result<Fetched, GetError<F::Error>> {
+    check_output(output, options.force)?;
+    let mut run = Run {
+        fetch,
+        plan: Plan::new(cid),
+        part: None,
+        jobs: FuturesUnordered::new(),
+        comparisons: VecDeque::new(),
+        comparing: 0,
+        is_writing: false,
+        on_progress: options.on_progress,
+    };
+    run.until_written(cid, output).await?;
+
+    let bytes = run.plan.written();
+    let Some(part) = run.part.take() else {
+        return Err(GetError::Io {
+            path: output.to_owned(),
+            source: io::ErrorKind::NotFound.into(),
+        });
+    };
+    // Again: it may have appeared meanwhile.
+    check_output(output, options.force)?;
+    let path = output.to_owned();
+    let finished = blocking::unblock(move || part.finish(bytes, &path)).await;
+    finished.map_err(|source| GetError::Io {
+        path: output.to_owned(),
+        source,
+    })?;
+    Ok(Fetched {
+        bytes,
+        resumed: run.plan.kept(),
+    })
+}
+
+fn check_output<E>(output: &Path, force: bool) -> Result<(), GetError<E>> {
+    match output.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => Err(GetError::IsDirectory {
+            path: output.to_owned(),
+        }),
+        Ok(_) if !force => Err(GetError::Exists {
+            path: output.to_owned(),
+        }),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(GetError::Io {
+            path: output.to_owned(),
+            source,
+        }),
+    }
+}
+
+struct Run<'a, 'o, F: Fetch> {
+    fetch: &'a F,
+    plan: Plan,
+    /// Opened when the root has said that this is a file and how large it is.
+    part: Option<Part>,
+    jobs: FuturesUnordered<BoxFuture<'a, Done<F::Error>>>,
+    comparisons: VecDeque<(Cid, u64, u64)>,
+    comparing: usize,
+    is_writing: bool,
+    on_progress: Option<Box<dyn FnMut(Progress) + Send + 'o>>,
+}
+
+/// A job that has ended.
+enum Done<E> {
+    Fetched(Cid, Result<Bytes, E>),
+    Compared(u64, io::Result<bool>),
+    Written(io::Result<u64>),
+}
+
+impl<F: Fetch> Run<'_, '_, F> {
+    async fn until_written(&mut self, root: Cid, output: &Path) -> Result<(), GetError<F::Error>> {
+        let fault = |fault: Fault| GetError::from_fault(root, fault);
+        let io_error = |source| GetError::Io {
+            path: part_path(output, &root),
+            source,
+        };
+        loop {
+            if self.part.is_none() && self.plan.total().is_some() {
+                self.open_part(root, output).await?;
+            }
+            while let Some(request) = self.plan.poll_request().map_err(fault)? {
+                match request {
+                    Request::Fetch(cid) => {
+                        let block = self.fetch.get(cid);
+                        self.jobs
+                            .push(async move { Done::Fetched(cid, block.await) }.boxed());
+                    }
+                    Request::Compare { cid, offset, size } => {
+                        self.comparisons.push_back((cid, offset, size))
+                    }
+                }
+            }
+            self.start_comparisons();
+            self.start_writing();
+            if self.plan.is_complete() && self.part.is_some() && !self.is_writing {
+                return Ok(());
+            }
+            match self.jobs.next().await {
+                Some(Done::Fetched(cid, Ok(block))) => {
+                    self.plan.on_block(cid, &block).map_err(fault)?
+                }
+                Some(Done::Fetched(cid, Err(source))) => {
+                    return Err(GetError::Fetch { cid, source });
+                }
+                Some(Done::Compared(offset, equal)) => {
+                    self.comparing -= 1;
+                    self.plan.on_compared(offset, equal.map_err(io_error)?);
+                    self.report();
+                }
+                Some(Done::Written(end)) => {
+                    self.is_writing = false;
+                    self.plan.on_written(end.map_err(io_error)?);
+                    self.report();
+                }
+                // Cannot happen: while bytes are missing, the front of the plan is asked for or being written.
+                None if self.plan.total().is_some() && self.part.is_some() => {
+                    return Err(io_error(io::ErrorKind::Other.into()));
+                }
+                None => {}
+            }
+        }
+    }
+
+    async fn open_part(&mut self, root: Cid, output: &Path) -> Result<(), GetError<F::Error>> {
+        let path = part_path(output, &root);
+        let total = self.plan.total().unwrap_or(0);
+        let opened = blocking::unblock({
+            let path = path.clone();
+            move || -> io::Result<(Part, u64, u64)> {
+                let part = Part::open(path.clone())?;
+                let (length, free) = (part.length()?, fs4::available_space(&path)?);
+                Ok((part, length, free))
+            }
+        });
+        let (part, length, free) = opened.await.map_err(|source| match source.kind() {
+            io::ErrorKind::WouldBlock => GetError::InProgress { path: path.clone() },
+            _ => GetError::Io {
+                path: path.clone(),
+                source,
+            },
+        })?;
+        let needed = total.saturating_sub(length);
+        if needed > free {
+            return Err(GetError::NoSpace { path, needed, free });
+        }
+        self.plan.set_partial(length);
+        self.part = Some(part);
+        self.report();
+        Ok(())
+    }
+
+    fn start_comparisons(&mut self) {
+        let Some(part) = &self.part else { return };
+        while self.comparing < COMPARISONS
+            && let Some((cid, offset, size)) = self.comparisons.pop_front()
+        {
+            let part = part.clone();
+            self.comparing += 1;
+            let job = blocking::unblock(move || part.holds(&cid, offset, size));
+            self.jobs
+                .push(async move { Done::Compared(offset, job.await) }.boxed());
+        }
+    }
+
+    fn start_writing(&mut self) {
+        let Some(part) = &self.part else { return };
+        if !self.is_writing
+            && let Some((offset, run)) = self.plan.take_writable(WRITE_BYTES)
+        {
+            let part = part.clone();
+            self.is_writing = true;
+            let job = blocking::unblock(move || part.write(offset, &run));
+            self.jobs
+                .push(async move { Done::Written(job.await) }.boxed());
+        }
+    }
+
+    fn report(&mut self) {
+        if let (Some(on_progress), Some(total)) = (&mut self.on_progress, self.plan.total()) {
+            on_progress(Progress {
+                written: self.plan.written(),
+                total,
+                resumed: self.plan.kept(),
+            });
+        }
+    }
+}
+
+/// Why a file could not be written. What has arrived stays in the part file, for the next run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GetError<E> {
+    /// The output is there already.
+    #[error("{} exists; choose another name with -o, or replace it with --force", path.display())]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The output names a directory.
+    #[error("{} is a directory; name a file with -o", path.display())]
+    IsDirectory {
+        /// The output.
+        path: PathBuf,
+    },
+    /// Another `get` is writing the same output.
+    #[error("another get is writing {}; wait for it or choose another output with -o", path.display())]
+    InProgress {
+        /// The part file.
+        path: PathBuf,
+    },
+    /// The disk has not enough room.
+    #[error("{} needs {needed} more bytes, the disk has {free} free; free some or choose another disk with -o", path.display())]
+    NoSpace {
+        /// The part file.
+        path: PathBuf,
+        /// Bytes that are still to be written.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// The CID is not that of a file.
+    #[error("{cid} is {kind}")]
+    NotAFile {
+        /// The CID.
+        cid: Cid,
+        /// What it is.
+        kind: Kind,
+    },
+    /// The author of the file has made a mistake: its blocks do not fit together.
+    #[error("the file is malformed: block {cid}: {reason}")]
+    Malformed {
+        /// The block.
+        cid: Cid,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A block cannot be had.
+    #[error("cannot get block {cid}: {source}")]
+    Fetch {
+        /// The block.
+        cid: Cid,
+        /// Why.
+        #[source]
+        source: E,
+    },
+    /// The output cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl<E> GetError<E> {
+    fn from_fault(root: Cid, fault: Fault) -> Self {
+        match fault.refused {
+            Refused::NotAFile(kind) if fault.cid == root => Self::NotAFile { cid: root, kind },
+            Refused::NotAFile(_) => Self::Malformed {
+                cid: fault.cid,
+                reason: "it is not part of a file",
+            },
+            Refused::Malformed(reason) => Self::Malformed {
+                cid: fault.cid,
+                reason,
+            },
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Which block to ask for next, and what to write where: the core of `get`, without disk or network.
+//!
+//! The file is a row of slots, each a subtree or leaf at its offset. A branch that arrives is replaced by its
+//! children. Blocks are asked for from the front, as far ahead as the window allows, so that output is sequential,
+//! the pipe stays full and memory is bounded.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use cid::Cid;
+
+use super::node::{self, Node, RAW, Refused};
+
+/// How far ahead of the written bytes blocks are asked for: 64 MiB keep a path of 1 Gbit/s and 500 ms full.
+const WINDOW_BYTES: u64 = 64 * 1024 * 1024;
+/// Blocks asked for or held at the same time, for files of small leaves.
+const MAX_BLOCKS_AHEAD: usize = 1024;
+/// Branches asked for at the same time; each may bring thousands of slots.
+const MAX_BRANCHES_ASKED: usize = 16;
+/// Depth of a tree. Balanced trees of 1 EiB are 6 deep; a chain of nodes with one link each must end.
+const MAX_DEPTH: u8 = 32;
+/// The multihash code of inlined data.
+const IDENTITY: u64 = 0;
+
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// By offset; together they cover the file from `written` to its end.
+    slots: BTreeMap<u64, Slot>,
+    /// Which slots wait for a block that is asked for.
+    asked: HashMap<Cid, Vec<u64>>,
+    /// Size of the file, once the root is known.
+    total: Option<u64>,
+    /// Everything before this offset is in the output.
+    written: u64,
+    /// Bytes that an earlier run left in the output and that may be right.
+    partial: u64,
+    /// Bytes that an earlier run left in the output and that are right.
+    kept: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    cid: Cid,
+    /// Unknown for the root only.
+    size: Option<u64>,
+    depth: u8,
+    state: State,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Wanted,
+    Asked,
+    /// The bytes that are in the output already are being compared with the CID.
+    Compared,
+    Ready(Bytes),
+    InOutput,
+}
+
+/// What the adapter has to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    /// Get a block; answered by [`Plan::on_block`].
+    Fetch(Cid),
+    /// Compare the output's bytes with a leaf's CID; answered by [`Plan::on_compared`].
+    Compare { cid: Cid, offset: u64, size: u64 },
+}
+
+/// Why the file cannot be put together, and which block is to blame.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub(super) cid: Cid,
+    pub(super) refused: Refused,
+}
+
+impl Plan {
+    pub(super) fn new(root: Cid) -> Self {
+        let slot = Slot {
+            cid: root,
+            size: None,
+            depth: 0,
+            state: State::Wanted,
+        };
+        let slots = BTreeMap::from([(0, slot)]);
+        Self {
+            slots,
+            asked: HashMap::new(),
+            total: None,
+            written: 0,
+            partial: 0,
+            kept: 0,
+        }
+    }
+
+    /// Size of the file, once the root has arrived.
+    pub(super) fn total(&self) -> Option<u64> {
+        self.total
+    }
+
+    /// Everything before this offset is in the output.
+    pub(super) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Bytes among those written that an earlier run had left.
+    pub(super) fn kept(&self) -> u64 {
+        self.kept
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.total == Some(self.written) && self.slots.is_empty()
+    }
+
+    /// The output holds `bytes` from an earlier run. Leaves that lie within are compared before they are fetched.
+    pub(super) fn set_partial(&mut self, bytes: u64) {
+        self.partial = bytes;
+    }
+
+    /// The next thing to do, in the order of the file; none while the window is full.
+    pub(super) fn poll_request(&mut self) -> Result<Option<Request>, Fault> {
+        loop {
+            let Some(offset) = self.next_wanted() else {
+                return Ok(None);
+            };
+            let Some(slot) = self.slots.get_mut(&offset) else {
+                return Ok(None);
+            };
+            let (cid, size) = (slot.cid, slot.size);
+            if cid.hash().code() == IDENTITY {
+                slot.state = State::Asked;
+                let data = Bytes::copy_from_slice(cid.hash().digest());
+                self.fill(offset, &data)?;
+                continue;
+            }
+            match size {
+                Some(size) if cid.codec() == RAW && offset.saturating_add(size) <= self.partial => {
+                    slot.state = State::Compared;
+                    return Ok(Some(Request::Compare { cid, offset, size }));
+                }
+                _ => slot.state = State::Asked,
+            }
+            let waiting = self.asked.entry(cid).or_default();
+            waiting.push(offset);
+            // One request for a block, however often the file repeats it.
+            if waiting.len() == 1 {
+                return Ok(Some(Request::Fetch(cid)));
+            }
+        }
+    }
+
+    fn next_wanted(&self) -> Option<u64> {
+        let mut branches = 0;
+        let window = self.written.saturating_add(WINDOW_BYTES);
+        for (offset, slot) in self.slots.range(..window).take(MAX_BLOCKS_AHEAD) {
+            let is_branch = slot.cid.codec() != RAW;
+            match slot.state {
+                State::Wanted if is_branch && branches >= MAX_BRANCHES_ASKED => {}
+                State::Wanted => return Some(*offset),
+                State::Asked if is_branch => branches += 1,
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// A block has arrived.
+    pub(super) fn on_block(&mut self, cid: Cid, block: &Bytes) -> Result<(), Fault> {
+        for offset in self.asked.remove(&cid).unwrap_or_default() {
+            self.fill(offset, block)?;
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self, offset: u64, block: &Bytes) -> Result<(), Fault> {
+        let Some(slot) = self.slots.get_mut(&offset) else {
+            return Ok(());
+        };
+        let (cid, depth) = (slot.cid, slot.depth);
+        let fault = |refused| Fault { cid, refused };
+        let node = node::decode(&cid, block.clone(), slot.size).map_err(fault)?;
+        let size = node
+            .size()
+            .ok_or_else(|| fault(Refused::Malformed("it is larger than any file")))?;
+        let total = *self.total.get_or_insert(size);
+        match node {
+            Node::Leaf(data) => {
+                slot.size = Some(size);
+                slot.state = State::Ready(data);
+            }
+            Node::Branch(_) if depth >= MAX_DEPTH => {
+                return Err(fault(Refused::Malformed(
+                    "the tree is deeper than 32 levels",
+                )));
+            }
+            Node::Branch(children) => {
+                self.slots.remove(&offset);
+                let mut start = offset;
+                for child in children {
+                    let end = start.saturating_add(child.size);
+                    debug_assert!(end <= total, "the children's sizes add up to the parent's");
+                    let size = Some(child.size);
+                    let slot = Slot {
+                        cid: child.cid,
+                        size,
+                        depth: depth + 1,
+                        state: State::Wanted,
+                    };
+                    self.slots.insert(start, slot);
+                    start = end;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The output's bytes at `offset` are, or are not, those of the leaf.
+    pub(super) fn on_compared(&mut self, offset: u64, equal: bool) {
+        let Some(slot) = self.slots.get_mut(&offset) else {
+            return;
+        };
+        if equal {
+            slot.state = State::InOutput;
+            self.skip_what_is_in_the_output();
+        } else {
+            // The earlier run was cut off here, or someone changed the file: nothing from here on is worth a look.
+            slot.state = State::Wanted;
+            self.partial = self.partial.min(offset);
+        }
+    }
+
+    /// Takes what can be written now: bytes that follow each other, and the offset of the first. At most about
+    /// `limit` bytes, so that progress shows.
+    pub(super) fn take_writable(&mut self, limit: usize) -> Option<(u64, Vec<Bytes>)> {
+        let start = *self.slots.first_key_value()?.0;
+        let (mut run, mut length) = (Vec::new(), 0);
+        while length < limit
+            && let Some(first) = self.slots.first_entry()
+            && matches!(first.get().state, State::Ready(_))
+        {
+            if let State::Ready(data) = first.remove().state {
+                length += data.len();
+                run.push(data);
+            }
+        }
+        (!run.is_empty()).then_some((start, run))
+    }
+
+    /// Everything before `offset` has been written; before the next [`Plan::take_writable`].
+    pub(super) fn on_written(&mut self, offset: u64) {
+        self.written = self.written.max(offset);
+        self.skip_what_is_in_the_output();
+    }
+
+    fn skip_what_is_in_the_output(&mut self) {
+        while let Some(first) = self.slots.first_entry()
+            && first.get().state == State::InOutput
+            && *first.key() == self.written
+        {
+            let size = first.remove().size.unwrap_or(0);
+            self.written = self.written.saturating_add(size);
+            self.kept = self.kept.saturating_add(size);
+        }
+    }
+}
