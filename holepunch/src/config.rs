@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 /// How candidates are chosen, attempts judged and reachability believed; valid by construction.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(try_from = "ConfigBuilder")]
 pub struct Config(ConfigBuilder);
 
@@ -10,12 +10,6 @@ impl Config {
     #[must_use]
     pub fn builder() -> ConfigBuilder {
         ConfigBuilder::default()
-    }
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self(ConfigBuilder::default())
     }
 }
 

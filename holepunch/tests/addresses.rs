@@ -1,5 +1,11 @@
 //! Candidates and external addresses of real swarms.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "test code on tokio"
+)]
+
 mod common;
 
 use anypath_holepunch::{self as holepunch, Config, Event, NatStatus};

@@ -1,5 +1,7 @@
 //! Punches between real swarms: one outcome on each side, whatever happens.
 
+#![expect(clippy::unwrap_used, reason = "a test helper may panic")]
+
 mod common;
 
 use std::time::Duration;
@@ -97,10 +99,10 @@ async fn an_exchange_without_addresses_fails_and_says_so() {
         assert!(!any);
     }
     dialer.with(move |swarm| swarm.dial(relayed)).await.unwrap();
-    let outcome = listener.outcome().await;
-    assert_eq!(outcome.result, Err(PunchError::ExchangeFailed));
-    let outcome = dialer.outcome().await;
-    assert_eq!(outcome.result, Err(PunchError::TimedOut));
+    for node in [&mut listener, &mut dialer] {
+        let outcome = node.outcome().await;
+        assert_eq!(outcome.result, Err(PunchError::ExchangeFailed));
+    }
 }
 
 #[tokio::test]

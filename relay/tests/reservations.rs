@@ -1,5 +1,7 @@
 //! Reservations between real swarms.
 
+#![expect(clippy::unwrap_used, reason = "a test helper may panic")]
+
 mod common;
 
 use std::time::Duration;

@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// How many reservations to hold and how hard to try, valid by construction.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(try_from = "ConfigBuilder")]
 pub struct Config(ConfigBuilder);
 
@@ -15,12 +15,6 @@ impl Config {
     #[must_use]
     pub fn builder() -> ConfigBuilder {
         ConfigBuilder::default()
-    }
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self(ConfigBuilder::default())
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
 ///
 /// [`Config::default`] is the profile of the specification's reference relays, for a stranger's
 /// relay on the open internet; [`Config::generous`] suits a relay of one's own.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(try_from = "ConfigBuilder")]
 pub struct Config(ConfigBuilder);
 
@@ -30,12 +30,6 @@ impl Config {
     #[must_use]
     pub fn circuit_limit(&self) -> Option<CircuitLimit> {
         CircuitLimit::announced(Some(self.0.max_circuit_duration), self.0.max_circuit_bytes)
-    }
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self(ConfigBuilder::default())
     }
 }
 

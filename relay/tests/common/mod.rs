@@ -3,7 +3,10 @@
 #![allow(
     dead_code,
     unreachable_pub,
-    reason = "each test binary uses the part that it needs"
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "test code on tokio; each binary uses the part that it needs"
 )]
 
 use std::time::Duration;
