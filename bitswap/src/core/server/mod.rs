@@ -16,7 +16,7 @@ use libp2p_identity::PeerId;
 use smallvec::SmallVec;
 use web_time::Instant;
 
-use self::peer::{Descent, Peer, PeerKey, Status, Want};
+use self::peer::{Descent, Peer, PeerKey, Status, Turn, Want};
 use super::{ConnKey, Path, client::Received, paths::Paths};
 use crate::{
     Block, Config, Ledger, Priority, WantlistEntry,
@@ -482,12 +482,17 @@ impl Server {
     fn activate(&mut self, key: PeerKey) {
         self.dirty = true;
         if let Some(peer) = self.peers.get_mut(&key)
-            && !peer.active
             && peer.has_ready()
         {
-            peer.active = true;
-            peer.deficit = turn(peer.weight);
-            self.fresh.push_back(key);
+            match peer.turn {
+                Turn::Queued => return,
+                Turn::Idle => {
+                    peer.deficit = quantum(peer.weight);
+                    self.fresh.push_back(key);
+                }
+                Turn::Blocked => self.old.push_back(key),
+            }
+            peer.turn = Turn::Queued;
         }
     }
 
@@ -510,20 +515,27 @@ impl Server {
                 ring.pop_front();
                 continue;
             };
-            let next = peer.next_ready().filter(|_| peer.paths.best().is_some());
-            let room = |size: u32| {
-                peer.in_pipe == 0
-                    || peer.in_pipe + u64::from(size) <= self.config.max_pipeline_bytes_per_peer()
-            };
-            let Some((cid, size)) = next.filter(|(_, size)| room(*size)) else {
-                // Nothing to send, or no room: `activate` brings it back.
-                peer.active = false;
-                peer.deficit = 0;
+            let Some((cid, size)) = peer.next_ready() else {
                 ring.pop_front();
+                if is_fresh {
+                    // Not idle before a round among the others, or a peer with one want at a time
+                    // would always be first.
+                    self.old.push_back(key);
+                } else {
+                    peer.turn = Turn::Idle;
+                }
                 continue;
             };
+            let room = peer.in_pipe == 0
+                || peer.in_pipe + u64::from(size) <= self.config.max_pipeline_bytes_per_peer();
+            if !room || peer.paths.best().is_none() {
+                // `activate` brings it back.
+                peer.turn = Turn::Blocked;
+                ring.pop_front();
+                continue;
+            }
             if peer.deficit < u64::from(size) {
-                peer.deficit += turn(peer.weight);
+                peer.deficit += quantum(peer.weight);
                 ring.pop_front();
                 self.old.push_back(key);
                 continue;
@@ -861,6 +873,6 @@ impl Server {
     }
 }
 
-fn turn(weight: f64) -> u64 {
+fn quantum(weight: f64) -> u64 {
     (QUANTUM * weight).max(1.0) as u64
 }

@@ -53,6 +53,17 @@ pub(super) struct Want {
     pub(super) descent: Descent,
 }
 
+/// Where a peer stands in the round robin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Had nothing to be sent for a whole round.
+    Idle,
+    /// In one of the rings.
+    Queued,
+    /// Has something to be sent, but its pipeline is full.
+    Blocked,
+}
+
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) id: PeerId,
@@ -70,8 +81,7 @@ pub(super) struct Peer {
     /// Bytes it may be sent before the next peer's turn.
     pub(super) deficit: u64,
     pub(super) weight: f64,
-    /// In one of the two rings.
-    pub(super) active: bool,
+    pub(super) turn: Turn,
     /// Bytes being read or handed to a connection.
     pub(super) in_pipe: u64,
     /// Bytes handed to connections.
@@ -92,7 +102,7 @@ impl Peer {
             answering: false,
             deficit: 0,
             weight,
-            active: false,
+            turn: Turn::Idle,
             in_pipe: 0,
             handed: BTreeMap::new(),
             ledger,
