@@ -1,1 +1,3 @@
 //! NAT lab, foreign peers and comparisons for Anypath
+
+pub mod compare;

@@ -38,59 +38,82 @@ fn text(value: &Value, key: &str) -> String {
 
 /// Members and their declared dependencies, whatever feature or platform switches them on.
 fn workspace() -> (BTreeSet<String>, Vec<Edge>) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("workspace root");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("workspace root");
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .args([
+            "metadata",
+            "--no-deps",
+            "--offline",
+            "--format-version",
+            "1",
+        ])
         .current_dir(root)
         .output()
         .expect("cargo metadata runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo metadata is JSON");
     let packages = metadata["packages"].as_array().expect("packages");
-    let members = packages.iter().map(|package| text(package, "name")).collect();
+    let members = packages
+        .iter()
+        .map(|package| text(package, "name"))
+        .collect();
     let edges = packages
         .iter()
         .flat_map(|package| {
-            package["dependencies"].as_array().into_iter().flatten().map(|dependency| Edge {
-                from: text(package, "name"),
-                to: text(dependency, "name"),
-                kind: match dependency["kind"].as_str() {
-                    None => Kind::Normal,
-                    Some("build") => Kind::Build,
-                    Some(_) => Kind::Dev,
-                },
-                optional: dependency["optional"] == Value::Bool(true),
-            })
+            package["dependencies"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|dependency| Edge {
+                    from: text(package, "name"),
+                    to: text(dependency, "name"),
+                    kind: match dependency["kind"].as_str() {
+                        None => Kind::Normal,
+                        Some("build") => Kind::Build,
+                        Some(_) => Kind::Dev,
+                    },
+                    optional: dependency["optional"] == Value::Bool(true),
+                })
         })
         .collect();
     (members, edges)
 }
 
 fn show<'a>(edges: impl Iterator<Item = &'a Edge>) -> Vec<String> {
-    edges.map(|edge| format!("{} -> {}", edge.from, edge.to)).collect()
+    edges
+        .map(|edge| format!("{} -> {}", edge.from, edge.to))
+        .collect()
 }
 
 #[test]
 fn the_workspace_has_the_nine_members_of_the_design() {
     let (members, _) = workspace();
-    let expected =
-        PROTOCOLS.into_iter().chain([STORE, NODE, TESTS]).map(str::to_owned).collect::<BTreeSet<_>>();
+    let expected = PROTOCOLS
+        .into_iter()
+        .chain([STORE, NODE, TESTS])
+        .map(str::to_owned)
+        .collect::<BTreeSet<_>>();
     assert_eq!(members, expected);
 }
 
 #[test]
 fn crates_depend_on_each_other_only_as_the_design_allows() {
     let (members, edges) = workspace();
-    let wrong = edges.iter().filter(|edge| members.contains(&edge.to) && edge.from != edge.to).filter(
-        |edge| match edge.from.as_str() {
+    let wrong = edges
+        .iter()
+        .filter(|edge| members.contains(&edge.to) && edge.from != edge.to)
+        .filter(|edge| match edge.from.as_str() {
             NODE => edge.to == TESTS,
             TESTS => false,
-            "anypath-bitswap" => {
-                !(edge.to == STORE && (edge.optional || edge.kind == Kind::Dev))
-            }
+            "anypath-bitswap" => !(edge.to == STORE && (edge.optional || edge.kind == Kind::Dev)),
             _ => true,
-        },
-    );
+        });
     assert_eq!(show(wrong), Vec::<String>::new());
 }
 
@@ -106,15 +129,17 @@ fn protocol_crates_name_libp2p_sub_crates_and_never_the_umbrella() {
 #[test]
 fn the_store_knows_nothing_of_libp2p() {
     let (_, edges) = workspace();
-    let wrong = edges.iter().filter(|edge| edge.from == STORE && edge.to.starts_with("libp2p"));
+    let wrong = edges
+        .iter()
+        .filter(|edge| edge.from == STORE && edge.to.starts_with("libp2p"));
     assert_eq!(show(wrong), Vec::<String>::new());
 }
 
 #[test]
 fn no_published_crate_depends_on_async_std() {
     let (_, edges) = workspace();
-    let wrong = edges.iter().filter(|edge| {
-        edge.from != TESTS && edge.to == "async-std" && edge.kind != Kind::Dev
-    });
+    let wrong = edges
+        .iter()
+        .filter(|edge| edge.from != TESTS && edge.to == "async-std" && edge.kind != Kind::Dev);
     assert_eq!(show(wrong), Vec::<String>::new());
 }

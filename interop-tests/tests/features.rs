@@ -18,7 +18,10 @@ enum Proof {
 }
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("workspace root").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("workspace root")
+        .to_owned()
 }
 
 /// `S0.1`, `S1.40a`, `C.6`; None for any other text.
@@ -26,7 +29,10 @@ fn feature_id(text: &str) -> Option<&str> {
     let (family, number) = text.split_once('.')?;
     let known = matches!(family, "C" | "S0" | "S1" | "S2" | "S3" | "S4");
     let digits = number.trim_end_matches(|c: char| c.is_ascii_lowercase());
-    (known && !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) && number.len() - digits.len() <= 1)
+    (known
+        && !digits.is_empty()
+        && digits.bytes().all(|b| b.is_ascii_digit())
+        && number.len() - digits.len() <= 1)
         .then_some(text)
 }
 
@@ -37,15 +43,23 @@ fn rows() -> Vec<Row> {
             let mut cells = line.strip_prefix('|')?.split('|').map(str::trim);
             let id = feature_id(cells.next()?)?.to_owned();
             let proof = cells.nth(1).unwrap_or_default();
-            let named: Vec<String> =
-                proof.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+            let named: Vec<String> = proof
+                .split('`')
+                .skip(1)
+                .step_by(2)
+                .map(str::to_owned)
+                .collect();
             assert!(
                 (proof == "missing") != !named.is_empty(),
                 "{id}: say \"missing\" or name tests in backticks, not {proof:?}"
             );
             Some(Row {
                 id,
-                proof: if named.is_empty() { Proof::Missing } else { Proof::Tests(named) },
+                proof: if named.is_empty() {
+                    Proof::Missing
+                } else {
+                    Proof::Tests(named)
+                },
             })
         })
         .collect()
@@ -77,7 +91,10 @@ fn every_feature_id_has_one_row() {
         *seen.entry(row.id).or_default() += 1;
     }
     let repeated: Vec<_> = seen.iter().filter(|(_, count)| **count > 1).collect();
-    assert!(repeated.is_empty(), "ids with more than one row: {repeated:?}");
+    assert!(
+        repeated.is_empty(),
+        "ids with more than one row: {repeated:?}"
+    );
 
     // The list itself lives beside the checkout of this project's authors; elsewhere the count stands for it.
     match fs::read_to_string(root().join("../shared/FEATURES.md")) {
@@ -90,7 +107,10 @@ fn every_feature_id_has_one_row() {
             let mapped: BTreeSet<String> = seen.into_keys().collect();
             let lost: Vec<_> = listed.difference(&mapped).collect();
             let unknown: Vec<_> = mapped.difference(&listed).collect();
-            assert!(lost.is_empty() && unknown.is_empty(), "no row: {lost:?}; unknown: {unknown:?}");
+            assert!(
+                lost.is_empty() && unknown.is_empty(),
+                "no row: {lost:?}; unknown: {unknown:?}"
+            );
         }
         Err(_) => assert_eq!(seen.len(), 293, "feature ids"),
     }
@@ -100,7 +120,9 @@ fn every_feature_id_has_one_row() {
 fn every_test_that_the_map_names_exists() {
     let mut wrong = Vec::new();
     for row in rows() {
-        let Proof::Tests(named) = row.proof else { continue };
+        let Proof::Tests(named) = row.proof else {
+            continue;
+        };
         for name in named {
             let Some((file, test)) = name.rsplit_once("::") else {
                 wrong.push(format!("{}: `{name}` is not file::test", row.id));

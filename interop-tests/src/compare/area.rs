@@ -1,0 +1,66 @@
+//! What can be compared, and what cannot yet.
+
+use super::{Effort, Error, bitswap, figure::Figure, relay};
+
+/// A group of figures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Subcommand)]
+pub enum Area {
+    /// Our bitswap against a raw libp2p stream, beetswap and litep2p: one seed, loopback TCP and QUIC
+    Bitswap,
+    /// Our relay and its client against stock libp2p-relay, and against a direct connection
+    Relay,
+    /// Not built yet (issue 3)
+    Store,
+    /// Not built yet (issue 6)
+    Punch,
+    /// Not built yet (no issue planned so far)
+    Dht,
+    /// Not built yet (no issue planned so far)
+    Select,
+}
+
+/// An area without figures.
+#[derive(Debug, thiserror::Error)]
+#[error("`compare -- {name}` is not built yet ({plan}); built are: bitswap, relay")]
+pub struct NotBuilt {
+    name: &'static str,
+    plan: &'static str,
+}
+
+impl Area {
+    /// All that have figures.
+    pub const BUILT: [Self; 2] = [Self::Bitswap, Self::Relay];
+
+    /// Whether this area has figures.
+    ///
+    /// # Errors
+    ///
+    /// [`NotBuilt`] says which issue brings it.
+    pub fn built(self) -> Result<(), NotBuilt> {
+        let (name, plan) = match self {
+            Self::Bitswap | Self::Relay => return Ok(()),
+            Self::Store => ("store", "issue 3"),
+            Self::Punch => ("punch", "issue 6"),
+            Self::Dht => ("dht", "no issue planned so far"),
+            Self::Select => ("select", "no issue planned so far"),
+        };
+        Err(NotBuilt { name, plan })
+    }
+
+    /// Measures and hands each figure to `report` as soon as it is known.
+    ///
+    /// # Errors
+    ///
+    /// [`NotBuilt`], or the first endpoint that failed.
+    pub async fn measure(
+        self,
+        effort: Effort,
+        report: &mut dyn FnMut(Figure),
+    ) -> Result<(), Error> {
+        self.built()?;
+        match self {
+            Self::Bitswap => bitswap::measure(effort, report).await,
+            _ => relay::measure(effort, report).await,
+        }
+    }
+}

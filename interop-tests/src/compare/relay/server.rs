@@ -1,0 +1,59 @@
+//! Both relays, with every limit lifted that loopback would reach.
+
+use crate::compare::Error;
+use crate::compare::swarm::{self, Transport};
+use anypath_relay::server;
+use libp2p::swarm::NetworkBehaviour;
+use libp2p::{Swarm, relay};
+use std::time::Duration;
+
+/// More than any measurement opens.
+const PLENTY: usize = 1 << 16;
+/// Longer than any measurement takes.
+const LONG: Duration = Duration::from_secs(60 * 60);
+
+pub(super) async fn ours(transport: Transport) -> Result<(), Error> {
+    let config = server::Config::builder()
+        .max_reservations(PLENTY)
+        .max_reservations_per_peer(PLENTY)
+        .max_circuits(PLENTY)
+        .max_circuits_per_peer(PLENTY)
+        .max_circuit_duration(LONG)
+        .max_circuit_bytes(None)
+        .rate_limits(false)
+        .build()?;
+    let swarm = swarm::direct_with(|local| {
+        let mut behaviour = server::Behaviour::new(local, config);
+        behaviour.set_status(server::Status::Enabled);
+        behaviour
+    })?;
+    run(swarm, transport).await
+}
+
+pub(super) async fn stock(transport: Transport) -> Result<(), Error> {
+    let config = relay::Config {
+        max_reservations: PLENTY,
+        max_reservations_per_peer: PLENTY,
+        reservation_rate_limiters: Vec::new(),
+        max_circuits: PLENTY,
+        max_circuits_per_peer: PLENTY,
+        max_circuit_duration: LONG,
+        // Any number (copy_future.rs).
+        max_circuit_bytes: 0,
+        circuit_src_rate_limiters: Vec::new(),
+        ..relay::Config::default()
+    };
+    run(
+        swarm::direct_with(|local| relay::Behaviour::new(local, config))?,
+        transport,
+    )
+    .await
+}
+
+async fn run<B: NetworkBehaviour>(mut swarm: Swarm<B>, transport: Transport) -> Result<(), Error> {
+    let address = swarm::listen(&mut swarm, transport).await?;
+    // A reservation lists the relay's external addresses; without one, stock clients drop it.
+    swarm.add_external_address(address.clone());
+    swarm::serve(&mut swarm, &address).await;
+    Ok(())
+}
