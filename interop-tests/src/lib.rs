@@ -1,3 +1,4 @@
 //! NAT lab, foreign peers and comparisons for Anypath
 
 pub mod compare;
+pub mod lab;
