@@ -242,4 +242,17 @@ mod tests {
             }
         ));
     }
+
+    #[test]
+    fn a_file_says_what_differs_and_nothing_unknown() {
+        let text = r#"{"verdict_ttl": "15m", "private_candidates": "never"}"#;
+        let config: Config = serde_json::from_str(text).unwrap();
+        assert_eq!(config.verdict_ttl(), Some(Duration::from_secs(15 * 60)));
+        assert_eq!(config.private_candidates(), PrivateCandidates::Never);
+        assert_eq!(
+            config.outcome_timeout(),
+            Config::default().outcome_timeout()
+        );
+        assert!(serde_json::from_str::<Config>(r#"{"enable": true}"#).is_err());
+    }
 }

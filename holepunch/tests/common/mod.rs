@@ -205,8 +205,10 @@ pub async fn node(config: holepunch::Config) -> (Running<Node>, Multiaddr) {
         relay,
         holepunch: holepunch::Behaviour::new(id, config),
     };
-    let swarm_config =
-        Config::with_tokio_executor().with_idle_connection_timeout(Duration::from_secs(60));
+    let swarm_config = Config::with_tokio_executor()
+        .with_idle_connection_timeout(Duration::from_secs(60))
+        // As the manager builds its swarm.
+        .with_substream_upgrade_protocol_override(Version::V1Lazy);
     let mut swarm = Swarm::new(transport, behaviour, id, swarm_config);
     swarm.listen_on(Protocol::Memory(0).into()).unwrap();
     let mut node = Running::start(swarm);

@@ -182,4 +182,15 @@ mod tests {
                 .is_err()
         );
     }
+
+    #[test]
+    fn a_file_says_what_differs_and_nothing_unknown() {
+        let text = r#"{"reservation_duration": "90s", "max_circuit_bytes": 0}"#;
+        let config: Config = serde_json::from_str(text).unwrap();
+        assert_eq!(config.reservation_duration(), Duration::from_secs(90));
+        assert_eq!(config.circuit_limit().unwrap().bytes, None);
+        assert_eq!(config.max_circuits(), Config::default().max_circuits());
+        assert!(serde_json::from_str::<Config>(r#"{"max_circuit": 1}"#).is_err());
+        assert!(serde_json::from_str::<Config>(r#"{"max_circuits": 0}"#).is_err());
+    }
 }

@@ -217,8 +217,10 @@ pub async fn client(config: client::Config) -> (Running<Client>, Multiaddr) {
         server: server::Behaviour::new(id, server::Config::default()),
         ping: quick_ping(),
     };
-    let config =
-        Config::with_tokio_executor().with_idle_connection_timeout(Duration::from_secs(60));
+    let config = Config::with_tokio_executor()
+        .with_idle_connection_timeout(Duration::from_secs(60))
+        // As the manager builds its swarm.
+        .with_substream_upgrade_protocol_override(Version::V1Lazy);
     let swarm = Swarm::new(transport, behaviour, id, config);
     let mut client = Running::start(swarm, Protocol::Memory(0).into());
     let address = listening(&mut client).await;
