@@ -8,6 +8,7 @@
 //! times at the root (which it ignores).
 
 mod add;
+mod download;
 mod get;
 mod node;
 mod part;
@@ -19,6 +20,7 @@ use bytes::Bytes;
 use cid::Cid;
 
 pub use self::add::{AddError, AddOptions, Added, PIN_SET_PREFIX, add, clean_up, dag_size};
+pub use self::download::{Download, DownloadEvent, download};
 pub use self::get::{Fetched, GetError, GetOptions, Progress, get, part_path};
 pub use self::node::{Entry, Kind};
 

@@ -1,0 +1,135 @@
+//! `anypath add`.
+
+use std::{io, path::Path};
+
+use anypath::files::{self, AddOptions, Profile};
+use bytes::Bytes;
+use futures::{AsyncReadExt as _, Stream};
+use indicatif::ProgressBar;
+use serde_json::{Value, json};
+
+use crate::{
+    Error,
+    args::{AddFlags, NodeFlags},
+    client::Client,
+    context::Context,
+};
+
+/// Bytes read from the file at a time.
+const READ_BYTES: usize = 256 * 1024;
+
+pub(crate) async fn run(context: &Context, flags: &AddFlags) -> Result<(), Error> {
+    // First, so that a wrong name is the error that is reported.
+    let source = Source::open(&flags.file)?;
+    let bar = context.output.progress_bar(source.size);
+    let client = context.client().await?;
+    let mut added = match &client {
+        Some(client) => {
+            let path = format!("/api/add?profile={}", flags.profile.name());
+            let (size, bytes) = (source.size, source.into_stream(bar.clone()));
+            client.post_bytes(&path, size, bytes).await?
+        }
+        None => add_here(context, flags, source, &bar).await?,
+    };
+    bar.finish_and_clear();
+
+    let address = match &client {
+        Some(client) => best_address(client).await?,
+        None => None,
+    };
+    let cid = added.get("cid").and_then(Value::as_str).unwrap_or_default().to_owned();
+    if let (Value::Object(fields), Some(address)) = (&mut added, &address) {
+        fields.insert("address".to_owned(), address.as_str().into());
+    }
+    context.output.print(&added, &cid);
+    if context.output.is_terminal() {
+        context.output.note(match address {
+            Some(address) => format!("\non another machine:\n  anypath get {cid} --peer {address}"),
+            None => "\nrun `anypath start` so that others can get it".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// No node runs: straight into the store.
+async fn add_here(
+    context: &Context,
+    flags: &AddFlags,
+    source: Source,
+    bar: &ProgressBar,
+) -> Result<Value, Error> {
+    let config = context.config(&NodeFlags::default())?;
+    let store = context.store(&config).await?;
+    let options = AddOptions {
+        profile: Profile::by_name(flags.profile.name()).unwrap_or_default(),
+        size: source.size,
+        on_progress: None,
+    };
+    let bytes = futures::TryStreamExt::into_async_read(Box::pin(source.into_stream(bar.clone())));
+    let added = files::add(&store, bytes, options).await;
+    // Also after an error: what was cleaned up must be on disk.
+    store.close().await?;
+    let added = added?;
+    Ok(json!({ "cid": added.cid.to_string(), "bytes": added.bytes, "blocks": added.blocks }))
+}
+
+/// Where another machine reaches the running node: directly from outside, else through a relay, else in this network.
+async fn best_address(client: &Client) -> Result<Option<String>, Error> {
+    let status = client.get("/api/status").await?;
+    let peer_id = status.get("peer_id").and_then(Value::as_str).unwrap_or_default();
+    let of = |key: &str| -> Vec<String> {
+        let addresses = status.get(key).and_then(Value::as_array).into_iter().flatten();
+        addresses.filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    let (external, listen) = (of("external_addrs"), of("listen_addrs"));
+    let is_relayed = |address: &&String| address.contains("/p2p-circuit");
+    let is_loopback = |address: &&String| address.contains("/127.0.0.1/") || address.contains("/::1/");
+    let best = external
+        .iter()
+        .find(|address| !is_relayed(address))
+        .or_else(|| external.iter().find(is_relayed))
+        .or_else(|| listen.iter().find(is_relayed))
+        .or_else(|| listen.iter().find(|address| !is_loopback(address)))
+        .or_else(|| listen.first());
+    let with_peer = |address: &String| match address.ends_with(peer_id) {
+        true => address.clone(),
+        false => format!("{address}/p2p/{peer_id}"),
+    };
+    Ok(best.map(with_peer))
+}
+
+/// The bytes to add.
+struct Source {
+    reader: Box<dyn futures::AsyncRead + Send + Sync + Unpin>,
+    size: Option<u64>,
+}
+
+impl Source {
+    fn open(path: &Path) -> Result<Self, Error> {
+        if path == Path::new("-") {
+            let reader = Box::new(blocking::Unblock::new(io::stdin()));
+            return Ok(Self { reader, size: None });
+        }
+        let cannot = |error: io::Error| format!("cannot read {}: {error}", path.display());
+        let file = std::fs::File::open(path).map_err(cannot)?;
+        let metadata = file.metadata().map_err(cannot)?;
+        if metadata.is_dir() {
+            return Err(format!("{} is a directory; add its files one by one", path.display()).into());
+        }
+        let size = metadata.is_file().then_some(metadata.len());
+        Ok(Self { reader: Box::new(blocking::Unblock::with_capacity(4 * READ_BYTES, file)), size })
+    }
+
+    fn into_stream(self, bar: ProgressBar) -> impl Stream<Item = io::Result<Bytes>> + Send + Sync {
+        futures::stream::try_unfold(self.reader, move |mut reader| {
+            let bar = bar.clone();
+            async move {
+                let mut buffer = vec![0; READ_BYTES];
+                let read = reader.read(&mut buffer).await?;
+                buffer.truncate(read);
+                bar.inc(read as u64);
+                Ok((read > 0).then(|| (Bytes::from(buffer), reader)))
+            }
+        })
+    }
+}

@@ -1,0 +1,175 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use anypath::{config, libp2p::Multiaddr};
+use cid::Cid;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A libp2p node that reaches any peer by any path and moves content-addressed files.
+#[derive(Debug, Parser)]
+#[command(name = "anypath", version, about)]
+pub(crate) struct Arguments {
+    /// Where the node keeps its identity and blocks [default: the platform's place for application data]
+    #[arg(long, global = true, value_name = "DIR", env = "ANYPATH_DATA_DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Configuration file [default: config.toml in the data directory]
+    #[arg(long, global = true, value_name = "FILE", env = "ANYPATH_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Port of the HTTP API; another one than 9000 means another instance with a data directory of its own
+    #[arg(long, global = true, value_name = "PORT")]
+    pub(crate) port: Option<u16>,
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a node until Ctrl-C, SIGTERM or `anypath shutdown`
+    Start(StartFlags),
+    /// Print this node's peer id
+    Id,
+    /// Add a file and print its CID
+    Add(AddFlags),
+    /// Get a file by its CID
+    Get(GetFlags),
+    /// List the connected peers
+    Peers,
+    /// Connect to a peer
+    Connect {
+        /// Its address, as in /ip4/192.0.2.1/udp/9100/quic-v1/p2p/12D3Koo…
+        #[arg(value_name = "MULTIADDR")]
+        address: Multiaddr,
+    },
+    /// Show what the running node is doing
+    Status,
+    /// Stop the running node
+    Shutdown,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StartFlags {
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+    /// Stay in the foreground (the only way there is; service managers take it from here)
+    #[arg(long)]
+    foreground: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AddFlags {
+    /// The file; - for standard input
+    pub(crate) file: PathBuf,
+    /// How the file is cut, and so which CID it has
+    #[arg(long, value_enum, default_value_t = ProfileName::Kubo)]
+    pub(crate) profile: ProfileName,
+}
+
+/// Names of [`anypath::files::Profile`]s.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum ProfileName {
+    /// 256 KiB chunks, 174 links: `ipfs add --cid-version=1`
+    Kubo,
+    /// 1 MiB chunks, 1,024 links: kubo's profile of that name
+    #[value(name = "unixfs-v1-2025")]
+    UnixfsV12025,
+}
+
+impl ProfileName {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Kubo => "kubo",
+            Self::UnixfsV12025 => "unixfs-v1-2025",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GetFlags {
+    /// The file's CID
+    pub(crate) cid: Cid,
+    /// Where to write it [default: the CID, in this directory]
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) output: Option<PathBuf>,
+    /// A peer that probably has it; may be given several times
+    #[arg(long, value_name = "MULTIADDR")]
+    pub(crate) peer: Vec<Multiaddr>,
+    /// Replace the output if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+}
+
+/// What the configuration says too; a flag beats the file and the environment.
+#[derive(Debug, Default, Args)]
+pub(crate) struct NodeFlags {
+    /// Stay away from the public IPFS network
+    #[arg(long)]
+    private: bool,
+    /// Hold a reservation on this relay; may be given several times
+    #[arg(long, value_name = "MULTIADDR")]
+    relay: Vec<String>,
+    /// Relay for others
+    #[arg(long)]
+    relay_server: bool,
+    /// An address under which this node is reachable from outside; may be given several times
+    #[arg(long, value_name = "MULTIADDR")]
+    external_address: Vec<String>,
+    /// Listen here instead of on all interfaces; may be given several times
+    #[arg(long, value_name = "MULTIADDR")]
+    listen: Vec<String>,
+    /// Do not look for peers on the local network
+    #[arg(long)]
+    no_mdns: bool,
+    /// Connect to this peer at start; may be given several times
+    #[arg(long, value_name = "MULTIADDR")]
+    bootstrap: Vec<String>,
+    /// P2P port for TCP and UDP [default: 9100, or the next free one]
+    #[arg(long, value_name = "PORT")]
+    p2p_port: Option<u16>,
+}
+
+impl NodeFlags {
+    /// As values for [`config::load`].
+    pub(crate) fn settings(&self) -> Vec<config::Flag> {
+        let mut settings = Vec::new();
+        let mut set = |flag, key, value: String| settings.push(config::Flag { flag, key, value });
+        for (flag, key, given, value) in [
+            ("--private", "private", self.private, "true"),
+            ("--relay-server", "enable_relay_server", self.relay_server, "true"),
+            ("--no-mdns", "enable_mdns", self.no_mdns, "false"),
+        ] {
+            if given {
+                set(flag, key, value.to_owned());
+            }
+        }
+        for (flag, key, addresses) in [
+            ("--relay", "relays", &self.relay),
+            ("--external-address", "external_addrs", &self.external_address),
+            ("--listen", "listen_addrs", &self.listen),
+            ("--bootstrap", "bootstrap_peers", &self.bootstrap),
+        ] {
+            if !addresses.is_empty() {
+                set(flag, key, addresses.join(","));
+            }
+        }
+        if let Some(port) = self.p2p_port {
+            set("--p2p-port", "p2p_port", port.to_string());
+        }
+        settings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Arguments::command().debug_assert();
+    }
+}

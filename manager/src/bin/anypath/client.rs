@@ -1,0 +1,135 @@
+//! Talking to the running node over its API.
+
+use std::io;
+
+use anypath::data_dir::ApiFile;
+use bytes::Bytes;
+use futures::Stream;
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Body as _, Frame, Incoming},
+    header,
+};
+use hyper_util::{
+    client::legacy::{Client as HyperClient, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde_json::Value;
+
+use crate::Error;
+
+type Body = BoxBody<Bytes, io::Error>;
+
+/// A node that has answered.
+#[derive(Debug)]
+pub(crate) struct Client {
+    api: ApiFile,
+    http: HyperClient<HttpConnector, Body>,
+}
+
+impl Client {
+    /// None if the node that wrote `api.json` is gone: nothing answers there, or something else.
+    pub(crate) async fn connect(api: ApiFile) -> Option<Self> {
+        let http = HyperClient::builder(TokioExecutor::new()).build_http();
+        let pid = api.pid;
+        let client = Self { api, http };
+        let status = client.get("/api/status").await.ok()?;
+        (status.get("pid").and_then(Value::as_u64) == Some(pid.into())).then_some(client)
+    }
+
+    /// Asks and returns the answer's JSON.
+    pub(crate) async fn get(&self, path: &str) -> Result<Value, Error> {
+        let response = self.send(Method::GET, path, None, empty()).await?;
+        Ok(serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?)
+    }
+
+    /// Sends JSON and returns the answer's JSON.
+    pub(crate) async fn post(&self, path: &str, value: &Value) -> Result<Value, Error> {
+        let response = self.post_for_stream(path, value).await?;
+        Ok(serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?)
+    }
+
+    /// Sends JSON and returns the answer as it comes.
+    pub(crate) async fn post_for_stream(
+        &self,
+        path: &str,
+        value: &Value,
+    ) -> Result<Response<Incoming>, Error> {
+        let body = Full::new(Bytes::from(value.to_string())).map_err(|never| match never {}).boxed();
+        self.send(Method::POST, path, Some("application/json"), body).await
+    }
+
+    /// Sends bytes as they come and returns the answer's JSON. `size` is their number, if known.
+    pub(crate) async fn post_bytes(
+        &self,
+        path: &str,
+        size: Option<u64>,
+        bytes: impl Stream<Item = io::Result<Bytes>> + Send + Sync + 'static,
+    ) -> Result<Value, Error> {
+        let frames = futures::TryStreamExt::map_ok(bytes, Frame::data);
+        let body = Sized { body: StreamBody::new(frames).boxed(), size };
+        let response = self.send(Method::POST, path, None, body.boxed()).await?;
+        Ok(serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?)
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: Option<&str>,
+        body: Body,
+    ) -> Result<Response<Incoming>, Error> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.api.address))
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.api.token));
+        if let Some(content_type) = content_type {
+            request = request.header(header::CONTENT_TYPE, content_type);
+        }
+        let response = self.http.request(request.body(body)?).await?;
+        match response.status() {
+            StatusCode::OK => Ok(response),
+            status => {
+                let body = response.into_body().collect().await?.to_bytes();
+                let answer: Option<Value> = serde_json::from_slice(&body).ok();
+                let error = answer.as_ref().and_then(|answer| answer.get("error")?.as_str());
+                Err(match error {
+                    Some(error) => error.to_owned(),
+                    None => format!("the node answered {status}: {}", String::from_utf8_lossy(&body)),
+                }
+                .into())
+            }
+        }
+    }
+}
+
+fn empty() -> Body {
+    Full::new(Bytes::new()).map_err(|never| match never {}).boxed()
+}
+
+/// A body whose length is sent ahead, so that the node can refuse what does not fit.
+struct Sized {
+    body: Body,
+    size: Option<u64>,
+}
+
+impl hyper::body::Body for Sized {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        std::pin::Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.size.map_or_else(hyper::body::SizeHint::default, hyper::body::SizeHint::with_exact)
+    }
+}

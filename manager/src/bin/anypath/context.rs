@@ -1,0 +1,109 @@
+//! What all commands share: the data directory, the configuration, the way to a node.
+
+use std::path::PathBuf;
+
+use anypath::{
+    Config, Node,
+    config::{self, DEFAULT_API_PORT, Sources},
+    data_dir::DataDir,
+    files, identity, tiered_store,
+};
+use tiered_store::{OpenError, Store};
+
+use crate::{
+    Error,
+    args::{Arguments, NodeFlags},
+    client::Client,
+    output::Output,
+};
+
+/// The surroundings of a command.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) data: DataDir,
+    pub(crate) output: Output,
+    /// Given with `--port`.
+    pub(crate) port: Option<u16>,
+    config_file: Option<PathBuf>,
+}
+
+impl Context {
+    pub(crate) fn new(arguments: &Arguments, output: Output) -> Result<Self, Error> {
+        let port = arguments.port;
+        let path = DataDir::locate(arguments.data_dir.clone(), port.unwrap_or(DEFAULT_API_PORT))?;
+        let data = DataDir::open(path)?;
+        Ok(Self { data, output, port, config_file: arguments.config.clone() })
+    }
+
+    /// The configuration: file, environment, flags.
+    pub(crate) fn config(&self, flags: &NodeFlags) -> Result<Config, Error> {
+        let mut flags = flags.settings();
+        if let Some(port) = self.port {
+            flags.push(config::Flag { flag: "--port", key: "api_port", value: port.to_string() });
+        }
+        let sources = Sources {
+            file: Some(self.config_file.clone().unwrap_or_else(|| self.data.config_file())),
+            file_required: self.config_file.is_some(),
+            environment: std::env::vars().collect(),
+            flags,
+        };
+        Ok(config::load(&sources)?)
+    }
+
+    /// A client of the node that runs on this data directory, if one does.
+    pub(crate) async fn client(&self) -> Result<Option<Client>, Error> {
+        match self.data.read_api()? {
+            Some(api) => Ok(Client::connect(api).await),
+            None => Ok(None),
+        }
+    }
+
+    /// The same, where the command makes no sense without.
+    pub(crate) async fn running(&self) -> Result<Client, Error> {
+        self.client().await?.ok_or_else(|| {
+            let port = self.port.map(|port| format!(" --port {port}")).unwrap_or_default();
+            let path = self.data.path().display();
+            format!("no node is running on {path}; start one with `anypath{port} start`").into()
+        })
+    }
+
+    /// Opens the store of this data directory.
+    pub(crate) async fn store(&self, config: &Config) -> Result<Store, Error> {
+        let disk = match config.disk_capacity() {
+            Some(bytes) => bytes,
+            None => self.data.default_disk_capacity()?,
+        };
+        let builder = tiered_store::Config::builder()
+            .path(self.data.store())
+            .memory_capacity(config.memory_capacity())
+            .disk_capacity(disk);
+        let store = match Store::open(builder.build()?).await {
+            Ok(store) => store,
+            Err(OpenError::Locked { pid, .. }) => return Err(self.in_use(pid)),
+            Err(error) => return Err(error.into()),
+        };
+        files::clean_up(&store).await?;
+        Ok(store)
+    }
+
+    /// A node on this data directory.
+    pub(crate) async fn start_node(&self, config: &Config, store: Store) -> Result<Node, Error> {
+        let keypair = identity::load_or_create(&self.data.identity_file())?;
+        Ok(Node::start(config.clone(), keypair, store, spawn).await?)
+    }
+
+    fn in_use(&self, pid: Option<u32>) -> Error {
+        let process = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+        format!(
+            "another node uses the data directory {}{process}; stop it with `anypath shutdown`, or start a second \
+             instance with --port N or --data-dir DIR",
+            self.data.path().display()
+        )
+        .into()
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the binary chooses the executor")]
+pub(crate) fn spawn(task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>) {
+    drop(tokio::spawn(task));
+}

@@ -1,0 +1,231 @@
+//! What each request does.
+
+use std::{io, path::PathBuf};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{DefaultBodyLimit, Query, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    middleware,
+    response::{Html, IntoResponse, Response},
+    routing::{get, post},
+};
+use bytes::Bytes;
+use cid::Cid;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, channel::mpsc, stream};
+use libp2p::Multiaddr;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Api, MAX_JSON_BYTES, guard::guard, page};
+use crate::files::{self, AddOptions, Download, DownloadEvent, Profile};
+
+/// Events of a download that wait for a slow client; progress beyond that is left out.
+const EVENTS: usize = 64;
+
+pub(super) fn router(api: Api) -> Router {
+    Router::new()
+        .route("/", get(status_page))
+        .route("/api/status", get(status))
+        .route("/api/peers", get(peers))
+        .route("/api/mcp/peers", get(peers))
+        .route("/metrics", get(metrics))
+        .route("/api/add", post(add))
+        .route("/api/get", post(download))
+        .route("/api/connect", post(connect))
+        .route("/api/shutdown", post(shutdown))
+        .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
+        .layer(middleware::from_fn_with_state(api.clone(), guard))
+        .with_state(api)
+}
+
+/// An error, as `{"error": "…"}`.
+#[derive(Debug)]
+pub(super) struct Failure {
+    status: StatusCode,
+    message: String,
+}
+
+impl Failure {
+    pub(super) fn new(status: StatusCode, error: impl ToString) -> Self {
+        Self { status, message: error.to_string() }
+    }
+
+    fn bad_request(error: impl ToString) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error)
+    }
+
+    fn stopped(error: impl ToString) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.status, Json(json!({ "error": self.message }))).into_response()
+    }
+}
+
+async fn status_page(State(api): State<Api>) -> Result<impl IntoResponse, Failure> {
+    const POLICY: HeaderValue = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
+    let (status, peers) = (status_value(&api).await?, peers_value(&api).await?);
+    Ok(([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(page::render(&status, &peers))))
+}
+
+async fn status(State(api): State<Api>) -> Result<Json<Value>, Failure> {
+    status_value(&api).await.map(Json)
+}
+
+async fn peers(State(api): State<Api>) -> Result<Json<Value>, Failure> {
+    peers_value(&api).await.map(Json)
+}
+
+async fn status_value(api: &Api) -> Result<Value, Failure> {
+    let mut status = to_value(&api.node.status().await.map_err(Failure::stopped)?)?;
+    if let Value::Object(fields) = &mut status {
+        fields.insert("store".to_owned(), to_value(&api.node.store().stats())?);
+        fields.insert("version".to_owned(), env!("CARGO_PKG_VERSION").into());
+        fields.insert("pid".to_owned(), std::process::id().into());
+    }
+    Ok(status)
+}
+
+async fn peers_value(api: &Api) -> Result<Value, Failure> {
+    to_value(&api.node.peers().await.map_err(Failure::stopped)?)
+}
+
+fn to_value(value: &impl Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(value).map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error))
+}
+
+async fn metrics(State(api): State<Api>) -> Result<impl IntoResponse, Failure> {
+    const OPEN_METRICS: HeaderValue =
+        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    let text = api.node.metrics_text().await.map_err(Failure::stopped)?;
+    Ok(([(header::CONTENT_TYPE, OPEN_METRICS)], text))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AddQuery {
+    profile: Option<String>,
+}
+
+async fn add(
+    State(api): State<Api>,
+    Query(query): Query<AddQuery>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Failure> {
+    let profile = match &query.profile {
+        None => Profile::default(),
+        Some(name) => Profile::by_name(name)
+            .ok_or_else(|| Failure::bad_request(format!("unknown profile {name:?}; kubo or unixfs-v1-2025")))?,
+    };
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    let size = length.and_then(|length| length.parse().ok());
+    // A task of its own: if the client goes, the body ends with an error and the add cleans up after itself.
+    let task = spawn(async move {
+        let source = body.into_data_stream().map_err(io::Error::other).into_async_read();
+        let options = AddOptions { profile, size, ..AddOptions::default() };
+        let added = files::add(api.node.store(), source, options).await?;
+        // Who waits for it already need not ask again; the DHT is told while the user goes on.
+        let _ = api.node.notify_new_blocks(vec![added.cid]).await;
+        if api.announces {
+            drop(spawn(async move { api.announce(added.cid).await }));
+        }
+        Ok(added)
+    });
+    let added: Result<files::Added, files::AddError> =
+        task.await.map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error))?;
+    let added = added.map_err(|error| {
+        let status = match error {
+            files::AddError::NoRoom { .. } | files::AddError::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
+            files::AddError::Read { .. } => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Failure::new(status, error)
+    })?;
+    Ok(Json(json!({ "cid": added.cid.to_string(), "bytes": added.bytes, "blocks": added.blocks })))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GetRequest {
+    cid: String,
+    /// Absolute: the client's working directory is not the node's.
+    output: PathBuf,
+    #[serde(default)]
+    peers: Vec<Multiaddr>,
+    #[serde(default)]
+    force: bool,
+}
+
+async fn download(
+    State(api): State<Api>,
+    Json(request): Json<GetRequest>,
+) -> Result<impl IntoResponse, Failure> {
+    const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
+    let cid: Cid = request.cid.parse().map_err(|_| {
+        Failure::bad_request(format!("{:?} is not a CID", request.cid))
+    })?;
+    if !request.output.is_absolute() {
+        return Err(Failure::bad_request("`output` must be an absolute path"));
+    }
+    let GetRequest { output, peers, force, .. } = request;
+    let (mut sender, events) = mpsc::channel(EVENTS);
+    let transfer = async move {
+        let mut last = sender.clone();
+        let request = Download { cid, output, peers, force };
+        let done = files::download(&api.node, request, move |event: DownloadEvent| {
+            let line = to_line(&event);
+            let _ = match event {
+                // If the queue is full, the next one says more.
+                DownloadEvent::Progress { .. } => sender.try_send(line),
+                // Each new sender has a place of its own in the queue.
+                _ => sender.clone().try_send(line),
+            };
+        });
+        if let Err(error) = done.await {
+            let _ = last.try_send(to_line(&json!({ "event": "error", "message": error.to_string() })));
+        }
+    };
+    // The transfer runs as the client reads, and ends when it goes away.
+    let transfer = transfer.into_stream().filter_map(|()| async { None::<Bytes> });
+    let lines = stream::select(events, transfer).map(Ok::<_, io::Error>);
+    Ok(([(header::CONTENT_TYPE, NDJSON)], Body::from_stream(lines)))
+}
+
+fn to_line(event: &impl Serialize) -> Bytes {
+    let mut line = serde_json::to_vec(event).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConnectRequest {
+    address: Multiaddr,
+}
+
+async fn connect(
+    State(api): State<Api>,
+    Json(request): Json<ConnectRequest>,
+) -> Result<Json<Value>, Failure> {
+    let peer = api.node.connect(request.address).await;
+    let peer = peer.map_err(|error| Failure::new(StatusCode::BAD_GATEWAY, error))?;
+    Ok(Json(json!({ "peer_id": peer.to_string() })))
+}
+
+async fn shutdown(State(api): State<Api>) -> Json<Value> {
+    api.stop.notify_one();
+    Json(json!({}))
+}
+
+#[expect(clippy::disallowed_methods, reason = "axum runs on tokio anyway")]
+fn spawn<T: Send + 'static>(
+    task: impl Future<Output = T> + Send + 'static,
+) -> tokio::task::JoinHandle<T> {
+    tokio::spawn(task)
+}
