@@ -5,6 +5,7 @@ use std::{
 };
 
 use cid::Cid;
+use either::Either;
 use futures::FutureExt as _;
 use futures_timer::Delay;
 use libp2p_core::{Endpoint, Multiaddr, transport::ListenerId, transport::PortUse};
@@ -14,20 +15,24 @@ use libp2p_kad::{
     store::RecordStore as _,
 };
 use libp2p_swarm::{
-    ConnectionDenied, ConnectionId, ExpiredListenAddr, ExternalAddresses, FromSwarm,
+    ConnectionDenied, ConnectionHandler as _, ConnectionHandlerSelect, ConnectionId, ExpiredListenAddr, ExternalAddresses, FromSwarm,
     NetworkBehaviour, NewListenAddr, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
 use web_time::Instant;
 
 use crate::{
     BucketInserts, Config, Event, Mode, Peer, QueryError, Target, Ticket,
-    core::{Answer, Core, Output, Question},
+    core::{Answer, Core, Output, Question, candidates::Candidates},
+    handler::{Listed, Watcher},
     scope,
     store::Store,
 };
 
 type Kad = kad::Behaviour<Store>;
-type Action = ToSwarm<Event, THandlerInEvent<Kad>>;
+// kad does not export its handler; it is the same for every store.
+type KadHandler = <kad::Behaviour<kad::store::MemoryStore> as NetworkBehaviour>::ConnectionHandler;
+type Handler = ConnectionHandlerSelect<KadHandler, Watcher>;
+type Action = ToSwarm<Event, THandlerInEvent<Behaviour>>;
 
 /// One node of a Kademlia DHT.
 ///
@@ -38,6 +43,7 @@ pub struct Behaviour {
     mode: Mode,
     kad: Kad,
     core: Core<QueryId>,
+    candidates: Candidates,
     external: ExternalAddresses,
     listen: Vec<(ListenerId, Multiaddr)>,
     /// What [`scope::is_public_only`] said last.
@@ -58,6 +64,7 @@ impl Behaviour {
             mode: config.mode(),
             kad,
             core: Core::new(local, &config),
+            candidates: Candidates::new(config.max_addresses_per_peer()),
             external: ExternalAddresses::default(),
             listen: Vec::new(),
             public_only: scope::is_public_only(
@@ -256,6 +263,28 @@ impl Behaviour {
         }
     }
 
+    /// A connected server listens at these addresses.
+    fn route(&mut self, peer: PeerId, addresses: impl IntoIterator<Item = Multiaddr>) {
+        if self.config.bucket_inserts() == BucketInserts::OnConnected {
+            for address in addresses {
+                self.add_address(peer, address);
+            }
+        }
+    }
+
+    fn on_listed(&mut self, peer: PeerId, listed: Listed) {
+        match listed {
+            Listed::Server => {
+                let addresses = self.candidates.on_server(&peer);
+                self.route(peer, addresses);
+            }
+            Listed::Client => {
+                self.candidates.on_client(&peer);
+                self.remove_peer(&peer);
+            }
+        }
+    }
+
     /// What of a stranger's addresses is kept.
     fn filter(&self, addresses: impl IntoIterator<Item = Multiaddr>) -> Vec<Multiaddr> {
         addresses
@@ -283,9 +312,13 @@ impl Behaviour {
                 }
             }
             kad::Event::RoutablePeer { peer, address } => {
-                if self.config.bucket_inserts() == BucketInserts::OnConnected {
-                    self.add_address(peer, address);
+                if let Some(more) = self.candidates.on_speaks(&peer) {
+                    self.route(peer, std::iter::once(address).chain(more));
                 }
+            }
+            kad::Event::UnroutablePeer { peer } => {
+                let addresses = self.candidates.on_speaks(&peer);
+                self.route(peer, addresses.into_iter().flatten());
             }
             kad::Event::RoutingUpdated { peer, is_new_peer, addresses, old_peer, .. } => {
                 if self.public_only {
@@ -297,7 +330,6 @@ impl Behaviour {
                 }
             }
             kad::Event::InboundRequest { .. }
-            | kad::Event::UnroutablePeer { .. }
             | kad::Event::PendingRoutablePeer { .. }
             | kad::Event::ModeChanged { .. } => {}
         }
@@ -454,9 +486,7 @@ fn kad_config(config: &Config) -> kad::Config {
 }
 
 impl NetworkBehaviour for Behaviour {
-    // kad does not export its handler; it is the same for every store.
-    type ConnectionHandler =
-        <kad::Behaviour<kad::store::MemoryStore> as NetworkBehaviour>::ConnectionHandler;
+    type ConnectionHandler = Handler;
     type ToSwarm = Event;
 
     fn handle_established_inbound_connection(
@@ -466,7 +496,8 @@ impl NetworkBehaviour for Behaviour {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.kad.handle_established_inbound_connection(connection, peer, local, remote)
+        let kad = self.kad.handle_established_inbound_connection(connection, peer, local, remote)?;
+        Ok(kad.select(Watcher::new(self.config.protocol().clone())))
     }
 
     fn handle_established_outbound_connection(
@@ -477,13 +508,14 @@ impl NetworkBehaviour for Behaviour {
         role_override: Endpoint,
         port_use: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.kad.handle_established_outbound_connection(
+        let kad = self.kad.handle_established_outbound_connection(
             connection,
             peer,
             address,
             role_override,
             port_use,
-        )
+        )?;
+        Ok(kad.select(Watcher::new(self.config.protocol().clone())))
     }
 
     fn handle_pending_outbound_connection(
@@ -506,7 +538,12 @@ impl NetworkBehaviour for Behaviour {
         connection: ConnectionId,
         event: THandlerOutEvent<Self>,
     ) {
-        self.kad.on_connection_handler_event(peer, connection, event);
+        match event {
+            Either::Left(event) => {
+                self.kad.on_connection_handler_event(peer, connection, event);
+            }
+            Either::Right(listed) => self.on_listed(peer, listed),
+        }
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -520,6 +557,17 @@ impl NetworkBehaviour for Behaviour {
             }
             FromSwarm::ExpiredListenAddr(ExpiredListenAddr { listener_id, addr }) => {
                 self.listen.retain(|known| *known != (listener_id, addr.clone()));
+            }
+            FromSwarm::ConnectionEstablished(established) => {
+                self.candidates.on_connected(established.peer_id);
+            }
+            FromSwarm::ConnectionClosed(closed) if closed.remaining_established == 0 => {
+                self.candidates.on_disconnected(&closed.peer_id);
+            }
+            FromSwarm::NewExternalAddrOfPeer(new)
+                if self.candidates.on_address(&new.peer_id, new.addr) =>
+            {
+                self.route(new.peer_id, [new.addr.clone()]);
             }
             _ => {}
         }
@@ -545,6 +593,7 @@ impl NetworkBehaviour for Behaviour {
                     continue;
                 }
                 Poll::Ready(action) => {
+                    let action = action.map_in(Either::Left);
                     return Poll::Ready(action.map_out(|_| unreachable!("matched above")));
                 }
                 Poll::Pending => {}

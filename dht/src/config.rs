@@ -23,7 +23,8 @@ pub enum Mode {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BucketInserts {
-    /// Every server that this node dialled, as far as its address may be passed on.
+    /// Every connected server whose address is known and may be passed on: this node dialled it, or
+    /// another behaviour told the swarm where it listens (identify does).
     #[default]
     OnConnected,
     /// Only what [`Behaviour::add_address`](crate::Behaviour::add_address) was told.

@@ -1,6 +1,8 @@
 //! Which query belongs to which ticket, what was already reported, and what is still to be announced: pure,
 //! on virtual time. Generic over the engine's query ids, because kad's cannot be made in a test.
 
+pub(crate) mod candidates;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     hash::Hash,

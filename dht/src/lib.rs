@@ -4,6 +4,7 @@ mod behaviour;
 mod config;
 mod core;
 mod event;
+mod handler;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod scope;
