@@ -2,12 +2,15 @@
 //! `multihash-codetable` has them.
 
 use cid::multihash::Multihash;
-use multihash_codetable::{Code, MultihashDigest};
+use multihash_codetable::{Code, MultihashDigest, Sha1};
+use multihash_derive::Hasher;
 
 /// Multihash code of the identity "hash": the digest is the data.
 pub(crate) const IDENTITY: u64 = 0x00;
 /// Multihash code of SHA2-256.
 pub(crate) const SHA2_256: u64 = 0x12;
+/// Multihash code of SHA-1 (git objects), which the code table lacks.
+const SHA1: u64 = 0x11;
 /// Multihash code of SHA2-256 applied twice, which `multihash-codetable` lacks.
 const DBL_SHA2_256: u64 = 0x56;
 /// Codec `raw`.
@@ -29,7 +32,12 @@ pub(crate) fn digest(code: u64, length: usize, data: &[u8]) -> Option<Multihash<
         return None;
     }
     let full = match code {
-        0x11..=0x17 | 0x1a..=0x1e | 0xb220 | 0xb240 | 0xb260 => {
+        SHA1 => {
+            let mut hasher = Sha1::default();
+            hasher.update(data);
+            Multihash::wrap(SHA1, hasher.finalize()).ok()?
+        }
+        0x12..=0x17 | 0x1a..=0x1e | 0xb220 | 0xb240 | 0xb260 => {
             Code::try_from(code).ok()?.digest(data)
         }
         DBL_SHA2_256 => {

@@ -16,8 +16,9 @@ use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::ProtocolViolation;
 
-/// What is read at once while the length of the next frame is unknown.
-const PEEK_BYTES: usize = 8 * 1024;
+/// What is read at once while the length of the next frame is unknown; also what an idle stream
+/// costs.
+const PEEK_BYTES: usize = 2 * 1024;
 /// A frame gets this much memory on the word of its sender; more only as bytes arrive.
 const FIRST_BYTES: usize = 64 * 1024;
 
@@ -244,5 +245,79 @@ impl<W: AsyncRead + AsyncWrite + Unpin> FrameWriter<W> {
             }
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{executor::block_on, io::Cursor};
+
+    use super::*;
+
+    const LIMIT: usize = 4 * 1024 * 1024;
+
+    fn reader(bytes: Vec<u8>) -> FrameReader<Cursor<Vec<u8>>> {
+        FrameReader::new(Cursor::new(bytes), LIMIT, Budget::new(16 * 1024 * 1024))
+    }
+
+    /// A frame of `length` bytes.
+    fn frame(length: usize) -> Vec<u8> {
+        let mut frame = Vec::new();
+        prost::encoding::encode_varint(length as u64, &mut frame);
+        frame.resize(frame.len() + length, 7);
+        frame
+    }
+
+    #[test]
+    fn frames_of_all_sizes_follow_one_another() {
+        let sizes = [0, 1, 127, 128, 10_000, 8190, 300_000, 5, LIMIT];
+        let mut reader = reader(sizes.iter().flat_map(|size| frame(*size)).collect());
+        for size in sizes {
+            assert_eq!(block_on(reader.next()).unwrap().unwrap().len(), size);
+        }
+        assert!(block_on(reader.next()).unwrap().is_none());
+        assert!(reader.budget.used.load(Ordering::Relaxed) <= PEEK_BYTES);
+    }
+
+    /// R2: beetswap compares the length of the varint with the limit.
+    #[test]
+    fn r2_a_declared_length_above_the_limit_is_refused_before_anything_is_buffered() {
+        for declared in [LIMIT as u64 + 1, 1 << 40, u64::MAX] {
+            let mut bytes = Vec::new();
+            prost::encoding::encode_varint(declared, &mut bytes);
+            let mut reader = reader(bytes);
+            let error = block_on(reader.next()).unwrap_err();
+            assert!(matches!(error, ReadError::Violation(ProtocolViolation::FrameTooLarge { .. })));
+            assert!(reader.buffer.len() <= PEEK_BYTES);
+        }
+        let mut reader = reader(vec![0xff; 11]);
+        assert!(matches!(block_on(reader.next()), Err(ReadError::Violation(_))));
+    }
+
+    #[test]
+    fn a_declared_length_below_the_limit_allocates_only_what_arrives() {
+        let mut bytes = frame(LIMIT);
+        bytes.truncate(1000);
+        let mut reader = reader(bytes);
+        assert!(matches!(block_on(reader.next()), Err(ReadError::Io(_))));
+        assert!(reader.buffer.len() <= FIRST_BYTES);
+    }
+
+    #[test]
+    fn incomplete_frames_of_all_streams_share_one_budget() {
+        let budget = Budget::new(200_000);
+        let mut partial = frame(LIMIT);
+        partial.truncate(150_000);
+        let read = || {
+            let mut reader = FrameReader::new(Cursor::new(partial.clone()), LIMIT, budget.clone());
+            let result = block_on(reader.next());
+            (reader, result)
+        };
+        let (first, result) = read();
+        assert!(matches!(result, Err(ReadError::Violation(_)) | Err(ReadError::Io(_))));
+        let (_second, result) = read();
+        assert!(matches!(result, Err(ReadError::Violation(_))));
+        drop((first, _second));
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
     }
 }
