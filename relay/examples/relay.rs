@@ -8,6 +8,7 @@
 use anypath_relay::{client, server};
 use futures::StreamExt;
 use libp2p_core::{Multiaddr, Transport, upgrade::Version};
+use libp2p_identify as identify;
 use libp2p_identity::Keypair;
 use libp2p_swarm::{Config, NetworkBehaviour, Swarm, SwarmEvent};
 
@@ -16,6 +17,8 @@ use libp2p_swarm::{Config, NetworkBehaviour, Swarm, SwarmEvent};
 struct Node {
     client: client::Behaviour,
     server: server::Behaviour,
+    /// Tells others that this node relays, and at which address it sees them.
+    identify: identify::Behaviour,
 }
 
 #[tokio::main]
@@ -30,7 +33,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .multiplex(libp2p_yamux::Config::default())
         .boxed();
     let server = server::Behaviour::new(id, server::Config::default());
-    let behaviour = Node { client, server };
+    let identify = identify::Config::new("/relay/1".to_owned(), keypair.public());
+    let behaviour = Node {
+        client,
+        server,
+        identify: identify::Behaviour::new(identify),
+    };
     let mut swarm = Swarm::new(transport, behaviour, id, Config::with_tokio_executor());
     swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse()?)?;
 
@@ -43,8 +51,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     loop {
         match swarm.select_next_some().await {
-            SwarmEvent::NewListenAddr { address, .. } => println!("{address}/p2p/{id}"),
-            SwarmEvent::Behaviour(event) => println!("{event:?}"),
+            SwarmEvent::NewListenAddr { address, .. } => {
+                println!("{}", address.clone().with_p2p(id).unwrap_or(address));
+            }
+            SwarmEvent::Behaviour(NodeEvent::Client(event)) => println!("{event:?}"),
+            SwarmEvent::Behaviour(NodeEvent::Server(event)) => println!("{event:?}"),
             _ => {}
         }
     }
