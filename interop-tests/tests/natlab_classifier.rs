@@ -1,6 +1,11 @@
 //! The lab's own proof: delays, loss and rates are what the plan says, and every NAT kind behaves as it
 //! is named.
 #![cfg(feature = "natlab")]
+#![expect(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
 
 use anypath_interop_tests::lab::probe::{Server, classify};
 use anypath_interop_tests::lab::{Host, Lab, Leg, Links, NatKind, Network, isolated, now};

@@ -30,7 +30,9 @@ pub fn binary() -> Result<PathBuf, LabError> {
         .ok_or_else(|| LabError::Plan("set ANYPATH_BIN to the anypath command".into()))?;
     if !super::is_inside() {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["build", "--release", "--package", "anypath", "--target-dir"]).arg(target);
+        cargo
+            .args(["build", "--release", "--package", "anypath", "--target-dir"])
+            .arg(target);
         cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
         super::sandbox::complete(cargo, None)?;
     }
@@ -85,7 +87,14 @@ impl Node {
             value.ok_or_else(|| process.failure(format!("started without `{key}`: {started}")))
         };
         let (peer_id, api) = (text("peer_id")?, text("api")?);
-        Ok(Self { host: host.clone(), directory, config, process, peer_id, api })
+        Ok(Self {
+            host: host.clone(),
+            directory,
+            config,
+            process,
+            peer_id,
+            api,
+        })
     }
 
     /// The host that it runs on.
@@ -130,22 +139,30 @@ impl Node {
         let mut program = self.run(&mut command, "add")?;
         let cid = program.line(now() + PATIENCE)?.map(|line| line.text);
         let status = program.wait(now() + PATIENCE)?;
-        cid.filter(|_| status.success()).ok_or_else(|| program.failure(format!("add: {status}")))
+        cid.filter(|_| status.success())
+            .ok_or_else(|| program.failure(format!("add: {status}")))
     }
 
     /// Starts a command of this node's user on its host.
     pub fn run(&self, command: &mut Command, name: &str) -> Result<Program, LabError> {
-        Program::start(&self.host, command, &self.directory.join(format!("{name}.log")))
+        Program::start(
+            &self.host,
+            command,
+            &self.directory.join(format!("{name}.log")),
+        )
     }
 
     /// `GET` of the node's HTTP API.
     pub fn api(&self, path: &str) -> Result<Value, LabError> {
+        let api = &self.api;
         let body = self
             .host
-            .enter(|| http_get(&self.api, path))?
+            .enter(|| http_get(api, path))?
             .map_err(LabError::io(format!("asking {} for {path}", self.api)))?;
-        serde_json::from_str(&body)
-            .map_err(|error| self.process.failure(format!("{path} answered {body:?}: {error}")))
+        serde_json::from_str(&body).map_err(|error| {
+            self.process
+                .failure(format!("{path} answered {body:?}: {error}"))
+        })
     }
 
     /// Waits until `/api/status` or another path answers as `ready` wants it.
@@ -162,8 +179,11 @@ impl Node {
             match answer {
                 Ok(answer) if ready(&answer) => return Ok(answer),
                 answer if now() >= deadline => {
-                    let last = answer.map_or_else(|error| super::explain(&error), |a| a.to_string());
-                    return Err(self.process.failure(format!("waiting for {what}; last: {last}")));
+                    let last =
+                        answer.map_or_else(|error| super::explain(&error), |a| a.to_string());
+                    return Err(self
+                        .process
+                        .failure(format!("waiting for {what}; last: {last}")));
                 }
                 _ => thread::sleep(LOOK),
             }
@@ -173,7 +193,10 @@ impl Node {
     /// Waits until it holds a reservation on a relay.
     pub fn await_reservation(&self) -> Result<(), LabError> {
         self.await_api("/api/status", "a reservation", PATIENCE, |status| {
-            status.get("reservations").and_then(Value::as_array).is_some_and(|all| !all.is_empty())
+            status
+                .get("reservations")
+                .and_then(Value::as_array)
+                .is_some_and(|all| !all.is_empty())
         })
         .map(drop)
     }
@@ -186,7 +209,10 @@ fn command(directory: &Path) -> Result<Command, LabError> {
         .env_remove("XDG_CACHE_HOME")
         .env_remove("XDG_CONFIG_HOME")
         .env_remove("XDG_DATA_HOME")
-        .env("RUST_LOG", env::var("ANYPATH_LAB_LOG").unwrap_or_else(|_| "info".into()))
+        .env(
+            "RUST_LOG",
+            env::var("ANYPATH_LAB_LOG").unwrap_or_else(|_| "info".into()),
+        )
         .arg("--data-dir")
         .arg(directory.join("data"));
     Ok(command)
@@ -203,7 +229,9 @@ fn launch(
     for (key, value) in &config.settings {
         command.env(format!("ANYPATH_{}", key.to_uppercase()), value);
     }
-    command.args(["--json", "start", "--private"]).args(&config.arguments);
+    command
+        .args(["--json", "start", "--private"])
+        .args(&config.arguments);
     let process = Program::start(host, &mut command, &directory.join("node.log"))?;
     let deadline = now() + PATIENCE;
     while let Some(line) = process.line(deadline)? {
@@ -224,10 +252,15 @@ fn http_get(api: &str, path: &str) -> std::io::Result<String> {
         .unwrap_or_else(|_| (Ipv4Addr::LOCALHOST, 9000).into());
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_head, body)| body);
+    let body = answer
+        .split_once("\r\n\r\n")
+        .map_or("", |(_head, body)| body);
     Ok(body.to_owned())
 }
 
@@ -273,12 +306,38 @@ pub struct Get {
 }
 
 impl Get {
-    /// Starts `anypath get CID -o OUTPUT --peer PEER` beside `node`.
-    pub fn start(node: &Node, cid: &str, output: &Path, peer: &str) -> Result<Self, LabError> {
+    /// Starts `anypath get CID -o OUTPUT [--peer PEER]` beside `node`.
+    pub fn start(
+        node: &Node,
+        cid: &str,
+        output: &Path,
+        peer: Option<&str>,
+    ) -> Result<Self, LabError> {
         let mut command = node.command()?;
-        command.args(["--json", "get", cid, "-o"]).arg(output).args(["--peer", peer]);
+        command.args(["--json", "get", cid, "-o"]).arg(output);
+        command.args(peer.into_iter().flat_map(|peer| ["--peer", peer]));
         std::fs::remove_file(node.directory.join("get.log")).ok();
-        Ok(Self { program: node.run(&mut command, "get")?, report: GetReport::default() })
+        Ok(Self {
+            program: node.run(&mut command, "get")?,
+            report: GetReport::default(),
+        })
+    }
+
+    /// What it has said so far.
+    pub fn report(&self) -> &GetReport {
+        &self.report
+    }
+
+    /// Reads the next thing it says; false at its end.
+    pub fn step(&mut self, deadline: Instant) -> Result<bool, LabError> {
+        let Some(line) = self.program.line(deadline)? else {
+            return Ok(false);
+        };
+        match serde_json::from_str::<Value>(&line.text) {
+            Ok(event) => self.report.note(&event),
+            Err(_) => return Err(self.program.failure(format!("printed {:?}", line.text))),
+        }
+        Ok(true)
     }
 
     /// Reads what it says until `seen` or its end.
@@ -287,13 +346,7 @@ impl Get {
         deadline: Instant,
         seen: impl Fn(&GetReport) -> bool,
     ) -> Result<&GetReport, LabError> {
-        while !seen(&self.report) {
-            let Some(line) = self.program.line(deadline)? else { break };
-            match serde_json::from_str::<Value>(&line.text) {
-                Ok(event) => self.report.note(&event),
-                Err(_) => return Err(self.program.failure(format!("printed {:?}", line.text))),
-            }
-        }
+        while !seen(&self.report) && self.step(deadline)? {}
         Ok(&self.report)
     }
 
@@ -320,7 +373,10 @@ impl GetReport {
             Some("relayed") => self.relayed = self.relayed.or(Some(at)),
             Some("direct") => self.direct = self.direct.or(Some(at)),
             Some("first_bytes") if self.first_bytes.is_none() => {
-                let path = event.get("path").and_then(Value::as_str).unwrap_or("unknown");
+                let path = event
+                    .get("path")
+                    .and_then(Value::as_str)
+                    .unwrap_or("unknown");
                 self.first_bytes = Some((at, path.to_owned()));
             }
             Some("waiting_for_direct") => self.waiting_for_direct = Some(number("allowed")),

@@ -43,7 +43,10 @@ impl Program {
             .append(true)
             .open(log)
             .map_err(LabError::file(log))?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors);
         let began = now();
         let mut child = host.spawn(command)?;
         let (sender, lines) = sync_channel(WAITING_LINES);
@@ -56,7 +59,13 @@ impl Program {
                 }
             });
         }
-        Ok(Self { host: host.name().to_owned(), child, lines, log: log.to_owned(), began })
+        Ok(Self {
+            host: host.name().to_owned(),
+            child,
+            lines,
+            log: log.to_owned(),
+            began,
+        })
     }
 
     /// When it was started.
@@ -71,7 +80,10 @@ impl Program {
 
     /// The next line of its standard output; `None` at its end.
     pub fn line(&self, deadline: Instant) -> Result<Option<Line>, LabError> {
-        match self.lines.recv_timeout(deadline.saturating_duration_since(now())) {
+        match self
+            .lines
+            .recv_timeout(deadline.saturating_duration_since(now()))
+        {
             Ok(line) => Ok(Some(line)),
             Err(RecvTimeoutError::Disconnected) => Ok(None),
             Err(RecvTimeoutError::Timeout) => Err(self.failure("prints nothing more")),
@@ -81,8 +93,10 @@ impl Program {
     /// How it ended, once it has.
     pub fn wait(&mut self, deadline: Instant) -> Result<ExitStatus, LabError> {
         loop {
-            let status =
-                self.child.try_wait().map_err(LabError::io("waiting for a program"))?;
+            let status = self
+                .child
+                .try_wait()
+                .map_err(LabError::io("waiting for a program"))?;
             match status {
                 Some(status) => return Ok(status),
                 None if now() >= deadline => return Err(self.failure("does not end")),
@@ -93,8 +107,12 @@ impl Program {
 
     /// `kill -9`, and waits until it is gone.
     pub fn kill(&mut self) -> Result<(), LabError> {
-        self.child.kill().map_err(LabError::io("killing a program"))?;
-        self.child.wait().map_err(LabError::io("waiting for a killed program"))?;
+        self.child
+            .kill()
+            .map_err(LabError::io("killing a program"))?;
+        self.child
+            .wait()
+            .map_err(LabError::io("waiting for a killed program"))?;
         Ok(())
     }
 
@@ -109,7 +127,11 @@ impl Program {
     pub fn memory(&self) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
         let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+        line.split_whitespace()
+            .nth(1)?
+            .parse::<u64>()
+            .ok()
+            .map(|kilobytes| kilobytes * 1024)
     }
 
     /// An error that carries the end of this program's log.
@@ -122,7 +144,11 @@ impl Program {
                 what += line;
             }
         }
-        LabError::Node { node: self.host.clone(), what, log: self.log.clone() }
+        LabError::Node {
+            node: self.host.clone(),
+            what,
+            log: self.log.clone(),
+        }
     }
 }
 

@@ -70,6 +70,8 @@ pub struct Scenario {
     pub transport: Transport,
     /// Bytes that the relay allows a circuit in each direction; `None` for no limit.
     pub circuit_bytes: Option<u64>,
+    /// How long Bob's `get` waits for a direct path where the relay's limit is too small.
+    pub direct_path_timeout: Duration,
     /// Every leg.
     pub leg: Leg,
 }
@@ -77,7 +79,16 @@ pub struct Scenario {
 impl Scenario {
     /// Legs of 12.5 ms and a relay without limits.
     pub fn new(alice: NatKind, bob: NatKind, transport: Transport) -> Self {
-        Self { alice, bob, transport, circuit_bytes: None, leg: Leg::default() }
+        let direct_path_timeout = Duration::from_secs(30);
+        let leg = Leg::default();
+        Self {
+            alice,
+            bob,
+            transport,
+            circuit_bytes: None,
+            direct_path_timeout,
+            leg,
+        }
     }
 }
 
@@ -98,11 +109,7 @@ pub struct Pair {
 impl Pair {
     /// Builds the network, starts the three nodes and waits until both hold a reservation.
     pub fn start(scenario: Scenario) -> Result<Self, LabError> {
-        let directory = tempfile::Builder::new()
-            .prefix("anypath-lab-")
-            .disable_cleanup(std::env::var_os("ANYPATH_LAB_KEEP").is_some())
-            .tempdir()
-            .map_err(LabError::io("making a directory for the nodes"))?;
+        let directory = scratch()?;
         let network = Lab::new()
             .leg(scenario.leg)
             .nat(scenario.alice)
@@ -111,16 +118,31 @@ impl Pair {
             .host("bob")
             .server("relay", &[RELAY])
             .start()?;
-        let relay = Node::start(network.host("relay")?, directory.path(), relay_config(scenario))?;
+        let relay = Node::start(
+            network.host("relay")?,
+            directory.path(),
+            relay_config(scenario),
+        )?;
         let address = format!("{}/p2p/{}", scenario.transport.relay(), relay.peer_id());
         let config = NodeConfig::default()
             .arguments(scenario.transport.listen())
-            .arguments(["--no-mdns", "--relay", &address]);
+            .arguments(["--no-mdns", "--relay", &address])
+            .setting(
+                "direct_path_timeout",
+                &format!("{}s", scenario.direct_path_timeout.as_secs()),
+            );
         let alice = Node::start(network.host("alice")?, directory.path(), config.clone())?;
         let bob = Node::start(network.host("bob")?, directory.path(), config)?;
         alice.await_reservation()?;
         bob.await_reservation()?;
-        Ok(Self { alice, bob, relay, network, scenario, directory })
+        Ok(Self {
+            alice,
+            bob,
+            relay,
+            network,
+            scenario,
+            directory,
+        })
     }
 
     /// Where the nodes keep their data, and files may be put.
@@ -136,30 +158,21 @@ impl Pair {
     /// Alice's address through the relay, as `get --peer` takes it.
     pub fn relayed_address(&self) -> String {
         let relay = self.scenario.transport.relay();
-        format!("{relay}/p2p/{}/p2p-circuit/p2p/{}", self.relay.peer_id(), self.alice.peer_id())
-    }
-
-    /// A file of random bytes that differ from test to test.
-    pub fn random_file(&self, bytes: usize, seed: u64) -> Result<PathBuf, LabError> {
-        let path = self.directory().join("random");
-        let file = File::create(&path).map_err(LabError::file(&path))?;
-        let mut file = BufWriter::new(file);
-        let mut random = StdRng::seed_from_u64(seed);
-        let mut left = bytes;
-        let mut chunk = vec![0; 1 << 20];
-        while left > 0 {
-            random.fill_bytes(&mut chunk);
-            let part = chunk.get(..left.min(chunk.len())).unwrap_or_default();
-            file.write_all(part).map_err(LabError::file(&path))?;
-            left -= part.len();
-        }
-        file.flush().map_err(LabError::file(&path))?;
-        Ok(path)
+        format!(
+            "{relay}/p2p/{}/p2p-circuit/p2p/{}",
+            self.relay.peer_id(),
+            self.alice.peer_id()
+        )
     }
 
     /// Starts Bob's `get` of what Alice has added.
     pub fn get(&self, cid: &str) -> Result<Get, LabError> {
-        Get::start(&self.bob, cid, &self.output(), &self.relayed_address())
+        Get::start(
+            &self.bob,
+            cid,
+            &self.output(),
+            Some(&self.relayed_address()),
+        )
     }
 
     /// Where Bob's file is written.
@@ -174,15 +187,55 @@ impl Pair {
     }
 }
 
+/// A directory that goes when it is dropped, unless `ANYPATH_LAB_KEEP` is set (to read the logs).
+pub fn scratch() -> Result<TempDir, LabError> {
+    tempfile::Builder::new()
+        .prefix("anypath-lab-")
+        .disable_cleanup(std::env::var_os("ANYPATH_LAB_KEEP").is_some())
+        .tempdir()
+        .map_err(LabError::io("making a directory for the nodes"))
+}
+
 fn relay_config(scenario: Scenario) -> NodeConfig {
     let tcp = format!("/ip4/0.0.0.0/tcp/{RELAY_PORT}");
     let quic = format!("/ip4/0.0.0.0/udp/{RELAY_PORT}/quic-v1");
     NodeConfig::default()
-        .arguments(["--relay-server", "--no-mdns", "--listen", &tcp, "--listen", &quic])
-        .arguments(["--external-address", &format!("/ip4/{RELAY}/tcp/{RELAY_PORT}")])
-        .arguments(["--external-address", &format!("/ip4/{RELAY}/udp/{RELAY_PORT}/quic-v1")])
-        .setting("relay_circuit_bytes", &scenario.circuit_bytes.unwrap_or(0).to_string())
+        .arguments([
+            "--relay-server",
+            "--no-mdns",
+            "--listen",
+            &tcp,
+            "--listen",
+            &quic,
+        ])
+        .arguments([
+            "--external-address",
+            &format!("/ip4/{RELAY}/tcp/{RELAY_PORT}"),
+        ])
+        .arguments([
+            "--external-address",
+            &format!("/ip4/{RELAY}/udp/{RELAY_PORT}/quic-v1"),
+        ])
+        .setting(
+            "relay_circuit_bytes",
+            &scenario.circuit_bytes.unwrap_or(0).to_string(),
+        )
         .setting("relay_circuit_duration", "0s")
+}
+
+/// Writes a file of seeded random bytes.
+pub fn random_file(path: &Path, bytes: usize, seed: u64) -> Result<(), LabError> {
+    let mut file = BufWriter::new(File::create(path).map_err(LabError::file(path))?);
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut chunk = vec![0; 1 << 20];
+    let mut left = bytes;
+    while left > 0 {
+        random.fill_bytes(&mut chunk);
+        let part = chunk.get(..left.min(1 << 20)).unwrap_or_default();
+        file.write_all(part).map_err(LabError::file(path))?;
+        left -= part.len();
+    }
+    file.flush().map_err(LabError::file(path))
 }
 
 /// The SHA-256 of a file, in hexadecimal.
@@ -208,7 +261,10 @@ impl fmt::Display for GetReport {
         }
         write!(formatter, ", direct {}", ms(self.direct))?;
         if let Some(allowed) = self.waiting_for_direct {
-            write!(formatter, ", waited for it (the relay allows {allowed} bytes)")?;
+            write!(
+                formatter,
+                ", waited for it (the relay allows {allowed} bytes)"
+            )?;
         }
         match self.done {
             Some(done) => write!(
