@@ -1,7 +1,39 @@
-//! A libp2p node that reaches any peer by any path and moves content-addressed files
+#![doc = include_str!("../README.md")]
 
 pub mod config;
 pub mod data_dir;
 #[cfg(feature = "files")]
 pub mod files;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod identity;
+pub mod strategy;
+
+mod autonat;
+mod behaviour;
+mod bootstrap;
+mod error;
+mod event;
+mod fetch;
+mod node;
+mod status;
+mod streams;
+mod transport;
+mod wiring;
+
+pub use anypath_tiered_store as tiered_store;
+pub use libp2p;
+
+pub use self::config::Config;
+pub use self::error::{
+    BoxError, ConnectError, DhtError, FetchError, OpenStreamError, RegisterError, StartError,
+    Stopped,
+};
+pub use self::event::{Discovery, Event};
+pub use self::fetch::{Session, SessionEvent, SessionOptions, SessionProgress};
+pub use self::node::{Executor, Node};
+pub use self::status::{
+    ConnectionCounts, ConnectionStatus, PeerStatus, ReservationStatus, Status,
+};
+pub use self::strategy::Path;
+pub use self::streams::{IncomingStreams, Stream};

@@ -1,0 +1,191 @@
+//! Everything that runs on the node's connections, as one behaviour.
+
+use std::{io, time::Duration};
+
+use anypath_tiered_store::Store;
+use libp2p::{
+    PeerId, autonat, identify,
+    identity::Keypair,
+    peer_store::{self, memory_store::MemoryStore},
+    ping,
+    swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
+};
+use libp2p_connection_limits as connection_limits;
+
+use crate::{autonat as autonat_client, config::Config, error::StartError, streams};
+
+/// Name and version as identify sends it.
+pub(crate) const AGENT: &str = concat!("anypath/", env!("CARGO_PKG_VERSION"));
+
+/// Connections to one peer: two transports from each side, a relayed one, and some to spare.
+const MAX_CONNECTIONS_PER_PEER: u32 = 8;
+
+/// How often the AutoNAT client looks for addresses that nobody has tested (libp2p-autonat's default).
+const AUTONAT_TICK: Duration = Duration::from_secs(5);
+
+/// The node's behaviours. The order matters in one place: limits come first, so that a refused
+/// connection is seen by nobody else.
+#[derive(NetworkBehaviour)]
+pub(crate) struct Behaviour {
+    pub(crate) limits: connection_limits::Behaviour,
+    pub(crate) peer_store: peer_store::Behaviour<MemoryStore>,
+    pub(crate) identify: identify::Behaviour,
+    pub(crate) ping: ping::Behaviour,
+    pub(crate) relay_server: anypath_relay::server::Behaviour,
+    pub(crate) relay_client: anypath_relay::client::Behaviour,
+    pub(crate) holepunch: anypath_holepunch::Behaviour,
+    pub(crate) autonat_client: Toggle<autonat_client::Behaviour>,
+    pub(crate) autonat_server: Toggle<autonat::v2::server::Behaviour>,
+    pub(crate) autonat_v1: Toggle<autonat::v1::Behaviour>,
+    pub(crate) mdns: Toggle<anypath_discovery_mdns::Behaviour>,
+    pub(crate) pubsub: Toggle<anypath_discovery_pubsub::Behaviour>,
+    pub(crate) dht: Toggle<anypath_dht::Behaviour>,
+    pub(crate) bitswap: anypath_bitswap::Behaviour,
+    pub(crate) streams: streams::Behaviour,
+}
+
+impl Behaviour {
+    /// Needs a tokio reactor in the calling context (`async_compat`).
+    pub(crate) fn new(
+        config: &Config,
+        keypair: &Keypair,
+        store: Store,
+        relay_client: anypath_relay::client::Behaviour,
+    ) -> Result<Self, StartError> {
+        let local = keypair.public().to_peer_id();
+        Ok(Self {
+            limits: connection_limits::Behaviour::new(
+                connection_limits::ConnectionLimits::default()
+                    .with_max_established(Some(config.max_connections().get()))
+                    .with_max_established_per_peer(Some(MAX_CONNECTIONS_PER_PEER))
+                    .with_max_pending_incoming(Some(config.max_connections().get())),
+            ),
+            peer_store: peer_store::Behaviour::new(MemoryStore::new(
+                peer_store::memory_store::Config::default(),
+            )),
+            identify: identify::Behaviour::new(
+                identify::Config::new_with_signed_peer_record("ipfs/0.1.0".to_owned(), keypair)
+                    .with_agent_version(AGENT.to_owned())
+                    .with_push_listen_addr_updates(true),
+            ),
+            ping: ping::Behaviour::default(),
+            relay_server: relay_server(config, local)?,
+            relay_client,
+            holepunch: holepunch(config, local)?,
+            autonat_client: config
+                .enable_autonat()
+                .then(|| {
+                    autonat_client::Behaviour::new(
+                        autonat::v2::client::Config::default().with_probe_interval(AUTONAT_TICK),
+                    )
+                })
+                .into(),
+            autonat_server: config
+                .enable_autonat()
+                .then(|| autonat::v2::server::Behaviour::new(rand::make_rng()))
+                .into(),
+            autonat_v1: config.enable_autonat().then(|| autonat_v1(local)).into(),
+            mdns: mdns(config, local)?.into(),
+            pubsub: pubsub(config, keypair)?.into(),
+            dht: dht(config, local)?.into(),
+            bitswap: anypath_bitswap::Behaviour::new(
+                anypath_bitswap::Config::default(),
+                std::sync::Arc::new(store),
+            ),
+            streams: streams::Behaviour::default(),
+        })
+    }
+}
+
+fn setup<E: std::error::Error + Send + Sync + 'static>(
+    part: &'static str,
+) -> impl FnOnce(E) -> StartError {
+    move |source| StartError::Setup { part, source: source.into() }
+}
+
+fn relay_server(
+    config: &Config,
+    local: PeerId,
+) -> Result<anypath_relay::server::Behaviour, StartError> {
+    let circuits = usize::try_from(config.max_relay_circuits().get()).unwrap_or(usize::MAX);
+    // As long as the wire can say, where no limit is wanted.
+    let forever = Duration::from_secs(u64::from(u32::MAX) - 1);
+    let duration = config.relay_circuit_duration();
+    let server = anypath_relay::server::Config::builder()
+        .max_circuits(circuits)
+        .max_circuit_bytes(Some(config.relay_circuit_bytes()).filter(|bytes| *bytes > 0))
+        .max_circuit_duration(if duration.is_zero() { forever } else { duration })
+        .build()
+        .map_err(setup("the relay server"))?;
+    Ok(anypath_relay::server::Behaviour::new(local, server))
+}
+
+fn holepunch(config: &Config, local: PeerId) -> Result<anypath_holepunch::Behaviour, StartError> {
+    let config = anypath_holepunch::Config::builder()
+        .enabled(config.enable_dcutr())
+        .build()
+        .map_err(setup("hole punching"))?;
+    Ok(anypath_holepunch::Behaviour::new(local, config))
+}
+
+/// The first version's server, for nodes that know no other. Its client stays silent.
+fn autonat_v1(local: PeerId) -> autonat::v1::Behaviour {
+    let never = Duration::from_secs(365 * 24 * 60 * 60);
+    autonat::v1::Behaviour::new(
+        local,
+        autonat::v1::Config {
+            use_connected: false,
+            boot_delay: never,
+            retry_interval: never,
+            refresh_interval: never,
+            ..autonat::v1::Config::default()
+        },
+    )
+}
+
+fn mdns(
+    config: &Config,
+    local: PeerId,
+) -> Result<Option<anypath_discovery_mdns::Behaviour>, StartError> {
+    if !config.enable_mdns() {
+        return Ok(None);
+    }
+    let config = anypath_discovery_mdns::Config::builder()
+        .query_interval(config.mdns_query_interval())
+        .build()
+        .map_err(setup("mDNS"))?;
+    Ok(without_network("mDNS", anypath_discovery_mdns::Behaviour::new(local, config)))
+}
+
+/// A host without multicast still runs a node.
+fn without_network<T>(part: &str, started: io::Result<T>) -> Option<T> {
+    started.inspect_err(|error| tracing::warn!(%error, "{part} is off")).ok()
+}
+
+fn pubsub(
+    config: &Config,
+    keypair: &Keypair,
+) -> Result<Option<anypath_discovery_pubsub::Behaviour>, StartError> {
+    if !config.enable_pubsub_discovery() {
+        return Ok(None);
+    }
+    let defaults = anypath_discovery_pubsub::Config::default();
+    let interval = config.pubsub_announce_interval();
+    let config = anypath_discovery_pubsub::Config::builder()
+        .announce_interval(interval)
+        // A peer that misses two announcements in a row is still there.
+        .peer_ttl(defaults.peer_ttl().max(3 * interval))
+        .build()
+        .map_err(setup("discovery over gossipsub"))?;
+    anypath_discovery_pubsub::Behaviour::new(keypair.clone(), config)
+        .map(Some)
+        .map_err(setup("discovery over gossipsub"))
+}
+
+fn dht(config: &Config, local: PeerId) -> Result<Option<anypath_dht::Behaviour>, StartError> {
+    if !config.joins_public_dht() {
+        return Ok(None);
+    }
+    let config = anypath_dht::Config::builder().build().map_err(setup("the DHT"))?;
+    Ok(Some(anypath_dht::Behaviour::new(local, config)))
+}

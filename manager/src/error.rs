@@ -1,0 +1,177 @@
+//! One error for each operation of a node.
+
+use std::{io, time::Duration};
+
+use cid::Cid;
+use libp2p::{Multiaddr, PeerId, StreamProtocol};
+
+/// The node was shut down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the node has been shut down")]
+pub struct Stopped;
+
+/// Any foreign error, for its text.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The P2P port that was asked for is taken.
+    #[error(
+        "P2P port {port} is in use: stop the other program, or choose another port with p2p_port (0 lets the system choose)"
+    )]
+    PortInUse {
+        /// The port.
+        port: u16,
+    },
+    /// None of the ports that are tried by default is free.
+    #[error("no P2P port from {first} to {last} is free: set p2p_port, 0 lets the system choose")]
+    NoFreePort {
+        /// The first port that was tried.
+        first: u16,
+        /// The last one.
+        last: u16,
+    },
+    /// The node cannot listen there.
+    #[error("cannot listen on {address}: {source}; check listen_addrs")]
+    Listen {
+        /// The address.
+        address: Multiaddr,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// A relay's address cannot be used.
+    #[error("cannot use the relay {address}: {source}")]
+    Relay {
+        /// The address.
+        address: Multiaddr,
+        /// Why not.
+        #[source]
+        source: BoxError,
+    },
+    /// A part of the node does not accept its configuration.
+    #[error("cannot set up {part}: {source}")]
+    Setup {
+        /// Which part.
+        part: &'static str,
+        /// Why.
+        #[source]
+        source: BoxError,
+    },
+}
+
+/// Why a peer could not be connected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// Every address failed.
+    #[error("cannot reach {target}: {reason}")]
+    Unreachable {
+        /// The peer, or the address where its id is not known.
+        target: String,
+        /// What each dial said.
+        reason: String,
+    },
+    /// The address names this node.
+    #[error("{0} is this node itself")]
+    Myself(PeerId),
+    /// As many peers as the strategy follows are being dialled.
+    #[error("too many peers are being dialled: try again in a moment")]
+    TooMany,
+    /// The node was shut down.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// Why a stream could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenStreamError {
+    /// The peer does not speak the protocol.
+    #[error("the peer does not support {0}")]
+    UnsupportedProtocol(StreamProtocol),
+    /// No address of the peer led to it.
+    #[error("cannot reach {peer}: connect to it with an address first")]
+    Unreachable {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// No usable connection came up in time.
+    #[error("no connection that may carry a stream came up in time")]
+    Timeout,
+    /// The connection failed while the protocol was negotiated.
+    #[error("the connection failed: {0}")]
+    Io(#[source] io::Error),
+    /// Too many opens wait for a connection.
+    #[error("too many streams are waiting for a connection")]
+    TooManyWaiting,
+    /// The node was shut down.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// Why a protocol could not be registered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// Somebody accepts its streams already.
+    #[error("{0} is registered already: drop its `IncomingStreams` first")]
+    Taken(StreamProtocol),
+    /// The most that a node offers.
+    #[error("128 protocols are registered: drop some first")]
+    TooMany,
+    /// The node was shut down.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// Why the DHT was not told, or did not tell.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DhtError {
+    /// The node takes no part in a DHT.
+    #[error("this node takes part in no DHT: set enable_dht_discovery = true and private = false")]
+    Disabled,
+    /// The query did not succeed.
+    #[error("the DHT query failed: {0}")]
+    Query(#[source] BoxError),
+    /// The node was shut down.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// Why a block could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// Nobody who can be reached has the block.
+    #[error(
+        "no provider of {cid} was found in {} s: check the CID, name a peer that has it, or try again later",
+        waited.as_secs()
+    )]
+    NoProviders {
+        /// The block.
+        cid: Cid,
+        /// How long nothing came.
+        waited: Duration,
+    },
+    /// The only path is a relay that allows less than the transfer needs.
+    #[error(
+        "the relay allows {allowed} bytes and no direct path came up within {} s: use a relay without a limit, or open a port on one side",
+        waited.as_secs()
+    )]
+    WaitingForDirect {
+        /// Bytes left on the circuit.
+        allowed: u64,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The store failed to read.
+    #[error("cannot read the local store: {0}")]
+    Store(#[source] BoxError),
+    /// The node was shut down.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}

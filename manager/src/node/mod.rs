@@ -1,0 +1,221 @@
+//! The node: a handle for the application, a driver that owns the swarm.
+
+mod command;
+mod driver;
+mod listen;
+mod metrics;
+mod start;
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anypath_tiered_store::Store;
+use cid::Cid;
+use futures::{FutureExt as _, future::Either, stream};
+use libp2p::{Multiaddr, PeerId, StreamProtocol, identity::Keypair};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+pub(crate) use self::command::Command;
+use crate::{
+    config::Config,
+    error::{ConnectError, DhtError, OpenStreamError, RegisterError, StartError, Stopped},
+    event::Event,
+    fetch::{Session, SessionOptions},
+    status::{PeerStatus, Status},
+    streams::{IncomingStreams, OpenRequest, Stream},
+};
+
+/// Commands on their way to the driver; a caller beyond that waits.
+const COMMANDS: usize = 256;
+/// Events that a slow reader may be behind.
+const EVENTS: usize = 256;
+/// How long an open may take, hole punching included.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// Runs the node's tasks: `tokio::spawn`, `async_std::task::spawn`, `smol::spawn(…).detach()`.
+///
+/// libp2p's sockets need a tokio reactor; the node brings one along (async-compat), so any executor
+/// does. Tasks must run on threads of their own or be polled while the application does other things.
+pub trait Executor: Fn(Pin<Box<dyn Future<Output = ()> + Send>>) + Send + Sync + 'static {}
+
+impl<F> Executor for F where
+    F: Fn(Pin<Box<dyn Future<Output = ()> + Send>>) + Send + Sync + 'static
+{
+}
+
+/// A running node. Clones are handles to the same node; it stops when [`shutdown`](Self::shutdown)
+/// is called or the last handle is dropped.
+#[derive(Clone)]
+pub struct Node {
+    peer_id: PeerId,
+    store: Store,
+    commands: mpsc::Sender<Command>,
+    events: broadcast::WeakSender<Event>,
+    listen_addrs: Arc<[Multiaddr]>,
+    sessions: Arc<AtomicU64>,
+}
+
+impl Node {
+    /// Starts a node on `executor`. When this returns it listens; bootstrap goes on in the background
+    /// and stops nothing if it fails.
+    ///
+    /// # Errors
+    ///
+    /// The port is taken, an address cannot be listened on, or a part refuses its configuration.
+    pub async fn start(
+        config: Config,
+        keypair: Keypair,
+        store: Store,
+        executor: impl Executor,
+    ) -> Result<Self, StartError> {
+        start::start(config, keypair, store, Arc::new(executor)).await
+    }
+
+    /// The node's id.
+    #[must_use]
+    pub fn peer_id(&self) -> PeerId {
+        self.peer_id
+    }
+
+    /// The blocks.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Where the node listened when it had started, without the peer id. [`status`](Self::status) has
+    /// the addresses of the moment.
+    #[must_use]
+    pub fn listen_addrs(&self) -> &[Multiaddr] {
+        &self.listen_addrs
+    }
+
+    /// A snapshot of the node.
+    pub async fn status(&self) -> Result<Status, Stopped> {
+        self.ask(Command::Status).await
+    }
+
+    /// A snapshot of the connected peers.
+    pub async fn peers(&self) -> Result<Vec<PeerStatus>, Stopped> {
+        self.ask(Command::Peers).await
+    }
+
+    /// All metrics in OpenMetrics text.
+    pub async fn metrics_text(&self) -> Result<String, Stopped> {
+        self.ask(Command::Metrics).await
+    }
+
+    /// Connects to the peer at this address, which may be relayed; without `/p2p/<id>` at its end,
+    /// to whoever answers there.
+    pub async fn connect(&self, address: Multiaddr) -> Result<PeerId, ConnectError> {
+        self.ask(|reply| Command::Connect { address, reply }).await?
+    }
+
+    /// A fetch session. Its peers are dialled at once.
+    #[must_use]
+    pub fn session(&self, options: SessionOptions) -> Session {
+        let id = self.sessions.fetch_add(1, Ordering::Relaxed);
+        Session::new(id, options, self.store.clone(), self.commands.clone(), now())
+    }
+
+    /// Tells the DHT that this node has a block, and again at intervals until
+    /// [`stop_providing`](Self::stop_providing). Returns once the first announcement is through.
+    pub async fn provide(&self, cid: Cid) -> Result<(), DhtError> {
+        self.ask(|reply| Command::Provide { cid, reply }).await?
+    }
+
+    /// Announces a block no more.
+    pub async fn stop_providing(&self, cid: Cid) -> Result<(), Stopped> {
+        self.send(Command::StopProviding { cid }).await
+    }
+
+    /// The peers of which the DHT says that they have a block.
+    pub async fn find_providers(&self, cid: Cid) -> Result<Vec<PeerId>, DhtError> {
+        self.ask(|reply| Command::FindProviders { cid, reply }).await?
+    }
+
+    /// Tells peers that wait for these blocks that they are in the store now.
+    pub async fn notify_new_blocks(&self, cids: Vec<Cid>) -> Result<(), Stopped> {
+        self.send(Command::NotifyBlocks(cids)).await
+    }
+
+    /// Opens a stream on the best connection to a peer, which is dialled if need be. Waits for a
+    /// direct connection (up to 40 s) while only a limited relay leads there.
+    pub async fn open_stream(
+        &self,
+        peer: PeerId,
+        protocol: StreamProtocol,
+    ) -> Result<Stream, OpenStreamError> {
+        let opened = self
+            .ask(|reply| Command::OpenStream(OpenRequest { peer, protocol, reply }))
+            .boxed();
+        let timeout = futures_timer::Delay::new(OPEN_TIMEOUT);
+        match futures::future::select(opened, timeout).await {
+            Either::Left((stream, _)) => stream?,
+            Either::Right(_) => Err(OpenStreamError::Timeout),
+        }
+    }
+
+    /// Accepts streams of a protocol until the result is dropped. Up to 16 wait to be taken;
+    /// further ones are reset.
+    pub async fn register_protocol(
+        &self,
+        protocol: StreamProtocol,
+    ) -> Result<IncomingStreams, RegisterError> {
+        self.ask(|reply| Command::Register { protocol, reply }).await?
+    }
+
+    /// What happens from now on. A reader that is more than 256 events behind loses the oldest and
+    /// sees [`Event::Lagged`]. Ends when the node stops.
+    pub fn events(&self) -> impl futures::Stream<Item = Event> + Send + Unpin + use<> {
+        let receiver = self.events.upgrade().map(|sender| sender.subscribe());
+        Box::pin(stream::unfold(receiver, |receiver| async {
+            let mut receiver = receiver?;
+            match receiver.recv().await {
+                Ok(event) => Some((event, Some(receiver))),
+                Err(broadcast::error::RecvError::Lagged(lost)) => {
+                    Some((Event::Lagged(lost), Some(receiver)))
+                }
+                Err(broadcast::error::RecvError::Closed) => None,
+            }
+        }))
+    }
+
+    /// Closes all connections, writes the store out and withdraws the node from the file registry.
+    /// Returns when that is done; at once if the node has stopped before.
+    pub async fn shutdown(&self) {
+        // An error means that it is done already.
+        let _ = self.ask(Command::Shutdown).await;
+    }
+
+    async fn send(&self, command: Command) -> Result<(), Stopped> {
+        self.commands.send(command).await.map_err(|_| Stopped)
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.send(command(reply)).await?;
+        answer.await.map_err(|_| Stopped)
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("peer_id", &self.peer_id).finish_non_exhaustive()
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the adapter reads the clock for the cores")]
+pub(crate) fn now() -> web_time::Instant {
+    web_time::Instant::now()
+}

@@ -1,0 +1,128 @@
+//! From a configuration to a driver that listens.
+
+use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
+
+use anypath_tiered_store::Store;
+use async_compat::Compat;
+use futures::{StreamExt as _, future::Either};
+use libp2p::{
+    Multiaddr, PeerId, Swarm, TransportError,
+    identity::Keypair,
+    swarm::{self, SwarmEvent},
+};
+use tokio::sync::{broadcast, mpsc};
+
+use super::{COMMANDS, EVENTS, Executor, Node, driver::Driver, listen};
+use crate::{
+    behaviour::Behaviour,
+    bootstrap::{KnownPeers, known},
+    config::Config,
+    error::StartError,
+    transport,
+};
+
+/// Long enough for a stream every now and then, short enough that strangers do not pile up.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The interfaces report their addresses within milliseconds; a host without any starts all the same.
+const LISTEN_WAIT: Duration = Duration::from_secs(2);
+
+/// Addresses of one peer that are dialled at the same time; go-libp2p's limit for one peer.
+const DIAL_CONCURRENCY: std::num::NonZeroU8 = std::num::NonZeroU8::new(8).unwrap();
+
+pub(super) async fn start(
+    config: Config,
+    keypair: Keypair,
+    store: Store,
+    executor: Arc<dyn Executor>,
+) -> Result<Node, StartError> {
+    let peer_id = keypair.public().to_peer_id();
+    let known = match store.get_value(known::KEY).await {
+        Ok(bytes) => KnownPeers::decode(&bytes.unwrap_or_default()),
+        Err(error) => {
+            tracing::warn!(%error, "the peers of the last run cannot be read");
+            KnownPeers::default()
+        }
+    };
+    let (commands, receiver) = mpsc::channel(COMMANDS);
+    let (events, _) = broadcast::channel(EVENTS);
+    let weak_events = events.downgrade();
+    let setup = async {
+        let mut swarm = swarm(&config, &keypair, store.clone(), executor.clone())?;
+        let listening = listen(&mut swarm, &config).await?;
+        let mut driver = Driver::new(config, swarm, store.clone(), known, receiver, events);
+        driver.begin()?;
+        Ok::<_, StartError>((driver, listening))
+    };
+    let (driver, listen_addrs) = Compat::new(setup).await?;
+    executor(Box::pin(Compat::new(driver.run())));
+    Ok(Node {
+        peer_id,
+        store,
+        commands,
+        events: weak_events,
+        listen_addrs: listen_addrs.into(),
+        sessions: Arc::default(),
+    })
+}
+
+fn swarm(
+    config: &Config,
+    keypair: &Keypair,
+    store: Store,
+    executor: Arc<dyn Executor>,
+) -> Result<Swarm<Behaviour>, StartError> {
+    let local = PeerId::from(keypair.public());
+    let relays = usize::try_from(config.max_relay_reservations()).unwrap_or(usize::MAX);
+    let relay_config = anypath_relay::client::Config::builder()
+        .target_reservations(if config.enable_relay_client() { relays } else { 0 })
+        .build()
+        .map_err(|source| StartError::Setup { part: "the relay client", source: source.into() })?;
+    let (circuits, relay_client) = anypath_relay::client::new(local, relay_config);
+    let transport = transport::build(keypair, circuits)
+        .map_err(|source| StartError::Setup { part: "the transports", source: source.into() })?;
+    let behaviour = Behaviour::new(config, keypair, store, relay_client)?;
+    let swarm_config = swarm::Config::with_executor(move |task| executor(Box::pin(Compat::new(task))))
+        .with_idle_connection_timeout(IDLE_TIMEOUT)
+        .with_dial_concurrency_factor(DIAL_CONCURRENCY)
+        .with_substream_upgrade_protocol_override(libp2p::core::upgrade::Version::V1Lazy);
+    Ok(Swarm::new(transport, behaviour, local, swarm_config))
+}
+
+/// Listens, and waits until every listener has an address: a dial before that would come from a port
+/// that no hole punch could use.
+async fn listen(
+    swarm: &mut Swarm<Behaviour>,
+    config: &Config,
+) -> Result<Vec<Multiaddr>, StartError> {
+    let mut pending = BTreeSet::new();
+    for address in listen::addresses(config)? {
+        let listener = swarm.listen_on(address.clone()).map_err(|error| {
+            let source = match error {
+                TransportError::MultiaddrNotSupported(_) => {
+                    io::Error::other("no transport of this node takes such an address")
+                }
+                TransportError::Other(error) => error,
+            };
+            StartError::Listen { address, source }
+        })?;
+        pending.insert(listener.to_string());
+    }
+    let mut timeout = futures_timer::Delay::new(LISTEN_WAIT);
+    while !pending.is_empty() {
+        match futures::future::select(swarm.next(), &mut timeout).await {
+            Either::Left((Some(SwarmEvent::NewListenAddr { listener_id, .. }), _)) => {
+                pending.remove(&listener_id.to_string());
+            }
+            Either::Left((Some(SwarmEvent::ListenerError { error, .. }), _)) => {
+                tracing::warn!(%error, "a listener failed");
+            }
+            Either::Left(_) => {}
+            Either::Right(_) => {
+                tracing::warn!("some listeners have no address yet");
+                break;
+            }
+        }
+    }
+    Ok(swarm.listeners().cloned().collect())
+}

@@ -1,0 +1,88 @@
+//! What a node says about itself: serialisable snapshots for the API.
+
+use serde::Serialize;
+
+use crate::strategy::Path;
+
+/// A snapshot of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// The node's id.
+    pub peer_id: String,
+    /// Agent name and version as others see it.
+    pub agent: String,
+    /// Where it listens.
+    pub listen_addrs: Vec<String>,
+    /// Where others reach it from outside: confirmed, configured and relayed addresses.
+    pub external_addrs: Vec<String>,
+    /// Addresses under which other peers saw it.
+    pub observed_addrs: Vec<String>,
+    /// `unknown`, `public` or `private`.
+    pub nat_status: String,
+    /// Relays that hold a reservation for it.
+    pub reservations: Vec<ReservationStatus>,
+    /// Whether it relays for others.
+    pub relay_server: bool,
+    /// `client`, `server` or `off`.
+    pub dht_mode: String,
+    /// Open connections by path.
+    pub connections: ConnectionCounts,
+    /// Connected peers.
+    pub peers: usize,
+    /// Whole seconds since the start.
+    pub uptime_secs: u64,
+}
+
+/// Open connections by path.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ConnectionCounts {
+    /// Without a third party.
+    pub direct: usize,
+    /// Through relays.
+    pub relayed: usize,
+}
+
+/// One reservation at a relay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ReservationStatus {
+    /// The relay's id.
+    pub relay: String,
+    /// Where others reach this node through it.
+    pub address: String,
+    /// Bytes that it lets through one circuit; `None`: any number.
+    pub limit_bytes: Option<u64>,
+}
+
+/// One connected peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PeerStatus {
+    /// Its id.
+    pub peer_id: String,
+    /// Its agent name and version, once it has identified itself.
+    pub agent: Option<String>,
+    /// Its connections.
+    pub connections: Vec<ConnectionStatus>,
+}
+
+/// One connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ConnectionStatus {
+    /// Its id in this process.
+    pub id: String,
+    /// The other end.
+    pub address: String,
+    /// How it reaches the peer.
+    pub path: Path,
+    /// Whether a relay limits what it may carry.
+    pub limited: bool,
+    /// `tcp` or `quic`; of a relayed connection that to the relay.
+    pub transport: &'static str,
+    /// Whether the peer dialled.
+    pub inbound: bool,
+    /// Streams of the application that are open on it.
+    pub streams: usize,
+}

@@ -1,0 +1,121 @@
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use futures::{AsyncRead, AsyncWrite};
+use libp2p::{
+    PeerId, StreamProtocol,
+    swarm::{self, ConnectionId},
+};
+use tokio::sync::mpsc;
+
+use crate::strategy::Path;
+
+/// A stream to a peer on a known connection.
+///
+/// It stays on its connection: when that closes (a relayed one does, at latest 30 s after the direct
+/// one is up), reads and writes fail, and the application opens another stream.
+#[derive(Debug)]
+pub struct Stream {
+    inner: swarm::Stream,
+    connection: ConnectionId,
+    path: Path,
+    _counted: Counted,
+}
+
+impl Stream {
+    pub(super) fn new(
+        inner: swarm::Stream,
+        connection: ConnectionId,
+        path: Path,
+        counted: Counted,
+    ) -> Self {
+        Self { inner, connection, path, _counted: counted }
+    }
+
+    /// The connection that carries the stream.
+    #[must_use]
+    pub fn connection(&self) -> ConnectionId {
+        self.connection
+    }
+
+    /// How that connection reaches the peer.
+    #[must_use]
+    pub fn path(&self) -> Path {
+        self.path
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_close(cx)
+    }
+}
+
+/// One stream in the count of its connection, for as long as this lives.
+#[derive(Debug)]
+pub(super) struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    pub(super) fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Streams that peers open for one protocol. Dropping it withdraws the protocol.
+#[derive(Debug)]
+pub struct IncomingStreams {
+    pub(crate) protocol: StreamProtocol,
+    pub(crate) receiver: mpsc::Receiver<(PeerId, Stream)>,
+}
+
+impl IncomingStreams {
+    /// The protocol.
+    #[must_use]
+    pub fn protocol(&self) -> &StreamProtocol {
+        &self.protocol
+    }
+}
+
+impl futures::Stream for IncomingStreams {
+    type Item = (PeerId, Stream);
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.receiver.poll_recv(cx)
+    }
+}

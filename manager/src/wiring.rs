@@ -1,0 +1,281 @@
+//! How the crates' answers reach each other: an event of one becomes commands to others.
+//!
+//! Pure: what an event means depends on the event and a few facts in [`Wiring`]. The driver executes
+//! the commands.
+
+use std::collections::BTreeMap;
+
+use anypath_bitswap::{self as bitswap, ProtocolViolation};
+use anypath_dht as dht;
+use anypath_discovery_mdns as mdns;
+use anypath_discovery_pubsub as pubsub;
+use anypath_holepunch::{self as holepunch, NatStatus};
+use anypath_relay::{self as relay, client};
+use cid::Cid;
+use libp2p::{
+    Multiaddr, PeerId, StreamProtocol, identify,
+    swarm::ConnectionId,
+};
+
+use crate::{
+    autonat::Verdict,
+    behaviour::BehaviourEvent,
+    event::{Discovery, Event},
+    strategy::Path,
+};
+
+/// The protocol by which DHT servers are recognised.
+const KAD: StreamProtocol = StreamProtocol::new("/ipfs/kad/1.0.0");
+
+/// Tickets of one block's search that wait for the DHT at most.
+const MAX_SEARCHES: usize = 4096;
+
+/// What the driver has to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// holepunch: a peer saw us there.
+    Observe { observer: PeerId, local: Option<Multiaddr>, observed: Multiaddr },
+    /// holepunch: an AutoNAT server's verdict.
+    Verdict(Verdict),
+    /// relay client: this peer relays.
+    AddRelayCandidate { peer: PeerId, addresses: Vec<Multiaddr> },
+    /// dht: a server of the DHT.
+    AddDhtAddress { peer: PeerId, addresses: Vec<Multiaddr> },
+    /// dht: look for providers of a block.
+    FindProviders { ticket: bitswap::Ticket, cid: Cid },
+    /// bitswap: these may have it.
+    AddProviders { ticket: bitswap::Ticket, peers: Vec<PeerId> },
+    /// bitswap, streams, strategy: what a circuit may carry.
+    SetCircuitLimit {
+        peer: PeerId,
+        connection: ConnectionId,
+        limit: Option<bitswap::CircuitLimit>,
+    },
+    /// strategy: a peer that is worth a connection of its own accord.
+    AutoConnect { peer: PeerId, addresses: Vec<Multiaddr>, by: Discovery },
+    /// strategy: the punch failed.
+    PunchFailed { peer: PeerId },
+    /// Whether others can reach us: kad's mode follows.
+    SetPublic(bool),
+    /// Remember who a peer is.
+    Identified { peer: PeerId, agent: String },
+    /// fetch: a block came.
+    Deliver {
+        ticket: bitswap::Ticket,
+        block: bitswap::Block,
+        connection: Option<(PeerId, ConnectionId)>,
+    },
+    /// fetch: only a limited relay leads to the block.
+    WaitingForDirect { ticket: bitswap::Ticket, peer: PeerId, allowed: u64 },
+    /// fetch and commands: a DHT query is over.
+    DhtFinished { ticket: dht::Ticket, result: Result<(), String> },
+    /// commands: providers that a DHT query found.
+    DhtFound { ticket: dht::Ticket, providers: Vec<PeerId> },
+    /// Disconnect a peer that breaks a protocol.
+    Disconnect { peer: PeerId },
+    /// Tell the application.
+    Emit(Event),
+}
+
+/// The little that an event does not say itself.
+#[derive(Debug, Default)]
+pub(crate) struct Wiring {
+    /// The node's end of each direct connection.
+    locals: BTreeMap<ConnectionId, Option<Multiaddr>>,
+    /// Which block's search a DHT query answers.
+    searches: BTreeMap<dht::Ticket, bitswap::Ticket>,
+    /// Whether relays are wanted at all.
+    use_relays: bool,
+    /// Whether relayed nodes can reach us anyway.
+    public: bool,
+}
+
+impl Wiring {
+    /// Nothing happened yet; `use_relays`: whether reservations are wanted at all.
+    pub(crate) fn new(use_relays: bool) -> Self {
+        Self { use_relays, ..Self::default() }
+    }
+
+    /// A direct connection came up; `local` is our end, where the transport knows it.
+    pub(crate) fn on_direct(&mut self, connection: ConnectionId, local: Option<Multiaddr>) {
+        self.locals.insert(connection, local);
+    }
+
+    /// A connection is gone.
+    pub(crate) fn on_closed(&mut self, connection: ConnectionId) {
+        self.locals.remove(&connection);
+    }
+
+    /// The DHT took up the search for a block.
+    pub(crate) fn on_search(&mut self, query: dht::Ticket, ticket: bitswap::Ticket) {
+        if self.searches.len() < MAX_SEARCHES {
+            self.searches.insert(query, ticket);
+        }
+    }
+
+    /// What follows from an event.
+    pub(crate) fn on_event(&mut self, event: BehaviourEvent) -> Vec<Command> {
+        match event {
+            BehaviourEvent::Identify(event) => self.on_identify(event),
+            BehaviourEvent::RelayClient(event) => self.on_relay_client(event),
+            BehaviourEvent::Holepunch(event) => self.on_holepunch(event),
+            BehaviourEvent::AutonatClient(verdict) => vec![Command::Verdict(verdict)],
+            BehaviourEvent::Mdns(event) => on_mdns(event),
+            BehaviourEvent::Pubsub(event) => on_pubsub(event),
+            BehaviourEvent::Dht(event) => self.on_dht(event),
+            BehaviourEvent::Bitswap(event) => on_bitswap(event),
+            // Counted by the driver's metrics; nobody else needs them.
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_identify(&mut self, event: identify::Event) -> Vec<Command> {
+        let identify::Event::Received { connection_id, peer_id, info } = event else {
+            return Vec::new();
+        };
+        let mut commands =
+            vec![Command::Identified { peer: peer_id, agent: info.agent_version.clone() }];
+        if let Some(local) = self.locals.get(&connection_id) {
+            commands.push(Command::Observe {
+                observer: peer_id,
+                local: local.clone(),
+                observed: info.observed_addr.clone(),
+            });
+        }
+        let addresses: Vec<_> = info
+            .listen_addrs
+            .into_iter()
+            .filter(|address| Path::of(address) == Path::Direct)
+            .collect();
+        if info.protocols.contains(&KAD) {
+            commands.push(Command::AddDhtAddress { peer: peer_id, addresses: addresses.clone() });
+        }
+        if self.use_relays && !self.public && info.protocols.contains(&relay::HOP_PROTOCOL_NAME) {
+            commands.push(Command::AddRelayCandidate { peer: peer_id, addresses });
+        }
+        commands
+    }
+
+    fn on_relay_client(&mut self, event: client::Event) -> Vec<Command> {
+        match event {
+            client::Event::Circuit { connection, peer, limit, .. } => {
+                let limit = limit.map(|limit| bitswap::CircuitLimit {
+                    bytes: limit.bytes,
+                    duration: limit.duration,
+                });
+                vec![Command::SetCircuitLimit { peer, connection, limit }]
+            }
+            client::Event::ReservationAccepted { relay, address, renewal: false, .. } => {
+                vec![Command::Emit(Event::Reserved { relay, address })]
+            }
+            client::Event::ReservationLost { relay, reason } => {
+                tracing::info!(%relay, %reason, "reservation lost");
+                vec![Command::Emit(Event::ReservationLost { relay })]
+            }
+            client::Event::ReservationFailed { relay, reason } => {
+                tracing::debug!(%relay, %reason, "no reservation");
+                Vec::new()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_holepunch(&mut self, event: holepunch::Event) -> Vec<Command> {
+        match event {
+            holepunch::Event::NatStatusChanged { new, .. } => {
+                self.public = new == NatStatus::Public;
+                vec![
+                    Command::SetPublic(self.public),
+                    Command::Emit(Event::NatStatusChanged { status: new.as_str() }),
+                ]
+            }
+            holepunch::Event::Outcome(outcome) => {
+                let punched = Command::Emit(Event::Punched {
+                    peer: outcome.peer,
+                    result: outcome.result.map(drop).map_err(|error| error.to_string()),
+                    elapsed: outcome.elapsed,
+                });
+                match outcome.result {
+                    Ok(_) => vec![punched],
+                    Err(_) => vec![Command::PunchFailed { peer: outcome.peer }, punched],
+                }
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_dht(&mut self, event: dht::Event) -> Vec<Command> {
+        match event {
+            dht::Event::ProvidersFound { ticket, providers, .. } => {
+                match self.searches.get(&ticket) {
+                    Some(want) => vec![Command::AddProviders { ticket: *want, peers: providers }],
+                    None => vec![Command::DhtFound { ticket, providers }],
+                }
+            }
+            dht::Event::FindProvidersFinished { ticket, result, .. } => {
+                self.searches.remove(&ticket);
+                vec![Command::DhtFinished { ticket, result: text(result) }]
+            }
+            dht::Event::ProvideFinished { ticket, result, .. } => {
+                vec![Command::DhtFinished { ticket, result: text(result) }]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn text(result: Result<(), dht::QueryError>) -> Result<(), String> {
+    result.map_err(|error| error.to_string())
+}
+
+fn on_mdns(event: mdns::Event) -> Vec<Command> {
+    match event {
+        mdns::Event::Discovered { peer, addresses } => {
+            discovered(peer, addresses, Discovery::Mdns)
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn on_pubsub(event: pubsub::Event) -> Vec<Command> {
+    match event {
+        pubsub::Event::Discovered { peer, addresses, .. } => {
+            discovered(peer, addresses, Discovery::Pubsub)
+        }
+        pubsub::Event::ProtocolViolation { peer, violation } => {
+            tracing::debug!(%peer, %violation, "bad announcement");
+            Vec::new()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn discovered(peer: PeerId, addresses: Vec<Multiaddr>, by: Discovery) -> Vec<Command> {
+    vec![
+        Command::Emit(Event::Discovered { peer, addresses: addresses.clone(), by }),
+        Command::AutoConnect { peer, addresses, by },
+    ]
+}
+
+fn on_bitswap(event: bitswap::Event) -> Vec<Command> {
+    match event {
+        bitswap::Event::Block { ticket, block, peer, connection } => {
+            vec![Command::Deliver { ticket, block, connection: peer.zip(connection) }]
+        }
+        bitswap::Event::ProvidersWanted { ticket, cid } => {
+            vec![Command::FindProviders { ticket, cid }]
+        }
+        bitswap::Event::WaitingForDirect { ticket, peer, allowed } => {
+            vec![Command::WaitingForDirect { ticket, peer, allowed }]
+        }
+        bitswap::Event::ProtocolViolation { peer, violation } => {
+            tracing::info!(%peer, %violation, "a peer breaks bitswap");
+            match violation {
+                // Bugs rather than attacks, and bounded already.
+                ProtocolViolation::TooManyStreams { .. } => Vec::new(),
+                _ => vec![Command::Disconnect { peer }],
+            }
+        }
+        _ => Vec::new(),
+    }
+}
