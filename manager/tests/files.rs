@@ -33,18 +33,31 @@ struct Network {
 
 impl Network {
     fn asked(&self) -> Vec<Cid> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.asked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Adds `data` as a file and returns its root.
     async fn add(&mut self, data: &[u8], profile: Profile) -> Cid {
         let (_directory, store) = store().await;
-        let added = files::add(&store, data, AddOptions { profile, ..AddOptions::default() }).await.unwrap();
+        let added = files::add(
+            &store,
+            data,
+            AddOptions {
+                profile,
+                ..AddOptions::default()
+            },
+        )
+        .await
+        .unwrap();
         for cid in store.pins(&format!("{}{}", files::PIN_SET_PREFIX, added.cid)) {
             let block = store.get(&cid).await.unwrap().unwrap();
             // The pin set knows hashes; a raw leaf and a node differ in their codec.
             for codec in [0x55, 0x70] {
-                self.blocks.insert(Cid::new_v1(codec, *cid.hash()), block.clone());
+                self.blocks
+                    .insert(Cid::new_v1(codec, *cid.hash()), block.clone());
             }
         }
         added.cid
@@ -66,7 +79,10 @@ impl Fetch for Network {
         if self.fails_after.is_some_and(|limit| count > limit) {
             return Err(std::io::ErrorKind::ConnectionReset.into());
         }
-        self.blocks.get(&cid).cloned().ok_or_else(|| std::io::ErrorKind::NotFound.into())
+        self.blocks
+            .get(&cid)
+            .cloned()
+            .ok_or_else(|| std::io::ErrorKind::NotFound.into())
     }
 }
 
@@ -75,8 +91,10 @@ fn small() -> Profile {
 }
 
 fn names(directory: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -91,21 +109,32 @@ fn an_interrupted_get_leaves_no_file_under_the_final_name_and_the_next_one_fetch
         let output = directory.path().join("out");
 
         network.fails_after = Some(80);
-        let error = files::get(&network, root, &output, GetOptions::default()).await.unwrap_err();
+        let error = files::get(&network, root, &output, GetOptions::default())
+            .await
+            .unwrap_err();
         assert!(matches!(error, GetError::Fetch { .. }), "{error}");
         let part = part_path(&output, &root);
-        assert_eq!(names(directory.path()), [part.file_name().unwrap().to_str().unwrap()]);
+        assert_eq!(
+            names(directory.path()),
+            [part.file_name().unwrap().to_str().unwrap()]
+        );
 
         // What a crash may leave: a part file whose last bytes never reached the disk.
         let half = 40 * 1024 + 100;
         fs::write(&part, &data[..half]).unwrap();
         network.fails_after = None;
         network.asked.lock().unwrap().clear();
-        let fetched = files::get(&network, root, &output, GetOptions::default()).await.unwrap();
+        let fetched = files::get(&network, root, &output, GetOptions::default())
+            .await
+            .unwrap();
         assert_eq!((fetched.bytes, fetched.resumed), (100_000, 40 * 1024));
         assert_eq!(fs::read(&output).unwrap(), data);
         assert_eq!(names(directory.path()), ["out"]);
-        let leaves = network.asked().iter().filter(|cid| cid.codec() == 0x55).count();
+        let leaves = network
+            .asked()
+            .iter()
+            .filter(|cid| cid.codec() == 0x55)
+            .count();
         assert_eq!(leaves, 98 - 40, "only the missing leaves are asked for");
     });
 }
@@ -122,7 +151,9 @@ fn partial_output_that_is_wrong_is_fetched_again() {
         partial[20_000] ^= 1;
         partial.extend_from_slice(b"and more than the file has");
         fs::write(part_path(&output, &root), partial).unwrap();
-        files::get(&network, root, &output, GetOptions::default()).await.unwrap();
+        files::get(&network, root, &output, GetOptions::default())
+            .await
+            .unwrap();
         assert_eq!(fs::read(&output).unwrap(), data);
     });
 }
@@ -135,13 +166,18 @@ fn an_output_that_exists_is_replaced_only_by_force() {
         let directory = tempfile::tempdir().unwrap();
         let output = directory.path().join("out");
         fs::write(&output, "old").unwrap();
-        let error = files::get(&network, root, &output, GetOptions::default()).await.unwrap_err();
+        let error = files::get(&network, root, &output, GetOptions::default())
+            .await
+            .unwrap_err();
         assert!(matches!(error, GetError::Exists { .. }), "{error}");
         assert!(error.to_string().contains("--force"));
         assert_eq!(fs::read(&output).unwrap(), b"old");
         assert!(network.asked().is_empty());
 
-        let options = GetOptions { force: true, ..GetOptions::default() };
+        let options = GetOptions {
+            force: true,
+            ..GetOptions::default()
+        };
         files::get(&network, root, &output, options).await.unwrap();
         assert_eq!(fs::read(&output).unwrap(), b"new");
     });
@@ -157,8 +193,12 @@ fn the_first_bytes_are_in_the_output_while_the_rest_is_on_its_way() {
         let directory = tempfile::tempdir().unwrap();
         let output = directory.path().join("out");
         let written = Mutex::new(0);
-        let on_progress = Box::new(|progress: Progress| *written.lock().unwrap() = progress.written);
-        let options = GetOptions { on_progress: Some(on_progress), ..GetOptions::default() };
+        let on_progress =
+            Box::new(|progress: Progress| *written.lock().unwrap() = progress.written);
+        let options = GetOptions {
+            on_progress: Some(on_progress),
+            ..GetOptions::default()
+        };
         let mut get = std::pin::pin!(files::get(&network, root, &output, options));
         futures::future::poll_fn(|context| {
             assert!(get.as_mut().poll(context).is_pending());
@@ -169,7 +209,15 @@ fn the_first_bytes_are_in_the_output_while_the_rest_is_on_its_way() {
         })
         .await;
         assert_eq!(fs::read(part_path(&output, &root)).unwrap(), &data[..1024]);
-        assert_eq!(network.asked().iter().filter(|cid| cid.codec() == 0x55).count(), 98, "all are asked for ahead");
+        assert_eq!(
+            network
+                .asked()
+                .iter()
+                .filter(|cid| cid.codec() == 0x55)
+                .count(),
+            98,
+            "all are asked for ahead"
+        );
     });
 }
 
@@ -181,13 +229,27 @@ fn requests_run_ahead_of_the_output_by_the_window_only() {
         let mut network = Network::default();
         let same = network.add(&leaf.repeat(20), Profile::UNIXFS_V1_2025).await;
         let directory = tempfile::tempdir().unwrap();
-        files::get(&network, same, &directory.path().join("same"), GetOptions::default()).await.unwrap();
-        assert_eq!(network.asked().len(), 2, "a block that the file repeats is asked for once");
+        files::get(
+            &network,
+            same,
+            &directory.path().join("same"),
+            GetOptions::default(),
+        )
+        .await
+        .unwrap();
+        assert_eq!(
+            network.asked().len(),
+            2,
+            "a block that the file repeats is asked for once"
+        );
 
         let data = content(80 * 1024 * 1024);
         let mut network = Network::default();
         let root = network.add(&data, Profile::UNIXFS_V1_2025).await;
-        network.withheld = vec![Cid::new_v1(0x55, Code::Sha2_256.digest(&data[..1024 * 1024]))];
+        network.withheld = vec![Cid::new_v1(
+            0x55,
+            Code::Sha2_256.digest(&data[..1024 * 1024]),
+        )];
         let output = directory.path().join("out");
         let mut get = std::pin::pin!(files::get(&network, root, &output, GetOptions::default()));
         let mut polls_since = 0;
@@ -195,10 +257,18 @@ fn requests_run_ahead_of_the_output_by_the_window_only() {
             assert!(get.as_mut().poll(context).is_pending());
             context.waker().wake_by_ref();
             polls_since += usize::from(network.asked().len() >= 65);
-            if polls_since < 1000 { Poll::Pending } else { Poll::Ready(()) }
+            if polls_since < 1000 {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
         })
         .await;
-        assert_eq!(network.asked().len(), 1 + 64, "the root and 64 MiB of leaves");
+        assert_eq!(
+            network.asked().len(),
+            1 + 64,
+            "the root and 64 MiB of leaves"
+        );
     });
 }
 
@@ -216,17 +286,27 @@ fn two_gets_of_one_file_to_one_output_do_not_mix() {
         futures::future::poll_fn(|context| {
             assert!(first.as_mut().poll(context).is_pending());
             context.waker().wake_by_ref();
-            if part.exists() { Poll::Ready(()) } else { Poll::Pending }
+            if part.exists() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
         })
         .await;
         // It exists; locked it is when the first get goes on to ask for leaves.
         futures::future::poll_fn(|context| {
             assert!(first.as_mut().poll(context).is_pending());
             context.waker().wake_by_ref();
-            if network.asked().len() > 3 { Poll::Ready(()) } else { Poll::Pending }
+            if network.asked().len() > 3 {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
         })
         .await;
-        let error = files::get(&network, root, &output, GetOptions::default()).await.unwrap_err();
+        let error = files::get(&network, root, &output, GetOptions::default())
+            .await
+            .unwrap_err();
         assert!(matches!(error, GetError::InProgress { .. }), "{error}");
     });
 }
@@ -239,12 +319,30 @@ fn a_file_larger_than_the_disk_is_refused_before_anything_is_fetched_but_the_roo
     link.extend(&leaf);
     let size = [0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10];
     let data = [&[8, 2, 0x18][..], &size, &[0x20], &size].concat();
-    let block = [&[0x12, link.len() as u8][..], &link, &[0x0a, data.len() as u8], &data].concat();
+    let block = [
+        &[0x12, link.len() as u8][..],
+        &link,
+        &[0x0a, data.len() as u8],
+        &data,
+    ]
+    .concat();
     let root = Cid::new_v1(0x70, Code::Sha2_256.digest(&block));
-    let network = Network { blocks: HashMap::from([(root, block.into())]), ..Network::default() };
+    let network = Network {
+        blocks: HashMap::from([(root, block.into())]),
+        ..Network::default()
+    };
     let directory = tempfile::tempdir().unwrap();
-    let error = block_on(files::get(&network, root, &directory.path().join("out"), GetOptions::default())).unwrap_err();
-    assert!(matches!(error, GetError::NoSpace { needed, .. } if needed == 1 << 60), "{error}");
+    let error = block_on(files::get(
+        &network,
+        root,
+        &directory.path().join("out"),
+        GetOptions::default(),
+    ))
+    .unwrap_err();
+    assert!(
+        matches!(error, GetError::NoSpace { needed, .. } if needed == 1 << 60),
+        "{error}"
+    );
     assert_eq!(network.asked().len(), 1);
 }
 
@@ -254,10 +352,16 @@ fn what_does_not_fit_into_the_store_fails_before_it_is_written() {
         let (_directory, store) = store().await;
         let room = store.room_for_pinned();
         let source = futures::io::AsyncReadExt::take(futures::io::repeat(0), 0);
-        let options = AddOptions { size: Some(room + 1), ..AddOptions::default() };
+        let options = AddOptions {
+            size: Some(room + 1),
+            ..AddOptions::default()
+        };
         let error = files::add(&store, source, options).await.unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("disk_capacity") && text.contains(&room.to_string()), "{text}");
+        assert!(
+            text.contains("disk_capacity") && text.contains(&room.to_string()),
+            "{text}"
+        );
         assert!(store.pin_sets().is_empty());
     });
 }
@@ -281,7 +385,9 @@ fn an_add_that_fails_leaves_nothing_pinned() {
     }
     block_on(async {
         let (_directory, store) = store().await;
-        let error = files::add(&store, Broken(9_000_000), AddOptions::default()).await.unwrap_err();
+        let error = files::add(&store, Broken(9_000_000), AddOptions::default())
+            .await
+            .unwrap_err();
         assert!(matches!(error, files::AddError::Read { .. }), "{error}");
         assert!(store.pin_sets().is_empty());
     });
@@ -292,9 +398,18 @@ fn a_file_is_pinned_under_its_root_and_adding_it_again_changes_nothing() {
     block_on(async {
         let (_directory, store) = store().await;
         for _ in 0..2 {
-            let (data, options) = (content(10_000), AddOptions { profile: small(), ..AddOptions::default() });
+            let (data, options) = (
+                content(10_000),
+                AddOptions {
+                    profile: small(),
+                    ..AddOptions::default()
+                },
+            );
             let added = files::add(&store, &data[..], options).await.unwrap();
-            assert_eq!(store.pin_sets(), [format!("{}{}", files::PIN_SET_PREFIX, added.cid)]);
+            assert_eq!(
+                store.pin_sets(),
+                [format!("{}{}", files::PIN_SET_PREFIX, added.cid)]
+            );
             assert_eq!((added.blocks, added.bytes), (10 + 3 + 1, 10_000));
         }
     });
@@ -314,7 +429,11 @@ fn what_an_add_that_was_cut_off_has_pinned_is_dropped_at_the_next_start() {
             futures::future::poll_fn(|context| {
                 assert!(add.as_mut().poll(context).is_pending());
                 context.waker().wake_by_ref();
-                if store.pin_sets().is_empty() { Poll::Pending } else { Poll::Ready(()) }
+                if store.pin_sets().is_empty() {
+                    Poll::Pending
+                } else {
+                    Poll::Ready(())
+                }
             })
             .await;
         }

@@ -99,9 +99,17 @@ pub async fn download(
     let session = node.session(SessionOptions::default().peers(request.peers));
     let mut paths = session.events();
     // Both the transfer and its paths report; never at the same time, for both run in this future.
-    let report = Mutex::new(Report { started, has_first_bytes: false, on_event });
-    let on_progress = Box::new(|progress| report_to(&report, |report| report.progress(&session, progress)));
-    let options = GetOptions { force: request.force, on_progress: Some(on_progress) };
+    let report = Mutex::new(Report {
+        started,
+        has_first_bytes: false,
+        on_event,
+    });
+    let on_progress =
+        Box::new(|progress| report_to(&report, |report| report.progress(&session, progress)));
+    let options = GetOptions {
+        force: request.force,
+        on_progress: Some(on_progress),
+    };
     let mut transfer = std::pin::pin!(get(&session, request.cid, &request.output, options));
     let fetched = loop {
         match futures::future::select(transfer.as_mut(), paths.next()).await {
@@ -132,7 +140,11 @@ struct Report<E> {
 }
 
 fn report_to<E>(report: &Mutex<Report<E>>, tell: impl FnOnce(&mut Report<E>)) {
-    tell(&mut report.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    tell(
+        &mut report
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner),
+    );
 }
 
 impl<E: FnMut(DownloadEvent)> Report<E> {
@@ -144,10 +156,21 @@ impl<E: FnMut(DownloadEvent)> Report<E> {
         if progress.written > progress.resumed && !self.has_first_bytes {
             self.has_first_bytes = true;
             let t_ms = self.elapsed_ms();
-            (self.on_event)(DownloadEvent::FirstBytes { t_ms, path: first_path(session) });
+            (self.on_event)(DownloadEvent::FirstBytes {
+                t_ms,
+                path: first_path(session),
+            });
         }
-        let Progress { written, total, resumed } = progress;
-        (self.on_event)(DownloadEvent::Progress { written, total, resumed });
+        let Progress {
+            written,
+            total,
+            resumed,
+        } = progress;
+        (self.on_event)(DownloadEvent::Progress {
+            written,
+            total,
+            resumed,
+        });
     }
 
     fn path(&mut self, event: &SessionEvent) {
@@ -156,7 +179,10 @@ impl<E: FnMut(DownloadEvent)> Report<E> {
             SessionEvent::Relayed { .. } => (self.on_event)(DownloadEvent::Relayed { t_ms }),
             SessionEvent::Direct { .. } => (self.on_event)(DownloadEvent::Direct { t_ms }),
             SessionEvent::WaitingForDirect { allowed, .. } => {
-                (self.on_event)(DownloadEvent::WaitingForDirect { t_ms, allowed: *allowed });
+                (self.on_event)(DownloadEvent::WaitingForDirect {
+                    t_ms,
+                    allowed: *allowed,
+                });
             }
             _ => {}
         }

@@ -27,8 +27,12 @@ pub(super) async fn guard(State(api): State<Api>, request: Request, next: Next) 
 /// rebinding) sends that name.
 fn is_local(headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
-    let Ok(host) = host.to_str() else { return false };
+    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+        return false;
+    };
+    let Ok(host) = host.to_str() else {
+        return false;
+    };
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
@@ -37,10 +41,17 @@ fn is_local(headers: &HeaderMap) -> bool {
 }
 
 fn has_token(headers: &HeaderMap, token: &str) -> bool {
-    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    let given = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
+    let given = given
+        .and_then(|value| value.strip_prefix("Bearer "))
+        .unwrap_or_default();
     // As long for a wrong token as for a right one.
-    let differing = given.bytes().zip(token.bytes()).fold(0, |differing, (a, b)| differing | (a ^ b));
+    let differing = given
+        .bytes()
+        .zip(token.bytes())
+        .fold(0, |differing, (a, b)| differing | (a ^ b));
     given.len() == token.len() && !token.is_empty() && differing == 0
 }
 
@@ -49,29 +60,61 @@ mod tests {
     use super::*;
 
     fn headers(name: header::HeaderName, values: &[&str]) -> HeaderMap {
-        values.iter().map(|value| (name.clone(), value.parse().unwrap())).collect()
+        values
+            .iter()
+            .map(|value| (name.clone(), value.parse().unwrap()))
+            .collect()
     }
 
     #[test]
     fn only_names_of_this_machine_are_local() {
-        for host in ["localhost", "LOCALHOST:9000", "127.0.0.1", "127.0.0.1:1", "[::1]:9000", "[::1]"] {
+        for host in [
+            "localhost",
+            "LOCALHOST:9000",
+            "127.0.0.1",
+            "127.0.0.1:1",
+            "[::1]:9000",
+            "[::1]",
+        ] {
             assert!(is_local(&headers(header::HOST, &[host])), "{host}");
         }
-        for host in ["", "evil.example", "evil.example:9000", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "::1"] {
+        for host in [
+            "",
+            "evil.example",
+            "evil.example:9000",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "10.0.0.1",
+            "::1",
+        ] {
             assert!(!is_local(&headers(header::HOST, &[host])), "{host}");
         }
         assert!(!is_local(&HeaderMap::new()));
-        assert!(!is_local(&headers(header::HOST, &["localhost", "evil.example"])));
+        assert!(!is_local(&headers(
+            header::HOST,
+            &["localhost", "evil.example"]
+        )));
     }
 
     #[test]
     fn only_the_whole_token_is_accepted() {
         let accepts = |value: &str| has_token(&headers(header::AUTHORIZATION, &[value]), "secret");
         assert!(accepts("Bearer secret"));
-        for value in ["", "secret", "Bearer", "Bearer ", "Bearer secre", "Bearer secret1", "Basic secret"] {
+        for value in [
+            "",
+            "secret",
+            "Bearer",
+            "Bearer ",
+            "Bearer secre",
+            "Bearer secret1",
+            "Basic secret",
+        ] {
             assert!(!accepts(value), "{value}");
         }
         assert!(!has_token(&HeaderMap::new(), "secret"));
-        assert!(!has_token(&headers(header::AUTHORIZATION, &["Bearer "]), ""));
+        assert!(!has_token(
+            &headers(header::AUTHORIZATION, &["Bearer "]),
+            ""
+        ));
     }
 }

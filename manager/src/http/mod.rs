@@ -55,7 +55,12 @@ impl Api {
     #[must_use]
     pub fn new(node: Node, config: &Config, token: impl Into<Arc<str>>) -> Self {
         let announces = config.joins_public_dht();
-        Self { node, token: token.into(), announces, stop: Arc::new(Notify::new()) }
+        Self {
+            node,
+            token: token.into(),
+            announces,
+            stop: Arc::new(Notify::new()),
+        }
     }
 
     /// Resolves when somebody has asked for a shutdown through the API.
@@ -70,7 +75,9 @@ impl Api {
             return;
         }
         for set in self.node.store().pin_sets() {
-            let root = set.strip_prefix(crate::files::PIN_SET_PREFIX).and_then(|cid| cid.parse().ok());
+            let root = set
+                .strip_prefix(crate::files::PIN_SET_PREFIX)
+                .and_then(|cid| cid.parse().ok());
             if let Some(root) = root {
                 self.announce(root).await;
             }

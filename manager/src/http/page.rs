@@ -69,7 +69,10 @@ mod tests {
     fn what_peers_say_about_themselves_is_text() {
         let peers = json!([{ "agent": "<script>alert('x')</script>", "connections": [] }]);
         let page = super::render(&json!({ "peer_id": "12D3KooW" }), &peers);
-        assert!(page.contains("12D3KooW") && page.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"));
+        assert!(
+            page.contains("12D3KooW")
+                && page.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;")
+        );
         assert!(!page.contains("<script"));
     }
 }

@@ -49,7 +49,10 @@ pub(super) struct Failure {
 
 impl Failure {
     pub(super) fn new(status: StatusCode, error: impl ToString) -> Self {
-        Self { status, message: error.to_string() }
+        Self {
+            status,
+            message: error.to_string(),
+        }
     }
 
     fn bad_request(error: impl ToString) -> Self {
@@ -68,9 +71,13 @@ impl IntoResponse for Failure {
 }
 
 async fn status_page(State(api): State<Api>) -> Result<impl IntoResponse, Failure> {
-    const POLICY: HeaderValue = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
+    const POLICY: HeaderValue =
+        HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
     let (status, peers) = (status_value(&api).await?, peers_value(&api).await?);
-    Ok(([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(page::render(&status, &peers))))
+    Ok((
+        [(header::CONTENT_SECURITY_POLICY, POLICY)],
+        Html(page::render(&status, &peers)),
+    ))
 }
 
 async fn status(State(api): State<Api>) -> Result<Json<Value>, Failure> {
@@ -96,7 +103,8 @@ async fn peers_value(api: &Api) -> Result<Value, Failure> {
 }
 
 fn to_value(value: &impl Serialize) -> Result<Value, Failure> {
-    serde_json::to_value(value).map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error))
+    serde_json::to_value(value)
+        .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error))
 }
 
 async fn metrics(State(api): State<Api>) -> Result<impl IntoResponse, Failure> {
@@ -120,15 +128,25 @@ async fn add(
 ) -> Result<Json<Value>, Failure> {
     let profile = match &query.profile {
         None => Profile::default(),
-        Some(name) => Profile::by_name(name)
-            .ok_or_else(|| Failure::bad_request(format!("unknown profile {name:?}; kubo or unixfs-v1-2025")))?,
+        Some(name) => Profile::by_name(name).ok_or_else(|| {
+            Failure::bad_request(format!("unknown profile {name:?}; kubo or unixfs-v1-2025"))
+        })?,
     };
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok());
     let size = length.and_then(|length| length.parse().ok());
     // A task of its own: if the client goes, the body ends with an error and the add cleans up after itself.
     let task = spawn(async move {
-        let source = body.into_data_stream().map_err(io::Error::other).into_async_read();
-        let options = AddOptions { profile, size, ..AddOptions::default() };
+        let source = body
+            .into_data_stream()
+            .map_err(io::Error::other)
+            .into_async_read();
+        let options = AddOptions {
+            profile,
+            size,
+            ..AddOptions::default()
+        };
         let added = files::add(api.node.store(), source, options).await?;
         // Who waits for it already need not ask again; the DHT is told while the user goes on.
         let _ = api.node.notify_new_blocks(vec![added.cid]).await;
@@ -137,17 +155,22 @@ async fn add(
         }
         Ok(added)
     });
-    let added: Result<files::Added, files::AddError> =
-        task.await.map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error))?;
+    let added: Result<files::Added, files::AddError> = task
+        .await
+        .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error))?;
     let added = added.map_err(|error| {
         let status = match error {
-            files::AddError::NoRoom { .. } | files::AddError::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
+            files::AddError::NoRoom { .. } | files::AddError::DiskFull => {
+                StatusCode::INSUFFICIENT_STORAGE
+            }
             files::AddError::Read { .. } => StatusCode::BAD_REQUEST,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Failure::new(status, error)
     })?;
-    Ok(Json(json!({ "cid": added.cid.to_string(), "bytes": added.bytes, "blocks": added.blocks })))
+    Ok(Json(
+        json!({ "cid": added.cid.to_string(), "bytes": added.bytes, "blocks": added.blocks }),
+    ))
 }
 
 #[derive(Debug, Deserialize)]
@@ -167,17 +190,28 @@ async fn download(
     Json(request): Json<GetRequest>,
 ) -> Result<impl IntoResponse, Failure> {
     const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
-    let cid: Cid = request.cid.parse().map_err(|_| {
-        Failure::bad_request(format!("{:?} is not a CID", request.cid))
-    })?;
+    let cid: Cid = request
+        .cid
+        .parse()
+        .map_err(|_| Failure::bad_request(format!("{:?} is not a CID", request.cid)))?;
     if !request.output.is_absolute() {
         return Err(Failure::bad_request("`output` must be an absolute path"));
     }
-    let GetRequest { output, peers, force, .. } = request;
+    let GetRequest {
+        output,
+        peers,
+        force,
+        ..
+    } = request;
     let (mut sender, events) = mpsc::channel(EVENTS);
     let transfer = async move {
         let mut last = sender.clone();
-        let request = Download { cid, output, peers, force };
+        let request = Download {
+            cid,
+            output,
+            peers,
+            force,
+        };
         let done = files::download(&api.node, request, move |event: DownloadEvent| {
             let line = to_line(&event);
             let _ = match event {
@@ -188,11 +222,15 @@ async fn download(
             };
         });
         if let Err(error) = done.await {
-            let _ = last.try_send(to_line(&json!({ "event": "error", "message": error.to_string() })));
+            let _ = last.try_send(to_line(
+                &json!({ "event": "error", "message": error.to_string() }),
+            ));
         }
     };
     // The transfer runs as the client reads, and ends when it goes away.
-    let transfer = transfer.into_stream().filter_map(|()| async { None::<Bytes> });
+    let transfer = transfer
+        .into_stream()
+        .filter_map(|()| async { None::<Bytes> });
     let lines = stream::select(events, transfer).map(Ok::<_, io::Error>);
     Ok(([(header::CONTENT_TYPE, NDJSON)], Body::from_stream(lines)))
 }

@@ -37,7 +37,11 @@ pub(crate) async fn run(context: &Context, flags: &AddFlags) -> Result<(), Error
         Some(client) => best_address(client).await?,
         None => None,
     };
-    let cid = added.get("cid").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let cid = added
+        .get("cid")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
     if let (Value::Object(fields), Some(address)) = (&mut added, &address) {
         fields.insert("address".to_owned(), address.as_str().into());
     }
@@ -76,14 +80,25 @@ async fn add_here(
 /// Where another machine reaches the running node: directly from outside, else through a relay, else in this network.
 async fn best_address(client: &Client) -> Result<Option<String>, Error> {
     let status = client.get("/api/status").await?;
-    let peer_id = status.get("peer_id").and_then(Value::as_str).unwrap_or_default();
+    let peer_id = status
+        .get("peer_id")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let of = |key: &str| -> Vec<String> {
-        let addresses = status.get(key).and_then(Value::as_array).into_iter().flatten();
-        addresses.filter_map(Value::as_str).map(str::to_owned).collect()
+        let addresses = status
+            .get(key)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
+        addresses
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect()
     };
     let (external, listen) = (of("external_addrs"), of("listen_addrs"));
     let is_relayed = |address: &&String| address.contains("/p2p-circuit");
-    let is_loopback = |address: &&String| address.contains("/127.0.0.1/") || address.contains("/::1/");
+    let is_loopback =
+        |address: &&String| address.contains("/127.0.0.1/") || address.contains("/::1/");
     let best = external
         .iter()
         .find(|address| !is_relayed(address))
@@ -114,10 +129,17 @@ impl Source {
         let file = std::fs::File::open(path).map_err(cannot)?;
         let metadata = file.metadata().map_err(cannot)?;
         if metadata.is_dir() {
-            return Err(format!("{} is a directory; add its files one by one", path.display()).into());
+            return Err(format!(
+                "{} is a directory; add its files one by one",
+                path.display()
+            )
+            .into());
         }
         let size = metadata.is_file().then_some(metadata.len());
-        Ok(Self { reader: Box::new(blocking::Unblock::with_capacity(4 * READ_BYTES, file)), size })
+        Ok(Self {
+            reader: Box::new(blocking::Unblock::with_capacity(4 * READ_BYTES, file)),
+            size,
+        })
     }
 
     fn into_stream(self, bar: ProgressBar) -> impl Stream<Item = io::Result<Bytes>> + Send + Sync {

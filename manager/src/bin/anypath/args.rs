@@ -140,7 +140,12 @@ impl NodeFlags {
         let mut set = |flag, key, value: String| settings.push(config::Flag { flag, key, value });
         for (flag, key, given, value) in [
             ("--private", "private", self.private, "true"),
-            ("--relay-server", "enable_relay_server", self.relay_server, "true"),
+            (
+                "--relay-server",
+                "enable_relay_server",
+                self.relay_server,
+                "true",
+            ),
             ("--no-mdns", "enable_mdns", self.no_mdns, "false"),
         ] {
             if given {
@@ -149,7 +154,11 @@ impl NodeFlags {
         }
         for (flag, key, addresses) in [
             ("--relay", "relays", &self.relay),
-            ("--external-address", "external_addrs", &self.external_address),
+            (
+                "--external-address",
+                "external_addrs",
+                &self.external_address,
+            ),
             ("--listen", "listen_addrs", &self.listen),
             ("--bootstrap", "bootstrap_peers", &self.bootstrap),
         ] {

@@ -8,7 +8,7 @@ use futures::Stream;
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
 use hyper::{
     Method, Request, Response, StatusCode,
-    body::{Body as _, Frame, Incoming},
+    body::{Frame, Incoming},
     header,
 };
 use hyper_util::{
@@ -41,13 +41,17 @@ impl Client {
     /// Asks and returns the answer's JSON.
     pub(crate) async fn get(&self, path: &str) -> Result<Value, Error> {
         let response = self.send(Method::GET, path, None, empty()).await?;
-        Ok(serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?)
+        Ok(serde_json::from_slice(
+            &response.into_body().collect().await?.to_bytes(),
+        )?)
     }
 
     /// Sends JSON and returns the answer's JSON.
     pub(crate) async fn post(&self, path: &str, value: &Value) -> Result<Value, Error> {
         let response = self.post_for_stream(path, value).await?;
-        Ok(serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?)
+        Ok(serde_json::from_slice(
+            &response.into_body().collect().await?.to_bytes(),
+        )?)
     }
 
     /// Sends JSON and returns the answer as it comes.
@@ -56,8 +60,11 @@ impl Client {
         path: &str,
         value: &Value,
     ) -> Result<Response<Incoming>, Error> {
-        let body = Full::new(Bytes::from(value.to_string())).map_err(|never| match never {}).boxed();
-        self.send(Method::POST, path, Some("application/json"), body).await
+        let body = Full::new(Bytes::from(value.to_string()))
+            .map_err(|never| match never {})
+            .boxed();
+        self.send(Method::POST, path, Some("application/json"), body)
+            .await
     }
 
     /// Sends bytes as they come and returns the answer's JSON. `size` is their number, if known.
@@ -68,9 +75,14 @@ impl Client {
         bytes: impl Stream<Item = io::Result<Bytes>> + Send + Sync + 'static,
     ) -> Result<Value, Error> {
         let frames = futures::TryStreamExt::map_ok(bytes, Frame::data);
-        let body = Sized { body: StreamBody::new(frames).boxed(), size };
+        let body = Sized {
+            body: StreamBody::new(frames).boxed(),
+            size,
+        };
         let response = self.send(Method::POST, path, None, body.boxed()).await?;
-        Ok(serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?)
+        Ok(serde_json::from_slice(
+            &response.into_body().collect().await?.to_bytes(),
+        )?)
     }
 
     async fn send(
@@ -93,10 +105,15 @@ impl Client {
             status => {
                 let body = response.into_body().collect().await?.to_bytes();
                 let answer: Option<Value> = serde_json::from_slice(&body).ok();
-                let error = answer.as_ref().and_then(|answer| answer.get("error")?.as_str());
+                let error = answer
+                    .as_ref()
+                    .and_then(|answer| answer.get("error")?.as_str());
                 Err(match error {
                     Some(error) => error.to_owned(),
-                    None => format!("the node answered {status}: {}", String::from_utf8_lossy(&body)),
+                    None => format!(
+                        "the node answered {status}: {}",
+                        String::from_utf8_lossy(&body)
+                    ),
                 }
                 .into())
             }
@@ -105,7 +122,9 @@ impl Client {
 }
 
 fn empty() -> Body {
-    Full::new(Bytes::new()).map_err(|never| match never {}).boxed()
+    Full::new(Bytes::new())
+        .map_err(|never| match never {})
+        .boxed()
 }
 
 /// A body whose length is sent ahead, so that the node can refuse what does not fit.
@@ -130,6 +149,9 @@ impl hyper::body::Body for Sized {
     }
 
     fn size_hint(&self) -> hyper::body::SizeHint {
-        self.size.map_or_else(hyper::body::SizeHint::default, hyper::body::SizeHint::with_exact)
+        self.size.map_or_else(
+            hyper::body::SizeHint::default,
+            hyper::body::SizeHint::with_exact,
+        )
     }
 }

@@ -32,17 +32,30 @@ impl Context {
         let port = arguments.port;
         let path = DataDir::locate(arguments.data_dir.clone(), port.unwrap_or(DEFAULT_API_PORT))?;
         let data = DataDir::open(path)?;
-        Ok(Self { data, output, port, config_file: arguments.config.clone() })
+        Ok(Self {
+            data,
+            output,
+            port,
+            config_file: arguments.config.clone(),
+        })
     }
 
     /// The configuration: file, environment, flags.
     pub(crate) fn config(&self, flags: &NodeFlags) -> Result<Config, Error> {
         let mut flags = flags.settings();
         if let Some(port) = self.port {
-            flags.push(config::Flag { flag: "--port", key: "api_port", value: port.to_string() });
+            flags.push(config::Flag {
+                flag: "--port",
+                key: "api_port",
+                value: port.to_string(),
+            });
         }
         let sources = Sources {
-            file: Some(self.config_file.clone().unwrap_or_else(|| self.data.config_file())),
+            file: Some(
+                self.config_file
+                    .clone()
+                    .unwrap_or_else(|| self.data.config_file()),
+            ),
             file_required: self.config_file.is_some(),
             environment: std::env::vars().collect(),
             flags,
@@ -61,7 +74,10 @@ impl Context {
     /// The same, where the command makes no sense without.
     pub(crate) async fn running(&self) -> Result<Client, Error> {
         self.client().await?.ok_or_else(|| {
-            let port = self.port.map(|port| format!(" --port {port}")).unwrap_or_default();
+            let port = self
+                .port
+                .map(|port| format!(" --port {port}"))
+                .unwrap_or_default();
             let path = self.data.path().display();
             format!("no node is running on {path}; start one with `anypath{port} start`").into()
         })
@@ -93,7 +109,9 @@ impl Context {
     }
 
     fn in_use(&self, pid: Option<u32>) -> Error {
-        let process = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+        let process = pid
+            .map(|pid| format!(" (process {pid})"))
+            .unwrap_or_default();
         format!(
             "another node uses the data directory {}{process}; stop it with `anypath shutdown`, or start a second \
              instance with --port N or --data-dir DIR",

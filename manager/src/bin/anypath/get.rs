@@ -13,11 +13,17 @@ use serde_json::{Value, json};
 use crate::{Error, args::GetFlags, client::Client, context::Context, output::Output};
 
 pub(crate) async fn run(context: &Context, flags: &GetFlags) -> Result<(), Error> {
-    let output = flags.output.clone().unwrap_or_else(|| PathBuf::from(flags.cid.to_string()));
+    let output = flags
+        .output
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(flags.cid.to_string()));
     let output = std::path::absolute(&output)?;
     if let Some(parent) = output.parent().filter(|parent| !parent.is_dir()) {
         let parent = parent.display();
-        return Err(format!("the directory {parent} does not exist; create it or choose another output with -o").into());
+        return Err(format!(
+            "the directory {parent} does not exist; create it or choose another output with -o"
+        )
+        .into());
     }
     let view = View::new(context.output, flags, &output);
     match context.client().await? {
@@ -36,16 +42,24 @@ async fn through_running_node(
     let request = json!({
         "cid": flags.cid.to_string(), "output": output, "peers": peers, "force": flags.force,
     });
-    let mut body = client.post_for_stream("/api/get", &request).await?.into_body();
+    let mut body = client
+        .post_for_stream("/api/get", &request)
+        .await?
+        .into_body();
     let mut pending = Vec::new();
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame?.into_data() else { continue };
+        let Ok(data) = frame?.into_data() else {
+            continue;
+        };
         pending.extend_from_slice(&data);
         while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
             let line: Vec<_> = pending.drain(..=end).collect();
             let event: Value = serde_json::from_slice(&line)?;
             if event.get("event").and_then(Value::as_str) == Some("error") {
-                let message = event.get("message").and_then(Value::as_str).unwrap_or_default();
+                let message = event
+                    .get("message")
+                    .and_then(Value::as_str)
+                    .unwrap_or_default();
                 return Err(message.to_owned().into());
             }
             view.show(event);
@@ -114,7 +128,11 @@ impl View {
     }
 
     fn show(&mut self, mut event: Value) {
-        let name = event.get("event").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let name = event
+            .get("event")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
         let number = |key: &str| event.get(key).and_then(Value::as_u64).unwrap_or(0);
         match name.as_str() {
             "progress" => {

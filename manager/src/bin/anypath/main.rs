@@ -33,7 +33,10 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let output = Output::new(arguments.json);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return output.fail(&error.into()),
     };

@@ -27,7 +27,11 @@ impl Output {
 
     /// A result: `value` with `--json`, else `text`. A reader that has gone away is not an error.
     pub(crate) fn print(self, value: &Value, text: impl AsRef<str>) {
-        let line = if self.json { value.to_string() } else { text.as_ref().to_owned() };
+        let line = if self.json {
+            value.to_string()
+        } else {
+            text.as_ref().to_owned()
+        };
         let mut stdout = std::io::stdout().lock();
         let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
     }
@@ -46,8 +50,11 @@ impl Output {
 
     /// A progress bar over bytes; invisible unless stderr is a terminal.
     pub(crate) fn progress_bar(self, total: Option<u64>) -> ProgressBar {
-        let target =
-            if self.json { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let target = if self.json {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
         let bar = ProgressBar::with_draw_target(total, target);
         let style = match total {
             Some(_) => "{bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} {msg}",

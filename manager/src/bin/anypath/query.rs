@@ -10,7 +10,9 @@ use crate::{Error, context::Context};
 pub(crate) fn id(context: &Context) -> Result<(), Error> {
     let keypair = identity::load_or_create(&context.data.identity_file())?;
     let peer_id = keypair.public().to_peer_id().to_string();
-    context.output.print(&json!({ "peer_id": peer_id }), &peer_id);
+    context
+        .output
+        .print(&json!({ "peer_id": peer_id }), &peer_id);
     Ok(())
 }
 
@@ -18,10 +20,23 @@ pub(crate) async fn peers(context: &Context) -> Result<(), Error> {
     let peers = context.running().await?.get("/api/peers").await?;
     let mut text = String::new();
     for peer in peers.as_array().into_iter().flatten() {
-        let agent = peer.get("agent").and_then(Value::as_str).unwrap_or_default();
+        let agent = peer
+            .get("agent")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         // Agents are chosen by strangers: no escape sequences on a terminal.
-        let _ = writeln!(text, "{}  {}", string(peer, "peer_id"), agent.escape_debug());
-        for connection in peer.get("connections").and_then(Value::as_array).into_iter().flatten() {
+        let _ = writeln!(
+            text,
+            "{}  {}",
+            string(peer, "peer_id"),
+            agent.escape_debug()
+        );
+        for connection in peer
+            .get("connections")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
             let path = string(connection, "path");
             let _ = writeln!(text, "  {path:<8} {}", string(connection, "address"));
         }
@@ -37,8 +52,13 @@ pub(crate) async fn peers(context: &Context) -> Result<(), Error> {
 
 pub(crate) async fn connect(context: &Context, address: &Multiaddr) -> Result<(), Error> {
     let client = context.running().await?;
-    let answer = client.post("/api/connect", &json!({ "address": address.to_string() })).await?;
-    context.output.print(&answer, format!("connected to {}", string(&answer, "peer_id")));
+    let answer = client
+        .post("/api/connect", &json!({ "address": address.to_string() }))
+        .await?;
+    context.output.print(
+        &answer,
+        format!("connected to {}", string(&answer, "peer_id")),
+    );
     Ok(())
 }
 
@@ -46,21 +66,45 @@ pub(crate) async fn status(context: &Context) -> Result<(), Error> {
     let status = context.running().await?.get("/api/status").await?;
     let mut text = String::new();
     let _ = writeln!(text, "peer id      {}", string(&status, "peer_id"));
-    for (label, key) in [("listening on", "listen_addrs"), ("reachable at", "external_addrs")] {
-        for address in status.get(key).and_then(Value::as_array).into_iter().flatten() {
+    for (label, key) in [
+        ("listening on", "listen_addrs"),
+        ("reachable at", "external_addrs"),
+    ] {
+        for address in status
+            .get(key)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
             let _ = writeln!(text, "{label} {}", address.as_str().unwrap_or_default());
         }
     }
     let _ = writeln!(text, "NAT          {}", string(&status, "nat_status"));
     let count = |key: &str| {
-        status.get("connections").and_then(|counts| counts.get(key)?.as_u64()).unwrap_or(0)
+        status
+            .get("connections")
+            .and_then(|counts| counts.get(key)?.as_u64())
+            .unwrap_or(0)
     };
-    let _ = writeln!(text, "connections  {} direct, {} relayed", count("direct"), count("relayed"));
+    let _ = writeln!(
+        text,
+        "connections  {} direct, {} relayed",
+        count("direct"),
+        count("relayed")
+    );
     let disk = |key: &str| {
-        let bytes = status.get("store").and_then(|store| store.get("disk")?.get(key)?.as_u64());
+        let bytes = status
+            .get("store")
+            .and_then(|store| store.get("disk")?.get(key)?.as_u64());
         indicatif::BinaryBytes(bytes.unwrap_or(0))
     };
-    let _ = write!(text, "store        {} of {} used, {} pinned", disk("used_bytes"), disk("capacity"), disk("pinned_bytes"));
+    let _ = write!(
+        text,
+        "store        {} of {} used, {} pinned",
+        disk("used_bytes"),
+        disk("capacity"),
+        disk("pinned_bytes")
+    );
     context.output.print(&status, text);
     Ok(())
 }
@@ -78,9 +122,15 @@ pub(crate) async fn shutdown(context: &Context) -> Result<(), Error> {
     };
     match tokio::time::timeout(PATIENCE, gone).await {
         Ok(gone) => gone?,
-        Err(_) => return Err("the node was told to stop but is still running after 30 s; see its log".into()),
+        Err(_) => {
+            return Err(
+                "the node was told to stop but is still running after 30 s; see its log".into(),
+            );
+        }
     }
-    context.output.print(&json!({ "event": "stopped" }), "stopped");
+    context
+        .output
+        .print(&json!({ "event": "stopped" }), "stopped");
     Ok(())
 }
 

@@ -32,7 +32,11 @@ pub(crate) async fn run(context: &Context, flags: &StartFlags) -> Result<(), Err
     let token = hex::encode(rand::random::<[u8; 32]>());
     let address = listener.local_addr()?;
     let api = Api::new(node.clone(), &config, token.as_str());
-    context.data.write_api(&ApiFile { address, token, pid: std::process::id() })?;
+    context.data.write_api(&ApiFile {
+        address,
+        token,
+        pid: std::process::id(),
+    })?;
     if is_first && !config.private() {
         context.output.note(
             "This node joins the public IPFS network: anyone with a CID can fetch what is added here; `anypath start \
@@ -41,7 +45,9 @@ pub(crate) async fn run(context: &Context, flags: &StartFlags) -> Result<(), Err
     }
     announce_start(context, &config, &node, address);
     let announcing = api.clone();
-    spawn(Box::pin(async move { announcing.announce_added_files().await }));
+    spawn(Box::pin(
+        async move { announcing.announce_added_files().await },
+    ));
 
     let stop = {
         let api = api.clone();
@@ -65,14 +71,19 @@ pub(crate) async fn run(context: &Context, flags: &StartFlags) -> Result<(), Err
         Err(_) => tracing::warn!("the node did not stop within 10 s"),
     }
     context.data.remove_api()?;
-    context.output.print(&json!({ "event": "stopped" }), "stopped");
+    context
+        .output
+        .print(&json!({ "event": "stopped" }), "stopped");
     Ok(served?)
 }
 
 fn announce_start(context: &Context, config: &Config, node: &Node, api: std::net::SocketAddr) {
     let peer_id = node.peer_id();
-    let listen: Vec<_> =
-        node.listen_addrs().iter().map(|address| format!("{address}/p2p/{peer_id}")).collect();
+    let listen: Vec<_> = node
+        .listen_addrs()
+        .iter()
+        .map(|address| format!("{address}/p2p/{peer_id}"))
+        .collect();
     let api = format!("http://{api}");
     let mut text = format!("peer id      {peer_id}");
     for address in &listen {
@@ -95,14 +106,20 @@ async fn listen(port: u16) -> Result<TcpListener, Error> {
     match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let other = if port == DEFAULT_API_PORT { DEFAULT_API_PORT + 1 } else { DEFAULT_API_PORT };
+            let other = if port == DEFAULT_API_PORT {
+                DEFAULT_API_PORT + 1
+            } else {
+                DEFAULT_API_PORT
+            };
             Err(format!(
                 "API port {port} on 127.0.0.1 is in use by another program; start this instance with another one, as in \
                  `anypath start --port {other}`"
             )
             .into())
         }
-        Err(error) => Err(format!("cannot listen on 127.0.0.1:{port}: {error}; try --port N").into()),
+        Err(error) => {
+            Err(format!("cannot listen on 127.0.0.1:{port}: {error}; try --port N").into())
+        }
     }
 }
 
@@ -118,8 +135,14 @@ impl Signal {
     #[cfg(unix)]
     fn new() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        Ok(Self { interrupt, terminate })
+        let (interrupt, terminate) = (
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        );
+        Ok(Self {
+            interrupt,
+            terminate,
+        })
     }
 
     #[cfg(unix)]

@@ -1,0 +1,606 @@
+//! The compiled command, in processes of their own, on loopback, with a home of their own: what a user sees.
+
+#![cfg(all(feature = "cli", unix))]
+
+mod common;
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use common::content;
+use serde_json::Value;
+
+/// Reached only if something is broken.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A machine of its own: a home directory and what runs there.
+struct Home(tempfile::TempDir);
+
+impl Home {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, data: &[u8]) -> PathBuf {
+        fs::write(self.path(name), data).unwrap();
+        self.path(name)
+    }
+
+    /// The command with nothing of the real home.
+    fn bare(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_anypath"));
+        command
+            .env_clear()
+            .env("HOME", self.0.path())
+            .current_dir(self.0.path())
+            .args(arguments)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// The command on this home's data directory, as one JSON object a line.
+    fn anypath(&self, arguments: &[&str]) -> Command {
+        let mut command = self.bare(&["--json", "--data-dir"]);
+        command.arg(self.path("data")).args(arguments);
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Vec<Value> {
+        let output = self.anypath(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+        lines(&output.stdout)
+    }
+
+    fn fails(&self, arguments: &[&str]) -> String {
+        let output = self.anypath(arguments).output().unwrap();
+        assert!(
+            !output.status.success(),
+            "{arguments:?} must fail: {}",
+            text(&output)
+        );
+        text(&output)
+    }
+
+    fn start(&self) -> Node {
+        self.start_on(0)
+    }
+
+    fn start_on(&self, port: u16) -> Node {
+        let listen = format!("/ip4/127.0.0.1/tcp/{port}");
+        Node::spawn(self.anypath(&[
+            "start",
+            "--private",
+            "--no-mdns",
+            "--port",
+            "0",
+            "--listen",
+            &listen,
+        ]))
+    }
+
+    /// `get` with a node of its own.
+    fn get(&self, cid: &str, peer: &str, output: &Path) -> Command {
+        let mut command = self.anypath(&[
+            "get",
+            cid,
+            "--private",
+            "--no-mdns",
+            "--listen",
+            "/ip4/127.0.0.1/tcp/0",
+        ]);
+        command.args(["--peer", peer, "-o"]).arg(output);
+        command
+    }
+
+    fn part_length(&self, output: &str) -> u64 {
+        let parts = fs::read_dir(self.0.path()).unwrap().map(Result::unwrap);
+        parts
+            .filter(|entry| {
+                let name = entry.file_name().into_string().unwrap();
+                name.starts_with(output) && name.ends_with(".part")
+            })
+            .map(|entry| entry.metadata().unwrap().len())
+            .sum()
+    }
+}
+
+/// A node that has said that it started; killed with the test.
+struct Node {
+    process: Child,
+    output: BufReader<ChildStdout>,
+    started: Value,
+}
+
+impl Node {
+    fn spawn(mut command: Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut output = BufReader::new(process.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        let started: Value =
+            serde_json::from_str(&line).unwrap_or_else(|_| panic!("no event: {line:?}"));
+        assert_eq!(started["event"], "started", "{started}");
+        Self {
+            process,
+            output,
+            started,
+        }
+    }
+
+    fn peer_id(&self) -> &str {
+        self.started["peer_id"].as_str().unwrap()
+    }
+
+    fn address(&self) -> &str {
+        self.started["listen"][0].as_str().unwrap()
+    }
+
+    fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    fn terminate(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    fn ended(&mut self) -> bool {
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest).unwrap();
+        self.process.wait().unwrap().success()
+    }
+
+    /// Sends a raw HTTP request and returns status and body.
+    fn http(&self, head: &str, body: &str) -> (u16, String) {
+        let address = self.started["api"]
+            .as_str()
+            .unwrap()
+            .strip_prefix("http://")
+            .unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "{head}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn lines(output: &[u8]) -> Vec<Value> {
+    output
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_slice(line).unwrap())
+        .collect()
+}
+
+fn text(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// Polls until `condition` holds.
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    #[expect(clippy::disallowed_methods, reason = "processes run in real time")]
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        #[expect(clippy::disallowed_methods, reason = "processes run in real time")]
+        let now = Instant::now();
+        assert!(now < deadline, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A port that nobody listens on at the moment.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+#[test]
+fn a_file_added_on_one_machine_is_fetched_on_another_by_cid_and_peer() {
+    let (serving, getting) = (Home::new(), Home::new());
+    let data = content(47_198_265);
+    let file = serving.write("file", &data);
+    let node = serving.start();
+
+    let plain = serving
+        .bare(&["--data-dir", "data", "add"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let cid = "bafybeibkzoxjmwrqs5sflrck3rwfgrmxsewtclwy7lorn7gypmzef6o7ya";
+    assert_eq!(
+        String::from_utf8_lossy(&plain.stdout),
+        format!("{cid}\n"),
+        "{}",
+        text(&plain)
+    );
+    let added = &serving.run(&["add", "file"])[0];
+    assert_eq!(
+        (&added["cid"], &added["bytes"]),
+        (&cid.into(), &data.len().into())
+    );
+    assert_eq!(added["address"], node.address());
+
+    let output = getting.path("out");
+    let got = getting.get(cid, node.address(), &output).output().unwrap();
+    assert!(got.status.success(), "{}", text(&got));
+    assert_eq!(fs::read(&output).unwrap(), data);
+    let events = lines(&got.stdout);
+    let names: Vec<_> = events
+        .iter()
+        .map(|event| event["event"].as_str().unwrap())
+        .collect();
+    assert!(
+        names.contains(&"direct") && names.contains(&"first_bytes"),
+        "{names:?}"
+    );
+    let done = events.last().unwrap();
+    assert_eq!(
+        (&done["event"], &done["cid"]),
+        (&"done".into(), &cid.into())
+    );
+    assert_eq!(done["bytes"], data.len());
+    assert!(
+        done["direct_bytes"].as_u64().unwrap() > data.len() as u64 && done["relayed_bytes"] == 0,
+        "{done}"
+    );
+
+    // A second time: it exists. And under another name it is in the store already.
+    let refused = getting.get(cid, node.address(), &output).output().unwrap();
+    assert!(
+        !refused.status.success() && text(&refused).contains("--force"),
+        "{}",
+        text(&refused)
+    );
+    drop(node);
+    let again = getting
+        .get(cid, "/ip4/127.0.0.1/tcp/1", &getting.path("again"))
+        .output()
+        .unwrap();
+    assert!(again.status.success(), "{}", text(&again));
+    assert_eq!(lines(&again.stdout).last().unwrap()["direct_bytes"], 0);
+}
+
+#[test]
+fn commands_go_through_the_running_node() {
+    let (serving, getting) = (Home::new(), Home::new());
+    let data = content(3_000_000);
+    serving.write("file", &data);
+    let (server, mut getter) = (serving.start(), getting.start());
+    let cid = serving.run(&["add", "file"])[0]["cid"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+
+    assert_eq!(getting.run(&["id"])[0]["peer_id"], getter.peer_id());
+    assert_eq!(
+        getting.run(&["connect", server.address()])[0]["peer_id"],
+        server.peer_id()
+    );
+    let peers = &getting.run(&["peers"])[0];
+    assert_eq!(peers[0]["peer_id"], server.peer_id());
+    assert_eq!(peers[0]["connections"][0]["path"], "direct");
+    let status = &getting.run(&["status"])[0];
+    assert_eq!(
+        (&status["peer_id"], &status["connections"]["direct"]),
+        (&getter.peer_id().into(), &1.into())
+    );
+
+    // A relative output is the client's, not the node's.
+    fs::create_dir(getting.path("elsewhere")).unwrap();
+    let mut get = getting.anypath(&["get", &cid, "-o", "out"]);
+    let got = get.current_dir(getting.path("elsewhere")).output().unwrap();
+    assert!(got.status.success(), "{}", text(&got));
+    assert_eq!(fs::read(getting.path("elsewhere/out")).unwrap(), data);
+    assert_eq!(lines(&got.stdout).last().unwrap()["bytes"], data.len());
+
+    getting.run(&["shutdown"]);
+    assert!(getter.ended(), "a clean end");
+    assert!(!getting.path("data/api.json").exists());
+    assert!(getting.fails(&["status"]).contains("start one with"));
+}
+
+#[test]
+fn a_server_that_is_killed_and_started_again_serves_the_rest() {
+    let (serving, getting) = (Home::new(), Home::new());
+    let data = content(200_000_000);
+    serving.write("file", &data);
+    let cid = serving.run(&["add", "file"])[0]["cid"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let port = free_port();
+    let server = serving.start_on(port);
+    let address = server.address().to_owned();
+
+    let mut get = getting
+        .get(&cid, &address, &getting.path("out"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("the first bytes", || getting.part_length("out") > 0);
+    server.kill();
+    assert!(!getting.path("out").exists(), "only a part has arrived");
+    let _server = serving.start_on(port);
+    assert!(get.wait().unwrap().success());
+    assert!(
+        fs::read(getting.path("out")).unwrap() == data,
+        "other bytes came out"
+    );
+}
+
+#[test]
+fn a_getter_that_is_killed_continues_from_what_it_has() {
+    let (serving, getting) = (Home::new(), Home::new());
+    let data = content(200_000_000);
+    serving.write("file", &data);
+    let server = serving.start();
+    let cid = serving.run(&["add", "file"])[0]["cid"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+
+    let mut get = getting
+        .get(&cid, server.address(), &getting.path("out"))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("the first bytes", || getting.part_length("out") > 8_000_000);
+    get.kill().unwrap();
+    get.wait().unwrap();
+    assert!(
+        !getting.path("out").exists(),
+        "no half file under the final name"
+    );
+
+    let got = getting
+        .get(&cid, server.address(), &getting.path("out"))
+        .output()
+        .unwrap();
+    assert!(got.status.success(), "{}", text(&got));
+    assert!(
+        fs::read(getting.path("out")).unwrap() == data,
+        "other bytes came out"
+    );
+    let done = lines(&got.stdout).pop().unwrap();
+    assert!(
+        done["resumed_bytes"].as_u64().unwrap() >= 7_900_000,
+        "{done}"
+    );
+    assert!(
+        done["direct_bytes"].as_u64().unwrap() < data.len() as u64 - 7_900_000,
+        "{done}"
+    );
+    assert_eq!(getting.part_length("out"), 0);
+}
+
+#[test]
+fn a_second_node_on_the_same_data_directory_is_told_what_to_do() {
+    let home = Home::new();
+    let _node = home.start();
+    let error = home.fails(&["start", "--private", "--no-mdns", "--port", "0"]);
+    assert!(
+        error.contains("another node uses the data directory") && error.contains("--port"),
+        "{error}"
+    );
+}
+
+#[test]
+fn two_instances_of_one_user_find_each_other_within_five_seconds() {
+    let home = Home::new();
+    let ports = [free_port(), free_port()].map(|port| port.to_string());
+    let start =
+        |port: &str| Node::spawn(home.bare(&["--json", "start", "--private", "--port", port]));
+    let nodes = [start(&ports[0]), start(&ports[1])];
+    #[expect(clippy::disallowed_methods, reason = "processes run in real time")]
+    let begin = Instant::now();
+    for (port, other) in [(&ports[0], &nodes[1]), (&ports[1], &nodes[0])] {
+        eventually("the two are connected", || {
+            let peers = home
+                .bare(&["--json", "peers", "--port", port])
+                .output()
+                .unwrap();
+            String::from_utf8_lossy(&peers.stdout).contains(other.peer_id())
+        });
+    }
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
+    );
+}
+
+#[test]
+fn an_api_port_in_use_is_named_with_a_way_out() {
+    let home = Home::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let error = home.fails(&["start", "--private", "--no-mdns", "--port", &port]);
+    assert!(
+        error.contains(&port) && error.contains("in use") && error.contains("--port"),
+        "{error}"
+    );
+}
+
+#[test]
+fn sigterm_ends_a_node_cleanly() {
+    let home = Home::new();
+    let mut node = home.start();
+    assert!(home.path("data/api.json").exists());
+    node.terminate();
+    assert!(node.ended());
+    assert!(!home.path("data/api.json").exists());
+}
+
+#[test]
+fn what_a_killed_node_has_left_is_in_nobodys_way() {
+    let home = Home::new();
+    home.write("file", b"data");
+    home.start().kill();
+    assert!(home.path("data/api.json").exists());
+    assert!(home.fails(&["status"]).contains("no node is running"));
+    assert_eq!(home.run(&["add", "file"])[0]["bytes"], 4);
+    let mut node = home.start();
+    node.terminate();
+    assert!(node.ended());
+}
+
+#[test]
+fn mistakes_are_answered_with_what_to_do() {
+    let home = Home::new();
+    let cid = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku";
+    for (arguments, expected) in [
+        (&["add", "missing"][..], "cannot read missing"),
+        (&["add", "."], "is a directory"),
+        (&["peers"], "start one with `anypath start`"),
+        (&["get", "no-cid"], "invalid value 'no-cid'"),
+        (
+            &["get", cid, "--peer", "no-address"],
+            "invalid value 'no-address'",
+        ),
+        (&["get", cid, "-o", "missing/out"], "does not exist"),
+        (&["start", "--relay", "no-address"], "the flag --relay"),
+        (
+            &["start", "--relay", "/ip4/127.0.0.1/tcp/1"],
+            "/p2p/<peer id of the relay>",
+        ),
+    ] {
+        let error = home.fails(arguments);
+        assert!(error.contains(expected), "{arguments:?}: {error}");
+    }
+    fs::create_dir_all(home.path("data")).unwrap();
+    home.write("data/config.toml", b"disk_capacty = 1");
+    let error = home.fails(&["start"]);
+    assert!(
+        error.contains("disk_capacty")
+            && error.contains("disk_capacity, ")
+            && error.contains("config.toml"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_file_that_does_not_fit_is_refused_before_it_is_written() {
+    let home = Home::new();
+    let file = fs::File::create(home.path("large")).unwrap();
+    file.set_len(1 << 30).unwrap();
+    for node in [None, Some(())] {
+        let config = "disk_capacity = \"64MiB\"";
+        fs::create_dir_all(home.path("data")).unwrap();
+        home.write("data/config.toml", config.as_bytes());
+        let _node = node.map(|()| home.start());
+        let error = home.fails(&["add", "large"]);
+        assert!(
+            error.contains("disk_capacity") && error.contains("1073"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn the_api_answers_this_machine_only_and_changes_need_the_token() {
+    let home = Home::new();
+    let node = home.start();
+    let api: Value =
+        serde_json::from_slice(&fs::read(home.path("data/api.json")).unwrap()).unwrap();
+    let token = api["token"].as_str().unwrap();
+    let local = "Host: localhost:9000";
+
+    let (status, body) = node.http(&format!("GET /api/status HTTP/1.1\r\n{local}"), "");
+    assert_eq!(status, 200);
+    assert_eq!(
+        serde_json::from_str::<Value>(&body).unwrap()["peer_id"],
+        node.peer_id()
+    );
+    let (status, page) = node.http(&format!("GET / HTTP/1.1\r\n{local}"), "");
+    assert!(
+        status == 200 && page.contains(node.peer_id()) && page.starts_with("<!doctype html>"),
+        "{page}"
+    );
+    for path in ["/api/peers", "/api/mcp/peers"] {
+        assert_eq!(
+            node.http(&format!("GET {path} HTTP/1.1\r\n{local}"), ""),
+            (200, "[]".to_owned())
+        );
+    }
+    let (status, metrics) = node.http(&format!("GET /metrics HTTP/1.1\r\n{local}"), "");
+    assert!(
+        status == 200 && metrics.trim_end().ends_with("# EOF"),
+        "{metrics}"
+    );
+
+    for path in ["/", "/api/status", "/api/peers", "/metrics"] {
+        let (status, body) = node.http(&format!("GET {path} HTTP/1.1\r\nHost: evil.example"), "");
+        assert_eq!(status, 403, "{path}");
+        assert!(!body.contains(node.peer_id()));
+    }
+    for path in ["/api/add", "/api/get", "/api/connect", "/api/shutdown"] {
+        assert_eq!(
+            node.http(&format!("POST {path} HTTP/1.1\r\n{local}"), "{}")
+                .0,
+            401,
+            "{path}"
+        );
+        let wrong = format!(
+            "POST {path} HTTP/1.1\r\n{local}\r\nAuthorization: Bearer {}",
+            "0".repeat(64)
+        );
+        assert_eq!(node.http(&wrong, "{}").0, 401, "{path}");
+        let foreign =
+            format!("POST {path} HTTP/1.1\r\nHost: evil.example\r\nAuthorization: Bearer {token}");
+        assert_eq!(node.http(&foreign, "{}").0, 403, "{path}");
+    }
+    let authorised =
+        format!("{local}\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json");
+    let post =
+        |path: &str, body: &str| node.http(&format!("POST {path} HTTP/1.1\r\n{authorised}"), body);
+    assert_eq!(
+        post("/api/get", &" ".repeat(65 * 1024)).0,
+        413,
+        "a body of JSON has a limit"
+    );
+    let cid = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku";
+    assert_eq!(
+        post(
+            "/api/get",
+            &format!("{{\"cid\":\"{cid}\",\"output\":\"out\"}}")
+        )
+        .0,
+        400,
+        "a relative path"
+    );
+    assert_eq!(post("/api/shutdown", "{}").0, 200);
+    let mut node = node;
+    assert!(node.ended());
+}
