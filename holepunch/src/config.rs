@@ -40,6 +40,7 @@ pub struct ConfigBuilder {
     min_observers: usize,
     max_observed_addresses: usize,
     max_observers_per_address: usize,
+    max_addresses_per_observer: usize,
     private_candidates: PrivateCandidates,
     allow_loopback: bool,
     public_confidence: usize,
@@ -91,10 +92,13 @@ settings! {
     /// (go-libp2p: 4): a wrong candidate costs one dial, a missing one the connection.
     min_observers: usize,
     /// Observed addresses remembered. Default 20 (as many candidates as DCUtR exchanges), at
-    /// least 1. The address seen longest ago makes room.
+    /// least 1. The address with the fewest observers makes room.
     max_observed_addresses: usize,
     /// Observers remembered for each address. Default 16, at least `min_observers`.
     max_observers_per_address: usize,
+    /// Addresses for which one peer's word counts at the same time, the latest. Default 4 (TCP and
+    /// QUIC over IPv4 and IPv6), at least 1.
+    max_addresses_per_observer: usize,
     /// What to do with private candidates. Default [`PrivateCandidates::WhenNoPublic`].
     private_candidates: PrivateCandidates,
     /// Whether loopback addresses may be candidates. Default false; for several nodes on one
@@ -126,6 +130,7 @@ impl Default for ConfigBuilder {
             min_observers: 1,
             max_observed_addresses: 20,
             max_observers_per_address: 16,
+            max_addresses_per_observer: 4,
             private_candidates: PrivateCandidates::WhenNoPublic,
             allow_loopback: false,
             public_confidence: 2,
@@ -148,6 +153,10 @@ impl ConfigBuilder {
             ("max_pending", self.max_pending),
             ("min_observers", self.min_observers),
             ("max_observed_addresses", self.max_observed_addresses),
+            (
+                "max_addresses_per_observer",
+                self.max_addresses_per_observer,
+            ),
             ("public_confidence", self.public_confidence),
             ("private_confidence", self.private_confidence),
             ("max_verdict_addresses", self.max_verdict_addresses),

@@ -14,7 +14,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Observations {
     config: Config,
-    /// The address seen longest ago stands first.
+    /// The address seen longest ago stands first. Each has an observer.
     seen: Vec<Seen>,
 }
 
@@ -57,9 +57,8 @@ impl Observations {
         let mut seen = match known {
             Some(position) => self.seen.remove(position),
             None => {
-                if self.seen.len() >= self.config.max_observed_addresses() {
-                    self.seen.remove(0);
-                }
+                self.withdraw_oldest_claim(observer);
+                self.make_room();
                 Seen {
                     address,
                     scope,
@@ -72,6 +71,31 @@ impl Observations {
             seen.observers.insert(observer);
         }
         self.seen.push(seen);
+    }
+
+    /// A peer that claims one address after another keeps only its latest claims.
+    fn withdraw_oldest_claim(&mut self, observer: PeerId) {
+        let mut claims = self.seen.iter_mut();
+        let oldest = claims.find(|seen| seen.observers.contains(&observer));
+        if let Some(oldest) = oldest
+            && claims.filter(|s| s.observers.contains(&observer)).count() + 1
+                >= self.config.max_addresses_per_observer()
+        {
+            oldest.observers.remove(&observer);
+        }
+        self.seen.retain(|seen| !seen.observers.is_empty());
+    }
+
+    /// The address with the fewest observers goes first, of several the one seen longest ago.
+    fn make_room(&mut self) {
+        if self.seen.len() < self.config.max_observed_addresses() {
+            return;
+        }
+        let weakest = self.seen.iter().enumerate();
+        let weakest = weakest.min_by_key(|(_, seen)| seen.observers.len());
+        if let Some(position) = weakest.map(|(position, _)| position) {
+            self.seen.remove(position);
+        }
     }
 
     /// Candidates that the swarm does not know yet, those with most observers first. They count

@@ -96,6 +96,21 @@ fn candidates_with_more_observers_come_first() {
     assert_eq!(observations.new_candidates(), [common, rare]);
 }
 
+#[test]
+fn one_peer_with_many_claims_does_not_push_out_what_others_saw() {
+    let mut observations = observations(|config| config);
+    let honest = address("/ip4/203.0.113.10/tcp/4001");
+    observations.on_observation(PeerId::random(), &honest);
+    let liar = PeerId::random();
+    for port in 1..1000 {
+        let claim = address(&format!("/ip4/198.51.100.7/tcp/{port}"));
+        observations.on_observation(liar, &claim);
+    }
+    let known = observations.addresses();
+    assert!(known.iter().any(|seen| seen.address == honest));
+    assert_eq!(known.len(), 1 + 4, "the liar's latest claims");
+}
+
 proptest! {
     #[test]
     fn whatever_peers_claim_memory_stays_bounded(
