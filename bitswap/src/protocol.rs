@@ -287,11 +287,17 @@ mod tests {
             prost::encoding::encode_varint(declared, &mut bytes);
             let mut reader = reader(bytes);
             let error = block_on(reader.next()).unwrap_err();
-            assert!(matches!(error, ReadError::Violation(ProtocolViolation::FrameTooLarge { .. })));
+            assert!(matches!(
+                error,
+                ReadError::Violation(ProtocolViolation::FrameTooLarge { .. })
+            ));
             assert!(reader.buffer.len() <= PEEK_BYTES);
         }
         let mut reader = reader(vec![0xff; 11]);
-        assert!(matches!(block_on(reader.next()), Err(ReadError::Violation(_))));
+        assert!(matches!(
+            block_on(reader.next()),
+            Err(ReadError::Violation(_))
+        ));
     }
 
     #[test]
@@ -314,7 +320,10 @@ mod tests {
             (reader, result)
         };
         let (first, result) = read();
-        assert!(matches!(result, Err(ReadError::Violation(_)) | Err(ReadError::Io(_))));
+        assert!(matches!(
+            result,
+            Err(ReadError::Violation(_)) | Err(ReadError::Io(_))
+        ));
         let (_second, result) = read();
         assert!(matches!(result, Err(ReadError::Violation(_))));
         drop((first, _second));

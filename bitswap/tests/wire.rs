@@ -36,7 +36,9 @@ fn body(message: &Message, version: Version) -> Bytes {
     let length = frame[..digits]
         .iter()
         .enumerate()
-        .fold(0, |sum, (index, byte)| sum | usize::from(byte & 0x7f) << (7 * index));
+        .fold(0, |sum, (index, byte)| {
+            sum | usize::from(byte & 0x7f) << (7 * index)
+        });
     assert_eq!(length, frame.len() - digits);
     frame.slice(digits..)
 }
@@ -54,16 +56,25 @@ fn want(cid: Cid) -> Entry {
 
 #[test]
 fn a_want_is_written_as_beetswap_and_boxo_write_it() {
-    let message = Message { entries: vec![want(abc())], ..Message::default() };
+    let message = Message {
+        entries: vec![want(abc())],
+        ..Message::default()
+    };
     let golden = format!("2e0a2c0a2a0a2401551220{ABC}10012801");
     assert_eq!(hex::encode(frame(&message, Version::V1_2)), golden);
-    assert_eq!(decode(bytes(&golden[2..]), MAX_ITEMS).unwrap().entries, message.entries);
+    assert_eq!(
+        decode(bytes(&golden[2..]), MAX_ITEMS).unwrap().entries,
+        message.entries
+    );
 }
 
 #[test]
 fn a_block_is_written_after_an_empty_wantlist() {
     // kubo up to 0.35 dereferences nil without the wantlist (boxo PR 961).
-    let message = Message { blocks: vec![Block::raw("abc")], ..Message::default() };
+    let message = Message {
+        blocks: vec![Block::raw("abc")],
+        ..Message::default()
+    };
     assert_eq!(
         hex::encode(frame(&message, Version::V1_2)),
         "0f0a001a0b0a04015512201203616263"
@@ -81,7 +92,11 @@ fn cid_v0_is_read_in_gos_and_in_beetswaps_form_and_written_in_gos() {
     let v0 = Cid::new_v0(Code::Sha2_256.digest(b"abc")).unwrap();
     for golden in ["1a0b0a04007012201203616263", "1a090a0212201203616263"] {
         let message = decode(bytes(golden), MAX_ITEMS).unwrap();
-        assert_eq!((message.blocks[0].cid(), message.skipped), (&v0, 0), "{golden}");
+        assert_eq!(
+            (message.blocks[0].cid(), message.skipped),
+            (&v0, 0),
+            "{golden}"
+        );
     }
     assert_eq!(prefix(&v0), [0x00, 0x70, 0x12, 0x20]);
     assert_eq!(prefix(&abc()), [0x01, 0x55, 0x12, 0x20]);
@@ -114,21 +129,30 @@ fn helias_full_list_with_want_have_and_cancel_is_read() {
 #[test]
 fn presences_and_pending_bytes_are_read_and_written_as_boxo_does() {
     let message = Message {
-        presences: vec![Presence { cid: abc(), have: false }],
+        presences: vec![Presence {
+            cid: abc(),
+            have: false,
+        }],
         pending_bytes: 300,
         ..Message::default()
     };
     let golden = format!("0a0022280a2401551220{ABC}100128ac02");
     assert_eq!(hex::encode(body(&message, Version::V1_2)), golden);
     let read = decode(bytes(&golden), MAX_ITEMS).unwrap();
-    assert_eq!((read.presences, read.pending_bytes), (message.presences.clone(), 300));
+    assert_eq!(
+        (read.presences, read.pending_bytes),
+        (message.presences.clone(), 300)
+    );
     // Before 1.2.0 there are none.
     assert_eq!(hex::encode(body(&message, Version::V1_1)), "0a0028ac02");
 }
 
 #[test]
 fn version_1_0_carries_bare_data() {
-    let message = Message { blocks: vec![Block::raw("abc")], ..Message::default() };
+    let message = Message {
+        blocks: vec![Block::raw("abc")],
+        ..Message::default()
+    };
     for version in [Version::V1_0, Version::Unversioned] {
         assert_eq!(hex::encode(body(&message, version)), "0a001203616263");
     }
@@ -139,16 +163,29 @@ fn version_1_0_carries_bare_data() {
 
 #[test]
 fn our_extensions_have_field_numbers_that_others_skip() {
-    let entry = Entry { descend: 3, ..want(abc()) };
-    let message = Message { entries: vec![entry], promised: vec![abc()], ..Message::default() };
+    let entry = Entry {
+        descend: 3,
+        ..want(abc())
+    };
+    let message = Message {
+        entries: vec![entry],
+        promised: vec![abc()],
+        ..Message::default()
+    };
     let bytes = body(&message, Version::V1_2);
     // Field 1000: varint key 0xc03e, length-delimited key 0xc23e.
     assert!(hex::encode(&bytes).contains("c03e03"));
     assert!(hex::encode(&bytes).contains("c23e24"));
     let read = decode(bytes, MAX_ITEMS).unwrap();
-    assert_eq!((read.entries, read.promised), (message.entries, message.promised));
+    assert_eq!(
+        (read.entries, read.promised),
+        (message.entries, message.promised)
+    );
     // Unset, they do not appear.
-    let plain = Message { entries: vec![want(abc())], ..Message::default() };
+    let plain = Message {
+        entries: vec![want(abc())],
+        ..Message::default()
+    };
     assert!(!hex::encode(body(&plain, Version::V1_2)).contains("c03e"));
 }
 
@@ -156,14 +193,28 @@ fn our_extensions_have_field_numbers_that_others_skip() {
 fn every_allowed_hash_is_verified() {
     let data = b"any peer, any path";
     let codes = [
-        Code::Sha2_256, Code::Sha2_512, Code::Sha3_224, Code::Sha3_256, Code::Sha3_384,
-        Code::Sha3_512, Code::Keccak224, Code::Keccak256, Code::Keccak384, Code::Keccak512,
-        Code::Blake2b256, Code::Blake2b512, Code::Blake2s256, Code::Blake3_256,
+        Code::Sha2_256,
+        Code::Sha2_512,
+        Code::Sha3_224,
+        Code::Sha3_256,
+        Code::Sha3_384,
+        Code::Sha3_512,
+        Code::Keccak224,
+        Code::Keccak256,
+        Code::Keccak384,
+        Code::Keccak512,
+        Code::Blake2b256,
+        Code::Blake2b512,
+        Code::Blake2s256,
+        Code::Blake3_256,
     ];
     for code in codes {
         let cid = Cid::new_v1(0x55, code.digest(data));
         let block = Block::new(cid, Bytes::from_static(data)).unwrap();
-        let message = Message { blocks: vec![block.clone()], ..Message::default() };
+        let message = Message {
+            blocks: vec![block.clone()],
+            ..Message::default()
+        };
         let read = decode(body(&message, Version::V1_2), MAX_ITEMS).unwrap();
         assert_eq!(read.blocks, [block], "{code:?}");
         assert!(Block::new(cid, Bytes::from_static(b"other")).is_err());
@@ -182,7 +233,11 @@ fn a_truncated_digest_is_compared_at_its_length_and_a_short_one_refused() {
     for (length, valid) in [(32, true), (24, true), (20, true), (19, false), (4, false)] {
         let hash = Multihash::<64>::wrap(0x12, &full.digest()[..length]).unwrap();
         let cid = Cid::new_v1(0x55, hash);
-        assert_eq!(Block::new(cid, Bytes::from_static(b"abc")).is_ok(), valid, "{length}");
+        assert_eq!(
+            Block::new(cid, Bytes::from_static(b"abc")).is_ok(),
+            valid,
+            "{length}"
+        );
     }
 }
 
@@ -191,7 +246,10 @@ fn an_unknown_hash_costs_its_block_and_not_the_message() {
     // 0x1100: murmur; then a good block.
     let golden = "1a0c0a05015580342012036162631a0b0a04015512201203616263";
     let message = decode(bytes(golden), MAX_ITEMS).unwrap();
-    assert_eq!((message.blocks, message.skipped), (vec![Block::raw("abc")], 1));
+    assert_eq!(
+        (message.blocks, message.skipped),
+        (vec![Block::raw("abc")], 1)
+    );
 }
 
 #[test]
@@ -204,7 +262,11 @@ fn bad_items_are_skipped_one_by_one() {
         let entries = format!("{bad}{good}");
         let message = format!("0a{:02x}{entries}", entries.len() / 2);
         let read = decode(bytes(&message), MAX_ITEMS).unwrap();
-        assert_eq!((read.entries, read.skipped), (vec![want(abc())], 1), "{bad}");
+        assert_eq!(
+            (read.entries, read.skipped),
+            (vec![want(abc())], 1),
+            "{bad}"
+        );
     }
 }
 
@@ -225,7 +287,16 @@ fn a_cid_of_more_than_168_bytes_is_skipped() {
 /// R12: what is no protobuf message is an error, never a panic.
 #[test]
 fn r12_malformed_frames_are_errors() {
-    for bad in ["0a", "0a05", "0aff", "ff", "1a0b0a04", "28", "28ffffffffffffffffffff01", "0b"] {
+    for bad in [
+        "0a",
+        "0a05",
+        "0aff",
+        "ff",
+        "1a0b0a04",
+        "28",
+        "28ffffffffffffffffffff01",
+        "0b",
+    ] {
         assert!(decode(bytes(bad), MAX_ITEMS).is_err(), "{bad}");
     }
     assert_eq!(decode(Bytes::new(), MAX_ITEMS).unwrap(), Message::default());
@@ -266,9 +337,16 @@ fn items_beyond_the_limit_are_counted_and_not_kept() {
 #[test]
 fn large_blocks_are_neither_copied_when_written_nor_when_read() {
     let block = Block::raw(vec![7; 300_000]);
-    let message = Message { blocks: vec![block.clone()], ..Message::default() };
+    let message = Message {
+        blocks: vec![block.clone()],
+        ..Message::default()
+    };
     let chunks = message.encode(Version::V1_2);
-    assert!(chunks.iter().any(|chunk| chunk.as_ptr() == block.data().as_ptr()));
+    assert!(
+        chunks
+            .iter()
+            .any(|chunk| chunk.as_ptr() == block.data().as_ptr())
+    );
     let body = body(&message, Version::V1_2);
     let range = body.as_ptr_range();
     let read = decode(body, MAX_ITEMS).unwrap();
@@ -278,7 +356,10 @@ fn large_blocks_are_neither_copied_when_written_nor_when_read() {
 #[test]
 fn a_small_block_does_not_keep_its_frame_in_memory() {
     let blocks = vec![Block::raw(vec![1; 200_000]), Block::raw(vec![2; 100])];
-    let message = Message { blocks, ..Message::default() };
+    let message = Message {
+        blocks,
+        ..Message::default()
+    };
     let body = body(&message, Version::V1_2);
     let range = body.as_ptr_range();
     let read = decode(body, MAX_ITEMS).unwrap();
@@ -286,29 +367,52 @@ fn a_small_block_does_not_keep_its_frame_in_memory() {
 }
 
 fn any_cid() -> impl Strategy<Value = Cid> {
-    (any::<[u8; 8]>(), prop_oneof![Just(0x55_u64), Just(0x70), Just(0x71)], any::<bool>())
+    (
+        any::<[u8; 8]>(),
+        prop_oneof![Just(0x55_u64), Just(0x70), Just(0x71)],
+        any::<bool>(),
+    )
         .prop_map(|(seed, codec, v0)| {
             let hash = Code::Sha2_256.digest(&seed);
-            if v0 { Cid::new_v0(hash).unwrap() } else { Cid::new_v1(codec, hash) }
+            if v0 {
+                Cid::new_v0(hash).unwrap()
+            } else {
+                Cid::new_v1(codec, hash)
+            }
         })
 }
 
 fn any_entry() -> impl Strategy<Value = Entry> {
-    (any_cid(), any::<i32>(), any::<bool>(), any::<bool>(), any::<bool>(), 0..100_u32).prop_map(
-        |(cid, priority, cancel, have, send_dont_have, descend)| Entry {
-            cid,
-            priority,
-            cancel,
-            want_type: if have { WantType::Have } else { WantType::Block },
-            send_dont_have,
-            descend,
-        },
+    (
+        any_cid(),
+        any::<i32>(),
+        any::<bool>(),
+        any::<bool>(),
+        any::<bool>(),
+        0..100_u32,
     )
+        .prop_map(
+            |(cid, priority, cancel, have, send_dont_have, descend)| Entry {
+                cid,
+                priority,
+                cancel,
+                want_type: if have {
+                    WantType::Have
+                } else {
+                    WantType::Block
+                },
+                send_dont_have,
+                descend,
+            },
+        )
 }
 
 fn any_message() -> impl Strategy<Value = Message> {
     let blocks = prop::collection::vec(
-        prop_oneof![prop::collection::vec(any::<u8>(), 0..200), (0..3_u8).prop_map(|b| vec![b; 70_000])],
+        prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..200),
+            (0..3_u8).prop_map(|b| vec![b; 70_000])
+        ],
         0..6,
     );
     let presences = prop::collection::vec((any_cid(), any::<bool>()), 0..10);
@@ -320,18 +424,20 @@ fn any_message() -> impl Strategy<Value = Message> {
         any::<i32>(),
         prop::collection::vec(any_cid(), 0..3),
     )
-        .prop_map(|(entries, full, blocks, presences, pending_bytes, promised)| Message {
-            entries,
-            full,
-            blocks: blocks.into_iter().map(Block::raw).collect(),
-            presences: presences
-                .into_iter()
-                .map(|(cid, have)| Presence { cid, have })
-                .collect(),
-            pending_bytes,
-            promised,
-            ..Message::default()
-        })
+        .prop_map(
+            |(entries, full, blocks, presences, pending_bytes, promised)| Message {
+                entries,
+                full,
+                blocks: blocks.into_iter().map(Block::raw).collect(),
+                presences: presences
+                    .into_iter()
+                    .map(|(cid, have)| Presence { cid, have })
+                    .collect(),
+                pending_bytes,
+                promised,
+                ..Message::default()
+            },
+        )
 }
 
 proptest! {
