@@ -1,10 +1,22 @@
 #![doc = include_str!("../README.md")]
 
+mod commit;
 mod config;
+mod disk;
 mod error;
+mod heat;
+mod key;
+mod memory;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod options;
+mod pinning;
+mod scrub;
+mod state;
 mod stats;
 mod store;
+mod upkeep;
+mod values;
 pub mod vfs;
 
 pub use config::{Config, ConfigBuilder, ConfigError, MAX_BLOCK_BYTES, MIN_DISK_CAPACITY};

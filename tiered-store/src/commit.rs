@@ -1,0 +1,540 @@
+//! Writes on their way to the disk: a bounded queue, and one job at a time that takes them in groups, one fdatasync for each group.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use cid::Cid;
+use futures::channel::oneshot;
+use hashbrown::{HashMap, HashSet};
+use parking_lot::{Condvar, Mutex};
+use web_time::Instant;
+
+use crate::{
+    DeleteError, Durability, PutError, PutOptions,
+    disk::{
+        checkpoint,
+        compact::{self, NoRoom},
+        index::Entry,
+        log::{Draft, Log},
+        record::{HEADER, Kind, MORE, put_cid},
+    },
+    error::WriteFailure,
+    key::Key,
+    state::Shared,
+};
+
+/// A group is closed at this many bytes: one 8 MiB write takes the device about as long as a sync.
+const GROUP_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Writers that were answered together usually come back together. The job waits this long for as many as in the last group; an
+/// fdatasync takes as long even on the fastest devices.
+const LINGER: Duration = Duration::from_micros(150);
+
+/// Something for the job to do.
+pub(crate) enum Op {
+    Put(Put),
+    Delete(Delete),
+    /// Everything rare, alone.
+    Task(Task),
+}
+
+/// Work that has the log for itself, and answers its caller itself.
+pub(crate) type Task = Box<dyn FnOnce(&Shared, &mut Log) + Send>;
+
+pub(crate) struct Put {
+    pub(crate) cid: Cid,
+    pub(crate) data: Bytes,
+    pub(crate) crc: u32,
+    pub(crate) options: Arc<PutOptions>,
+    pub(crate) reply: oneshot::Sender<Result<(), PutError>>,
+}
+
+pub(crate) struct Delete {
+    pub(crate) cid: Cid,
+    pub(crate) reply: oneshot::Sender<Result<bool, DeleteError>>,
+}
+
+impl Op {
+    /// Bytes that it holds while it waits.
+    fn weight(&self) -> usize {
+        match self {
+            Op::Put(put) => put.data.len() + 256,
+            Op::Delete(_) | Op::Task(_) => 256,
+        }
+    }
+}
+
+/// The bounded queue.
+pub(crate) struct Queue {
+    state: Mutex<State>,
+    arrived: Condvar,
+    limit: usize,
+}
+
+#[derive(Default)]
+struct State {
+    ops: VecDeque<Op>,
+    /// Weight of the ops that wait or are being written.
+    bytes: usize,
+    /// Callers that wait for room, first come first served. Bounded by the callers themselves: each waits.
+    waiting: VecDeque<oneshot::Sender<()>>,
+    running: bool,
+    lingering: bool,
+}
+
+impl Queue {
+    pub(crate) fn new(limit: usize) -> Queue {
+        Queue {
+            state: Mutex::default(),
+            arrived: Condvar::new(),
+            limit,
+        }
+    }
+
+    fn release(&self, bytes: usize) {
+        let mut state = self.state.lock();
+        state.bytes -= bytes;
+        // One at a time would leave the disk idle; each that is woken checks again.
+        let mut room = self.limit.saturating_sub(state.bytes);
+        while room > 0 {
+            let Some(next) = state.waiting.pop_front() else {
+                break;
+            };
+            if next.send(()).is_ok() {
+                room = room.saturating_sub(self.limit / 64);
+            }
+        }
+    }
+}
+
+/// Queues an op, waiting for room. Dropping the future before the op is queued undoes nothing, afterwards it is carried out all the same.
+pub(crate) async fn submit(shared: &Arc<Shared>, op: Op) -> Result<(), WriteFailure> {
+    let weight = op.weight();
+    loop {
+        let wait = {
+            let mut state = shared.queue.state.lock();
+            if shared.is_closed() {
+                return Err(WriteFailure::Closed);
+            }
+            if state.bytes == 0 || state.bytes + weight <= shared.queue.limit {
+                state.bytes += weight;
+                state.ops.push_back(op);
+                if state.lingering {
+                    shared.queue.arrived.notify_one();
+                }
+                if !state.running {
+                    state.running = true;
+                    let shared = shared.clone();
+                    blocking::unblock(move || run(&shared)).detach();
+                }
+                return Ok(());
+            }
+            let (send, wait) = oneshot::channel();
+            state.waiting.push_back(send);
+            wait
+        };
+        // A dropped sender means the same as a message: look again.
+        let _ = wait.await;
+    }
+}
+
+/// Queues work that has the log for itself and waits for its answer.
+pub(crate) async fn task<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    work: impl FnOnce(&Shared, &mut Log) -> T + Send + 'static,
+) -> Result<T, WriteFailure> {
+    let (reply, answer) = oneshot::channel();
+    let task: Task = Box::new(move |shared, log| {
+        let _ = reply.send(work(shared, log));
+    });
+    submit(shared, Op::Task(task)).await?;
+    answer.await.map_err(|_| WriteFailure::Closed)
+}
+
+/// The job: runs while there is something to do.
+fn run(shared: &Arc<Shared>) {
+    let mut log = shared.log.lock();
+    let mut last = 0;
+    loop {
+        let (group, bytes) = take(shared, &log, last);
+        last = group.len();
+        if group.is_empty() {
+            // Nobody but this job has the store any more: go at once, so that it can be opened again.
+            if Arc::strong_count(shared) > 1 && compact::background(shared, &mut log) {
+                continue;
+            }
+            let mut state = shared.queue.state.lock();
+            if state.ops.is_empty() {
+                state.running = false;
+                return;
+            }
+            continue;
+        }
+        commit(shared, &mut log, group);
+        shared.queue.release(bytes);
+        if checkpoint::is_due(&log)
+            && let Err(error) = checkpoint::write(shared, &mut log)
+        {
+            tracing::warn!(
+                ?error,
+                "no checkpoint; the next opening reads more of the log"
+            );
+            log.since_checkpoint /= 2;
+        }
+    }
+}
+
+/// Takes ops of one kind that fit into the active segment together.
+fn take(shared: &Shared, log: &Log, last: usize) -> (Vec<Op>, usize) {
+    let mut state = shared.queue.state.lock();
+    if last > 1 && state.ops.len() < last {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a deadline for a condition variable, no decision depends on it"
+        )]
+        let until = Instant::now() + LINGER;
+        state.lingering = true;
+        while state.ops.len() < last {
+            if shared
+                .queue
+                .arrived
+                .wait_until(&mut state, until)
+                .timed_out()
+            {
+                break;
+            }
+        }
+        state.lingering = false;
+    }
+    let room = log.room_in_segment(shared).clamp(1, GROUP_BYTES);
+    let each = |op: &Op| match op {
+        Op::Put(put) => {
+            put.options.durability.unwrap_or(shared.config.durability) == Durability::Each
+        }
+        Op::Delete(_) => false,
+        Op::Task(_) => true,
+    };
+    let (mut group, mut weight, mut disk) = (Vec::new(), 0, 0);
+    while let Some(op) = state.ops.front() {
+        let bytes = record_bytes(op);
+        let alone = each(op) || group.first().is_some_and(each);
+        let other = group
+            .first()
+            .is_some_and(|first| std::mem::discriminant(first) != std::mem::discriminant(op));
+        if !group.is_empty() && (alone || other || disk + bytes > room) {
+            break;
+        }
+        weight += op.weight();
+        disk += bytes;
+        group.extend(state.ops.pop_front());
+    }
+    (group, weight)
+}
+
+/// Upper bound of what an op writes.
+fn record_bytes(op: &Op) -> u64 {
+    let bytes = match op {
+        Op::Put(put) => {
+            let pin = put
+                .options
+                .pin
+                .as_ref()
+                .map_or(0, |set| HEADER + set.len() + 128);
+            HEADER + 128 + put.data.len() + pin
+        }
+        Op::Delete(_) => HEADER + 128,
+        Op::Task(_) => 0,
+    };
+    bytes as u64
+}
+
+fn commit(shared: &Shared, log: &mut Log, group: Vec<Op>) {
+    if shared.is_closed() {
+        // Dropping the replies tells the callers.
+        return;
+    }
+    shared.counters.batches.add(1);
+    let (mut puts, mut deletes) = (Vec::new(), Vec::new());
+    for op in group {
+        match op {
+            Op::Put(put) => puts.push(put),
+            Op::Delete(delete) => deletes.push(delete),
+            Op::Task(task) => task(shared, log),
+        }
+    }
+    if !puts.is_empty() {
+        commit_puts(shared, log, puts);
+    }
+    if !deletes.is_empty() {
+        commit_deletes(shared, log, deletes);
+    }
+}
+
+/// What a group of puts will change once it is on the disk.
+#[derive(Default)]
+struct Staged {
+    drafts: Vec<Draft>,
+    /// Draft number and entry to be.
+    blocks: Vec<NewBlock>,
+    pins: Vec<(String, Key)>,
+    live: u64,
+    pinned: u64,
+    /// What is written or pinned by this group must not be evicted for it.
+    keep: HashSet<Key>,
+    /// Blocks that this group writes, and whether they stay for good.
+    written: HashMap<Key, bool>,
+    pinned_keys: HashSet<Key>,
+    needs_sync: bool,
+}
+
+struct NewBlock {
+    draft: usize,
+    key: Key,
+    codec: u8,
+    head: u8,
+    data: Bytes,
+    weight: f32,
+    expiry_ms: u64,
+}
+
+fn commit_puts(shared: &Shared, log: &mut Log, puts: Vec<Put>) {
+    let now = shared.vfs.now_ms();
+    let mut staged = Staged::default();
+    let mut replies = Vec::new();
+    for put in puts {
+        match stage(shared, &mut staged, &put, now) {
+            Ok(new) => replies.push((put.reply, put.data.len() as u64, new)),
+            Err(error) => drop(put.reply.send(Err(error))),
+        }
+    }
+    let result = write_staged(shared, log, &staged);
+    let result = match result {
+        Ok(places) => {
+            apply(shared, log, staged, &places);
+            Ok(())
+        }
+        Err(error) => {
+            // What was interned for blocks that did not arrive.
+            for block in &staged.blocks {
+                if shared.index.id(&block.key).is_none() {
+                    shared.kinds.forget(&block.key);
+                }
+            }
+            Err(error)
+        }
+    };
+    for (reply, bytes, new) in replies {
+        if result.is_ok() {
+            shared.counters.puts.add(1);
+            if new {
+                shared.counters.user_bytes.add(bytes);
+            } else {
+                shared.counters.duplicate_puts.add(1);
+            }
+        }
+        let _ = reply.send(result.clone());
+    }
+}
+
+/// Decides what a put writes. `Ok(false)`: the block is there already.
+fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bool, PutError> {
+    let (key, codec) = shared.kinds.intern(&put.cid);
+    let key_bytes = put.cid.to_bytes();
+    let entry = shared.index.get(&key);
+    let there = match staged.written.get(&key) {
+        Some(for_good) => *for_good,
+        None => entry
+            .is_some_and(|entry| !entry.is_damaged() && (entry.expiry_s == 0 || entry.pins > 0)),
+    };
+    let expiry_ms = match put.options.ttl {
+        Some(ttl) => now
+            .saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))
+            .max(1),
+        None => 0,
+    };
+    // A block that expires is written again for good, even where a pin holds it for now.
+    let there = there && (expiry_ms != 0 || entry.is_none_or(|entry| entry.expiry_s == 0));
+    let record_len = (HEADER + key_bytes.len() + put.data.len()) as u64;
+    let already_pinned =
+        entry.is_some_and(|entry| entry.pins > 0) || staged.pinned_keys.contains(&key);
+    let adds_live = if there { 0 } else { record_len };
+    let adds_pinned = if put.options.pin.is_some() && !already_pinned {
+        record_len
+    } else {
+        0
+    };
+    let pinned = shared.counters.pinned.get() + staged.pinned;
+    let unpinned_floor = if put.options.pin.is_none() && !there {
+        record_len
+    } else {
+        0
+    };
+    if pinned + adds_pinned + unpinned_floor > shared.live_limit() {
+        return Err(PutError::Full {
+            needed: adds_pinned.max(unpinned_floor),
+            capacity: shared.capacity(),
+        });
+    }
+    staged.live += adds_live;
+    staged.pinned += adds_pinned;
+    staged.keep.insert(key);
+    let durability = put.options.durability.unwrap_or(shared.config.durability);
+    staged.needs_sync |= durability != Durability::Relaxed || put.options.pin.is_some();
+    if !there {
+        staged.written.insert(key, expiry_ms == 0);
+        staged.blocks.push(NewBlock {
+            draft: staged.drafts.len(),
+            key,
+            codec,
+            head: u8::try_from(HEADER + key_bytes.len()).unwrap_or(u8::MAX),
+            data: put.data.clone(),
+            weight: put.options.importance.weight(),
+            expiry_ms,
+        });
+        staged.drafts.push(Draft {
+            kind: Kind::Block,
+            flags: if put.options.pin.is_some() { MORE } else { 0 },
+            class: put.options.class as u8 | (put.options.importance as u8) << 4,
+            expiry_ms,
+            key: key_bytes,
+            payload: put.data.clone(),
+            payload_crc: put.crc,
+        });
+    }
+    if let Some(set) = &put.options.pin {
+        let member = shared
+            .index
+            .id(&key)
+            .is_some_and(|id| shared.pins.read().is_member(set, id));
+        if !member || !there {
+            let mut payload = Vec::new();
+            put_cid(&put.cid, &mut payload);
+            staged.drafts.push(Draft::new(
+                Kind::Pin,
+                set.clone().into_bytes(),
+                payload.into(),
+            ));
+        }
+        staged.pins.push((set.clone(), key));
+        staged.pinned_keys.insert(key);
+    }
+    Ok(!there)
+}
+
+fn write_staged(
+    shared: &Shared,
+    log: &mut Log,
+    staged: &Staged,
+) -> Result<Vec<crate::disk::log::Place>, PutError> {
+    let bytes = staged.drafts.iter().map(Draft::record_len).sum();
+    match compact::make_room(shared, log, staged.live, bytes, &staged.keep) {
+        Ok(()) => {}
+        Err(NoRoom::Full { needed }) => {
+            return Err(PutError::Full {
+                needed,
+                capacity: shared.capacity(),
+            });
+        }
+        Err(NoRoom::Failed(failure)) => return Err(failure.into()),
+    }
+    let places = if staged.drafts.is_empty() {
+        Vec::new()
+    } else {
+        log.append(shared, &staged.drafts)?
+    };
+    if staged.needs_sync {
+        log.sync(shared)?;
+    }
+    Ok(places)
+}
+
+fn apply(shared: &Shared, log: &mut Log, staged: Staged, places: &[crate::disk::log::Place]) {
+    for block in staged.blocks {
+        let Some(place) = places.get(block.draft) else {
+            continue;
+        };
+        let heat = {
+            let mut clock = shared.clock.lock();
+            clock.tick(shared.index.len());
+            clock.fresh(block.weight)
+        };
+        let len = u32::try_from(block.data.len()).unwrap_or(u32::MAX);
+        let entry = Entry::new(
+            block.key,
+            block.codec,
+            place.segment,
+            place.offset,
+            block.head,
+            len,
+            block.expiry_ms,
+            heat,
+        );
+        let old = shared.index.insert(entry);
+        if let Some(old) = old {
+            shared.release(log, old.segment, old.record_len());
+        }
+        shared.retain(log, place.segment, entry.record_len());
+        if shared.memory.capacity() > 0 {
+            // A copy, as the caller's bytes may be a small part of a large buffer that would stay with them.
+            shared.memory.set_expiry(&block.key, block.expiry_ms);
+            shared.memory.insert(
+                block.key,
+                Bytes::copy_from_slice(&block.data),
+                block.weight,
+                block.expiry_ms,
+            );
+        }
+    }
+    let mut pins = shared.pins.write();
+    for (set, key) in staged.pins {
+        let pinned = pins.pin(&shared.index, &set, &key);
+        shared.counters.pinned.add(pinned);
+        shared.memory.set_expiry(&key, 0);
+    }
+}
+
+fn commit_deletes(shared: &Shared, log: &mut Log, deletes: Vec<Delete>) {
+    let now = shared.vfs.now_ms();
+    let (mut drafts, mut keys, mut answers) = (Vec::new(), Vec::new(), Vec::new());
+    let mut seen = HashSet::new();
+    for delete in deletes {
+        let Some(entry) = shared
+            .kinds
+            .find(&delete.cid)
+            .and_then(|key| shared.index.get(&key))
+        else {
+            let _ = delete.reply.send(Ok(false));
+            continue;
+        };
+        if entry.pins > 0 {
+            let _ = delete
+                .reply
+                .send(Err(DeleteError::Pinned { cid: delete.cid }));
+            continue;
+        }
+        let first = seen.insert(entry.key());
+        if first {
+            drafts.push(Draft::new(
+                Kind::Delete,
+                delete.cid.to_bytes(),
+                Bytes::new(),
+            ));
+            keys.push(entry.key());
+        }
+        answers.push((delete.reply, first && entry.is_present(now)));
+    }
+    // Deleting must work in a full store, so it asks for no room: its records are small and become garbage at once.
+    let written = if drafts.is_empty() {
+        Ok(())
+    } else {
+        log.append(shared, &drafts).and_then(|_| log.sync(shared))
+    };
+    if written.is_ok() {
+        for key in keys {
+            shared.forget(log, &key);
+        }
+    }
+    for (reply, there) in answers {
+        let _ = reply.send(written.clone().map(|()| there).map_err(DeleteError::from));
+    }
+}

@@ -1,0 +1,336 @@
+//! The exact index of the blocks on disk: 56 bytes an entry, and a table of 4-byte ids that finds them.
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+use parking_lot::Mutex;
+use std::{
+    hash::BuildHasher,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use crate::{heat::Heat, key::Key};
+
+const SHARD_BITS: u32 = 4;
+const SHARDS: usize = 1 << SHARD_BITS;
+/// Entries are allocated in pieces, so that growth neither copies nor doubles them.
+const PIECE: usize = 256;
+/// Set in [`Entry::len`] when the bytes on disk were found damaged. Blocks have at most 2^26 bytes.
+const DAMAGED: u32 = 1 << 31;
+
+/// A block on disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry {
+    digest: [u8; 32],
+    /// 0: this slot is free.
+    pub(crate) segment: u32,
+    pub(crate) offset: u32,
+    len: u32,
+    /// In seconds since 1970, rounded up; 0 for never. The record has the exact time.
+    pub(crate) expiry_s: u32,
+    pub(crate) heat: Heat,
+    hash: u8,
+    pub(crate) codec: u8,
+    /// Bytes of the record before the block.
+    pub(crate) head: u8,
+    /// Number of pin sets that hold it; 255 means 255 or more.
+    pub(crate) pins: u8,
+}
+
+impl Entry {
+    pub(crate) fn new(
+        key: Key,
+        codec: u8,
+        segment: u32,
+        offset: u32,
+        head: u8,
+        len: u32,
+        expiry_ms: u64,
+        heat: Heat,
+    ) -> Entry {
+        Entry {
+            digest: key.digest,
+            hash: key.hash,
+            codec,
+            segment,
+            offset,
+            len: len & !DAMAGED,
+            expiry_s: u32::try_from(expiry_ms.div_ceil(1000)).unwrap_or(u32::MAX),
+            heat,
+            head,
+            pins: 0,
+        }
+    }
+
+    pub(crate) fn key(&self) -> Key {
+        Key {
+            digest: self.digest,
+            hash: self.hash,
+        }
+    }
+
+    /// Bytes of the block.
+    pub(crate) fn len(&self) -> u32 {
+        self.len & !DAMAGED
+    }
+
+    /// Bytes of the record.
+    pub(crate) fn record_len(&self) -> u64 {
+        u64::from(self.head) + u64::from(self.len())
+    }
+
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.len & DAMAGED != 0
+    }
+
+    pub(crate) fn set_damaged(&mut self) {
+        self.len |= DAMAGED;
+    }
+
+    /// Whether its time is over. A pin suspends the time to live.
+    pub(crate) fn is_expired(&self, now_ms: u64) -> bool {
+        self.expiry_s != 0 && self.pins == 0 && u64::from(self.expiry_s) * 1000 <= now_ms
+    }
+
+    /// Whether a reader may be told that it is here.
+    pub(crate) fn is_present(&self, now_ms: u64) -> bool {
+        !self.is_damaged() && !self.is_expired(now_ms)
+    }
+}
+
+/// Names an entry for as long as it lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct EntryId(u32);
+
+pub(crate) struct Index {
+    shards: Vec<Mutex<Shard>>,
+    hasher: DefaultHashBuilder,
+    len: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Shard {
+    table: HashTable<u32>,
+    pieces: Vec<Vec<Entry>>,
+    free: Vec<u32>,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Index {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: DefaultHashBuilder::default(),
+            len: AtomicUsize::new(0),
+        }
+    }
+}
+
+fn slot(pieces: &[Vec<Entry>], slot: u32) -> Option<&Entry> {
+    pieces
+        .get(slot as usize / PIECE)?
+        .get(slot as usize % PIECE)
+}
+
+fn slot_mut(pieces: &mut [Vec<Entry>], slot: u32) -> Option<&mut Entry> {
+    pieces
+        .get_mut(slot as usize / PIECE)?
+        .get_mut(slot as usize % PIECE)
+}
+
+impl Index {
+    fn hash(&self, key: &Key) -> (u64, usize) {
+        let hash = self.hasher.hash_one(key);
+        // The table uses the top seven bits and the low ones.
+        (hash, (hash >> 40) as usize % SHARDS)
+    }
+
+    fn with<T>(&self, key: &Key, f: impl FnOnce(EntryId, &mut Entry) -> T) -> Option<T> {
+        let (hash, number) = self.hash(key);
+        let mut shard = self.shards.get(number)?.lock();
+        let Shard { table, pieces, .. } = &mut *shard;
+        let found = *table.find(hash, |at| {
+            slot(pieces, *at).is_some_and(|entry| entry.key() == *key)
+        })?;
+        Some(f(id(found, number), slot_mut(pieces, found)?))
+    }
+
+    pub(crate) fn get(&self, key: &Key) -> Option<Entry> {
+        self.with(key, |_, entry| *entry)
+    }
+
+    pub(crate) fn id(&self, key: &Key) -> Option<EntryId> {
+        self.with(key, |id, _| id)
+    }
+
+    pub(crate) fn update(&self, key: &Key, f: impl FnOnce(&mut Entry)) -> Option<Entry> {
+        self.with(key, |_, entry| {
+            f(entry);
+            *entry
+        })
+    }
+
+    pub(crate) fn by_id(&self, id: EntryId) -> Option<Entry> {
+        let shard = self.shards.get(id.0 as usize % SHARDS)?.lock();
+        slot(&shard.pieces, id.0 >> SHARD_BITS)
+            .filter(|entry| entry.segment != 0)
+            .copied()
+    }
+
+    /// Inserts, or replaces what has the key; then pins and heat of the old entry stay. Returns the old one.
+    pub(crate) fn insert(&self, mut entry: Entry) -> Option<Entry> {
+        let key = entry.key();
+        let (hash, number) = self.hash(&key);
+        let mut shard = self.shards.get(number)?.lock();
+        let Shard {
+            table,
+            pieces,
+            free,
+        } = &mut *shard;
+        if let Some(found) = table.find(hash, |at| {
+            slot(pieces, *at).is_some_and(|old| old.key() == key)
+        }) {
+            let old = slot_mut(pieces, *found)?;
+            entry.pins = old.pins;
+            entry.heat = entry.heat.max(old.heat);
+            return Some(std::mem::replace(old, entry));
+        }
+        let at = match free.pop() {
+            Some(at) => {
+                *slot_mut(pieces, at)? = entry;
+                at
+            }
+            None => {
+                if pieces.last().is_none_or(|piece| piece.len() == PIECE) {
+                    pieces.push(Vec::with_capacity(PIECE));
+                }
+                let before = (pieces.len() - 1) * PIECE;
+                let piece = pieces.last_mut()?;
+                piece.push(entry);
+                u32::try_from(before + piece.len() - 1).ok()?
+            }
+        };
+        table.insert_unique(hash, at, |at| {
+            slot(pieces, *at).map_or(0, |entry| self.hasher.hash_one(entry.key()))
+        });
+        self.len.fetch_add(1, Relaxed);
+        None
+    }
+
+    pub(crate) fn remove(&self, key: &Key) -> Option<Entry> {
+        let (hash, number) = self.hash(key);
+        let mut shard = self.shards.get(number)?.lock();
+        let Shard {
+            table,
+            pieces,
+            free,
+        } = &mut *shard;
+        let (at, _) = table
+            .find_entry(hash, |at| {
+                slot(pieces, *at).is_some_and(|entry| entry.key() == *key)
+            })
+            .ok()?
+            .remove();
+        free.push(at);
+        let entry = slot_mut(pieces, at)?;
+        let old = *entry;
+        entry.segment = 0;
+        self.len.fetch_sub(1, Relaxed);
+        Some(old)
+    }
+
+    /// Calls `f` with every entry, a shard at a time.
+    pub(crate) fn for_each(&self, mut f: impl FnMut(&Entry)) {
+        for shard in &self.shards {
+            let shard = shard.lock();
+            shard
+                .pieces
+                .iter()
+                .flatten()
+                .filter(|entry| entry.segment != 0)
+                .for_each(&mut f);
+        }
+    }
+
+    /// The entries of one shard; `None` past the last.
+    pub(crate) fn shard(&self, number: usize) -> Option<Vec<Entry>> {
+        let shard = self.shards.get(number)?.lock();
+        Some(
+            shard
+                .pieces
+                .iter()
+                .flatten()
+                .filter(|entry| entry.segment != 0)
+                .copied()
+                .collect(),
+        )
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len.load(Relaxed)
+    }
+
+    /// Bytes allocated.
+    pub(crate) fn bytes(&self) -> u64 {
+        let of = |shard: &Shard| {
+            shard.table.allocation_size()
+                + shard.pieces.len() * PIECE * size_of::<Entry>()
+                + shard.free.capacity() * 4
+        };
+        self.shards
+            .iter()
+            .map(|shard| of(&shard.lock()) as u64)
+            .sum()
+    }
+}
+
+fn id(slot: u32, shard: usize) -> EntryId {
+    EntryId(slot << SHARD_BITS | shard as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u64) -> Key {
+        let mut digest = [0; 32];
+        digest[..8].copy_from_slice(&n.to_le_bytes());
+        Key { digest, hash: 1 }
+    }
+
+    #[test]
+    fn takes_at_most_64_bytes_a_block_on_average() {
+        let index = Index::default();
+        let (mut sum, mut samples) = (0.0, 0.0);
+        for n in 0..400_000u64 {
+            index.insert(Entry::new(key(n), 1, 1, 0, 72, 10, 0, 0.0));
+            if n >= 100_000 && n % 10_000 == 0 {
+                sum += index.bytes() as f64 / n as f64;
+                samples += 1.0;
+            }
+        }
+        assert_eq!(size_of::<Entry>(), 56);
+        assert!(sum / samples <= 66.0, "{} bytes", sum / samples);
+    }
+
+    #[test]
+    fn ids_survive_other_entries_and_slots_are_used_again() {
+        let index = Index::default();
+        for n in 0..5000 {
+            assert!(
+                index
+                    .insert(Entry::new(key(n), 1, 1, n as u32, 72, 10, 0, 0.0))
+                    .is_none()
+            );
+        }
+        let id = index.id(&key(4321)).unwrap();
+        for n in 0..4000 {
+            assert_eq!(index.remove(&key(n)).unwrap().offset, n as u32);
+        }
+        assert!(index.get(&key(17)).is_none());
+        assert_eq!(index.by_id(id).unwrap().offset, 4321);
+        let bytes = index.bytes();
+        for n in 10_000..13_000 {
+            index.insert(Entry::new(key(n), 1, 1, n as u32, 72, 10, 0, 0.0));
+        }
+        assert_eq!((index.bytes(), index.len()), (bytes, 4000));
+        assert_eq!(index.by_id(id).unwrap().offset, 4321);
+    }
+}

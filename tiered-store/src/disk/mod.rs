@@ -1,0 +1,10 @@
+//! The disk tier: an append-only log of segments.
+
+pub(crate) mod checkpoint;
+pub(crate) mod compact;
+pub(crate) mod index;
+pub(crate) mod log;
+pub(crate) mod pins;
+pub(crate) mod record;
+pub(crate) mod recovery;
+pub(crate) mod segment;

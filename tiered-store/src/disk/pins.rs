@@ -1,0 +1,111 @@
+//! Named pin sets: which blocks must stay.
+
+use std::collections::BTreeMap;
+
+use hashbrown::HashSet;
+
+use super::index::{EntryId, Index};
+use crate::key::Key;
+
+/// Members are entry ids: 4 bytes each and the table around them.
+#[derive(Default)]
+pub(crate) struct Pins {
+    sets: BTreeMap<String, HashSet<EntryId>>,
+}
+
+impl Pins {
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.sets.keys().cloned().collect()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.sets.len()
+    }
+
+    pub(crate) fn contains_set(&self, set: &str) -> bool {
+        self.sets.contains_key(set)
+    }
+
+    /// The members in order of their ids.
+    pub(crate) fn members(&self, set: &str) -> Vec<EntryId> {
+        let mut members: Vec<EntryId> = self.sets.get(set).into_iter().flatten().copied().collect();
+        members.sort_unstable();
+        members
+    }
+
+    pub(crate) fn is_member(&self, set: &str, id: EntryId) -> bool {
+        self.sets
+            .get(set)
+            .is_some_and(|members| members.contains(&id))
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.sets
+            .iter()
+            .map(|(name, members)| (name.len() + 64 + members.allocation_size()) as u64)
+            .sum()
+    }
+
+    /// Returns the record bytes that became pinned by it.
+    pub(crate) fn pin(&mut self, index: &Index, set: &str, key: &Key) -> u64 {
+        let Some(id) = index.id(key) else { return 0 };
+        if !self.sets.entry(set.to_owned()).or_default().insert(id) {
+            return 0;
+        }
+        let entry = index.update(key, |entry| entry.pins = entry.pins.saturating_add(1));
+        entry
+            .filter(|entry| entry.pins == 1)
+            .map_or(0, |entry| entry.record_len())
+    }
+
+    /// Returns the record bytes that are not pinned any more.
+    pub(crate) fn unpin(&mut self, index: &Index, set: &str, key: &Key) -> u64 {
+        let Some(id) = index.id(key) else { return 0 };
+        let Some(members) = self.sets.get_mut(set) else {
+            return 0;
+        };
+        if !members.remove(&id) {
+            return 0;
+        }
+        if members.is_empty() {
+            self.sets.remove(set);
+        }
+        self.release(index, id, key)
+    }
+
+    pub(crate) fn drop_set(&mut self, index: &Index, set: &str) -> u64 {
+        let mut released = 0;
+        for id in self.sets.remove(set).into_iter().flatten() {
+            if let Some(entry) = index.by_id(id) {
+                released += self.release(index, id, &entry.key());
+            }
+        }
+        released
+    }
+
+    pub(crate) fn rename(&mut self, from: &str, to: &str) {
+        if let Some(members) = self.sets.remove(from) {
+            self.sets.insert(to.to_owned(), members);
+        }
+    }
+
+    fn release(&self, index: &Index, id: EntryId, key: &Key) -> u64 {
+        let entry = index.update(key, |entry| {
+            entry.pins = match entry.pins {
+                // The count stopped at 255: count again.
+                u8::MAX => {
+                    let count = self
+                        .sets
+                        .values()
+                        .filter(|members| members.contains(&id))
+                        .count();
+                    u8::try_from(count).unwrap_or(u8::MAX)
+                }
+                pins => pins.saturating_sub(1),
+            };
+        });
+        entry
+            .filter(|entry| entry.pins == 0)
+            .map_or(0, |entry| entry.record_len())
+    }
+}

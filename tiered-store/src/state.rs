@@ -1,0 +1,356 @@
+//! What all handles and the writing job of a store share, and how it is read.
+
+use std::{
+    any::Any,
+    io,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use bytes::Bytes;
+use cid::Cid;
+use hashbrown::HashMap;
+use parking_lot::{Mutex, RwLock};
+
+use crate::{
+    Config, GetError, ValueError,
+    commit::Queue,
+    disk::{
+        index::Index,
+        log::Log,
+        pins::Pins,
+        record::{Kind, Record},
+        segment,
+    },
+    heat::Clock,
+    key::{Key, Kinds},
+    memory::Memory,
+    vfs::{Vfs, VfsFile},
+};
+
+/// Segment files that are kept open.
+const OPEN_FILES: usize = 256;
+
+/// A block can move once while it is looked for, when compaction removes its old segment; more often is a fault.
+const READ_ATTEMPTS: usize = 5;
+
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) vfs: Arc<dyn Vfs>,
+    pub(crate) dir: PathBuf,
+    pub(crate) capacity: AtomicU64,
+    pub(crate) kinds: Kinds,
+    pub(crate) index: Index,
+    pub(crate) pins: RwLock<Pins>,
+    pub(crate) values: RwLock<HashMap<String, Value>>,
+    pub(crate) memory: Memory,
+    pub(crate) clock: Mutex<Clock>,
+    files: Mutex<HashMap<u32, Arc<dyn VfsFile>>>,
+    pub(crate) counters: Counters,
+    pub(crate) queue: Queue,
+    pub(crate) log: Mutex<Log>,
+    pub(crate) closed: AtomicBool,
+    /// The lock file; given back on close.
+    pub(crate) lock: Mutex<Option<Box<dyn Any + Send + Sync>>>,
+}
+
+/// A value on disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Value {
+    pub(crate) segment: u32,
+    pub(crate) offset: u32,
+    /// Bytes of the record.
+    pub(crate) len: u32,
+    /// Milliseconds since 1970; 0 for never.
+    pub(crate) expiry_ms: u64,
+}
+
+impl Value {
+    pub(crate) fn is_expired(&self, now_ms: u64) -> bool {
+        self.expiry_ms != 0 && self.expiry_ms <= now_ms
+    }
+}
+
+/// A number that threads add to.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    pub(crate) fn sub(&self, n: u64) {
+        self.0.fetch_sub(n, Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) memory_hits: Counter,
+    pub(crate) promotions: Counter,
+    pub(crate) disk_hits: Counter,
+    pub(crate) misses: Counter,
+    pub(crate) puts: Counter,
+    pub(crate) duplicate_puts: Counter,
+    pub(crate) user_bytes: Counter,
+    pub(crate) evictions: Counter,
+    pub(crate) expirations: Counter,
+    pub(crate) corruptions: Counter,
+    pub(crate) compactions: Counter,
+    pub(crate) written: Counter,
+    pub(crate) syncs: Counter,
+    pub(crate) batches: Counter,
+    pub(crate) poisoned: Counter,
+    pub(crate) live: Counter,
+    pub(crate) pinned: Counter,
+    pub(crate) used: Counter,
+    pub(crate) segments: Counter,
+}
+
+impl Shared {
+    pub(crate) fn new(config: Config, lock: Box<dyn Any + Send + Sync>) -> Shared {
+        Shared {
+            vfs: config.vfs.clone(),
+            dir: config.path.clone(),
+            capacity: AtomicU64::new(config.disk_capacity),
+            kinds: Kinds::default(),
+            index: Index::default(),
+            pins: RwLock::default(),
+            values: RwLock::default(),
+            memory: Memory::new(config.memory_capacity),
+            clock: Mutex::default(),
+            files: Mutex::default(),
+            counters: Counters::default(),
+            queue: Queue::new(config.queue_bytes),
+            log: Mutex::default(),
+            closed: AtomicBool::new(false),
+            lock: Mutex::new(Some(lock)),
+            config,
+        }
+    }
+
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity.load(Relaxed)
+    }
+
+    /// Bytes of records that may be live: the rest is what compaction works with.
+    pub(crate) fn live_limit(&self) -> u64 {
+        self.capacity() / 8 * 7
+    }
+
+    pub(crate) fn segment_bytes(&self) -> u64 {
+        crate::config::segment_bytes(self.config.segment_bytes, self.capacity())
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Relaxed)
+    }
+
+    pub(crate) fn keep_file(&self, id: u32, file: Arc<dyn VfsFile>) {
+        let mut files = self.files.lock();
+        if files.len() >= OPEN_FILES
+            && let Some(other) = files.keys().find(|other| **other != id).copied()
+        {
+            files.remove(&other);
+        }
+        files.insert(id, file);
+    }
+
+    pub(crate) fn drop_file(&self, id: u32) {
+        self.files.lock().remove(&id);
+    }
+
+    pub(crate) fn drop_files(&self) {
+        self.files.lock().clear();
+    }
+
+    pub(crate) fn file(&self, id: u32) -> io::Result<Arc<dyn VfsFile>> {
+        if let Some(file) = self.files.lock().get(&id) {
+            return Ok(file.clone());
+        }
+        let file = self.vfs.open(&self.dir.join(segment::file_name(id)))?;
+        self.keep_file(id, file.clone());
+        Ok(file)
+    }
+
+    /// One read. The bytes may be anything.
+    pub(crate) fn read(&self, segment: u32, offset: u32, len: u64) -> io::Result<Bytes> {
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+        self.file(segment)?
+            .read_exact_at(u64::from(offset), &mut bytes)?;
+        Ok(Bytes::from(bytes))
+    }
+
+    /// Reads a block from the disk and checks it: the bytes, and when its time is over.
+    pub(crate) fn read_block(
+        &self,
+        key: &Key,
+        cid: &Cid,
+    ) -> Result<Option<(Bytes, u64)>, GetError> {
+        let mut last = None;
+        for _ in 0..READ_ATTEMPTS {
+            let now = self.vfs.now_ms();
+            let Some(entry) = self.index.get(key).filter(|entry| !entry.is_expired(now)) else {
+                return Ok(None);
+            };
+            if entry.is_damaged() {
+                return Err(GetError::Corrupt { cid: *cid });
+            }
+            let record = match self.read(entry.segment, entry.offset, entry.record_len()) {
+                Ok(bytes) => {
+                    let whole = Record::parse(&bytes).filter(|record| {
+                        record.header.kind == Kind::Block
+                            && Cid::try_from(record.key)
+                                .ok()
+                                .and_then(|cid| self.kinds.find(&cid))
+                                == Some(*key)
+                    });
+                    whole.map(|record| {
+                        (
+                            record.header.expiry_ms,
+                            bytes.slice(bytes.len() - record.payload.len()..),
+                        )
+                    })
+                }
+                // Either the segment was compacted away just now, or the file is damaged.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
+                    ) =>
+                {
+                    last = Some(error);
+                    None
+                }
+                Err(error) => {
+                    return Err(GetError::Io {
+                        cid: *cid,
+                        source: Arc::new(error),
+                    });
+                }
+            };
+            match record {
+                Some((expiry_ms, _)) if expiry_ms != 0 && expiry_ms <= now && entry.pins == 0 => {
+                    return Ok(None);
+                }
+                Some((expiry_ms, data)) => {
+                    let expiry_ms = if entry.pins == 0 { expiry_ms } else { 0 };
+                    return Ok(Some((data, expiry_ms)));
+                }
+                None => {
+                    let same = |now: &crate::disk::index::Entry| {
+                        (now.segment, now.offset) == (entry.segment, entry.offset)
+                    };
+                    if self.index.get(key).is_some_and(|now| same(&now)) {
+                        tracing::error!(%cid, segment = entry.segment, offset = entry.offset, cause = ?last, "a block is damaged");
+                        self.counters.corruptions.add(1);
+                        self.index.update(key, |entry| {
+                            if same(entry) {
+                                entry.set_damaged();
+                            }
+                        });
+                        self.memory.remove(key);
+                        return Err(GetError::Corrupt { cid: *cid });
+                    }
+                }
+            }
+        }
+        Err(GetError::Io {
+            cid: *cid,
+            source: Arc::new(last.unwrap_or_else(|| io::Error::other("the block kept moving"))),
+        })
+    }
+
+    /// Memory first, then the disk; what comes from the disk is offered to memory.
+    pub(crate) fn remember(&self, key: Key, data: &Bytes, expiry_ms: u64) {
+        if self.memory.capacity() > 0 {
+            self.counters.promotions.add(1);
+            self.memory.insert(key, data.clone(), 1.0, expiry_ms);
+        }
+    }
+
+    pub(crate) fn read_value(&self, key: &str) -> Result<Option<Bytes>, ValueError> {
+        for _ in 0..READ_ATTEMPTS {
+            let now = self.vfs.now_ms();
+            let Some(value) = self
+                .values
+                .read()
+                .get(key)
+                .filter(|value| !value.is_expired(now))
+                .copied()
+            else {
+                return Ok(None);
+            };
+            let record = match self.read(value.segment, value.offset, u64::from(value.len)) {
+                Ok(bytes) => Record::parse(&bytes)
+                    .filter(|record| {
+                        record.header.kind == Kind::Value && record.key == key.as_bytes()
+                    })
+                    .map(|record| bytes.slice(bytes.len() - record.payload.len()..)),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
+                    ) =>
+                {
+                    None
+                }
+                Err(error) => {
+                    return Err(ValueError::Io {
+                        source: Arc::new(error),
+                    });
+                }
+            };
+            if let Some(data) = record {
+                return Ok(Some(data));
+            }
+            let moved = self
+                .values
+                .read()
+                .get(key)
+                .is_none_or(|now| (now.segment, now.offset) != (value.segment, value.offset));
+            if !moved {
+                self.counters.corruptions.add(1);
+                return Err(ValueError::Corrupt {
+                    key: key.to_owned(),
+                });
+            }
+        }
+        Err(ValueError::Io {
+            source: Arc::new(io::Error::other("the value kept moving")),
+        })
+    }
+
+    /// The block is not in the store any more.
+    pub(crate) fn forget(&self, log: &mut Log, key: &Key) {
+        if let Some(entry) = self.index.remove(key) {
+            self.memory.remove(key);
+            self.kinds.forget(key);
+            self.release(log, entry.segment, entry.record_len());
+        }
+    }
+
+    /// A record is garbage now.
+    pub(crate) fn release(&self, log: &mut Log, segment: u32, len: u64) {
+        if let Some(segment) = log.segments.get_mut(&segment) {
+            segment.live = segment.live.saturating_sub(len);
+            self.counters.live.sub(len);
+        }
+    }
+
+    /// A record is needed now.
+    pub(crate) fn retain(&self, log: &mut Log, segment: u32, len: u64) {
+        if let Some(segment) = log.segments.get_mut(&segment) {
+            segment.live += len;
+            self.counters.live.add(len);
+        }
+    }
+}

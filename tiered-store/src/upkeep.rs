@@ -1,0 +1,71 @@
+//! Garbage collection, capacity and closing, as the writing job carries them out.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use hashbrown::HashSet;
+
+use crate::{
+    GcReport, MaintenanceError,
+    disk::{
+        checkpoint,
+        compact::{self, NoRoom},
+        log::Log,
+    },
+    error::WriteFailure,
+    state::Shared,
+};
+
+/// gc leaves segments alone that are garbage by less than this, in percent: copying them would win almost nothing.
+const GC_PERCENT: u64 = 5;
+
+pub(crate) fn gc(shared: &Shared, log: &mut Log) -> Result<GcReport, WriteFailure> {
+    let (used, compactions) = (
+        shared.counters.used.get(),
+        shared.counters.compactions.get(),
+    );
+    let expired = compact::expire(shared, log);
+    // Segments that this run writes have no garbage, so it ends.
+    for _ in 0..log.segments.len() {
+        if !compact::reclaim_one(shared, log, GC_PERCENT)? {
+            break;
+        }
+    }
+    Ok(GcReport {
+        expired,
+        segments: shared.counters.compactions.get() - compactions,
+        freed_bytes: used.saturating_sub(shared.counters.used.get()),
+    })
+}
+
+pub(crate) fn set_capacity(
+    shared: &Shared,
+    log: &mut Log,
+    memory: u64,
+    disk: u64,
+) -> Result<(), MaintenanceError> {
+    // The reserve is an eighth.
+    let least = shared.counters.pinned.get() / 7 * 8 + 8;
+    if disk < least {
+        return Err(MaintenanceError::Capacity { asked: disk, least });
+    }
+    shared.memory.set_capacity(memory);
+    shared.capacity.store(disk, Relaxed);
+    match compact::make_room(shared, log, 0, 0, &HashSet::new()) {
+        Ok(()) => Ok(()),
+        Err(NoRoom::Full { needed }) => Err(MaintenanceError::Capacity {
+            asked: disk,
+            least: disk + needed / 7 * 8,
+        }),
+        Err(NoRoom::Failed(failure)) => Err(failure.into()),
+    }
+}
+
+pub(crate) fn close(shared: &Shared, log: &mut Log) -> Result<(), WriteFailure> {
+    shared.closed.store(true, Relaxed);
+    let result = checkpoint::write(shared, log);
+    log.active = None;
+    log.compaction = None;
+    shared.drop_files();
+    *shared.lock.lock() = None;
+    result
+}

@@ -1,0 +1,69 @@
+//! What the tests share.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "every test binary uses a part"
+)]
+
+use std::{future::Future, sync::Arc};
+
+use anypath_tiered_store::{Config, Store, vfs::SimVfs};
+use bytes::Bytes;
+use cid::Cid;
+use multihash_codetable::{Code, MultihashDigest};
+
+pub const RAW: u64 = 0x55;
+
+pub fn run<T>(future: impl Future<Output = T>) -> T {
+    smol::block_on(future)
+}
+
+pub fn cid_of(data: &[u8]) -> Cid {
+    Cid::new_v1(RAW, Code::Sha2_256.digest(data))
+}
+
+/// A block whose bytes follow from its number.
+pub fn block(n: u32, len: usize) -> (Cid, Bytes) {
+    let mut state = u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut data: Vec<u8> = n.to_le_bytes().to_vec();
+    data.resize_with(len.max(4), || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    });
+    let data = Bytes::from(data);
+    (cid_of(&data), data)
+}
+
+pub fn random(seed: u64) -> impl FnMut() -> u64 {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
+    }
+}
+
+pub const MIB: u64 = 1024 * 1024;
+
+/// A store on a simulated disk without a memory tier, so that every get reads.
+pub async fn open_sim(vfs: &SimVfs, capacity: u64) -> Store {
+    try_open_sim(vfs, capacity).await.expect("opens")
+}
+
+pub async fn try_open_sim(
+    vfs: &SimVfs,
+    capacity: u64,
+) -> Result<Store, anypath_tiered_store::OpenError> {
+    let config = Config::builder()
+        .path("/store")
+        .disk_capacity(capacity)
+        .memory_capacity(0)
+        .vfs(Arc::new(vfs.clone()))
+        .build()
+        .expect("valid");
+    Store::open(config).await
+}
