@@ -15,8 +15,9 @@ use libp2p_kad::{
     store::RecordStore as _,
 };
 use libp2p_swarm::{
-    ConnectionDenied, ConnectionHandler as _, ConnectionHandlerSelect, ConnectionId, ExpiredListenAddr, ExternalAddresses, FromSwarm,
-    NetworkBehaviour, NewListenAddr, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+    ConnectionDenied, ConnectionHandler as _, ConnectionHandlerSelect, ConnectionId,
+    ExpiredListenAddr, ExternalAddresses, FromSwarm, NetworkBehaviour, NewListenAddr, THandler,
+    THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
 use web_time::Instant;
 
@@ -127,7 +128,9 @@ impl Behaviour {
 
     /// Refreshes the routing table: looks up our own place and one in every farther bucket.
     pub fn bootstrap(&mut self) -> Ticket {
-        self.ask(Question::Bootstrap, |kad| kad.bootstrap().map_err(|_| QueryError::NoKnownPeers))
+        self.ask(Question::Bootstrap, |kad| {
+            kad.bootstrap().map_err(|_| QueryError::NoKnownPeers)
+        })
     }
 
     /// Announces that this node has the block, now and every
@@ -142,7 +145,9 @@ impl Behaviour {
             if alone {
                 // Kept, and announced once the node has joined.
                 let record = kad::ProviderRecord::new(key, local, Vec::new());
-                kad.store_mut().add_provider(record).map_err(|_| QueryError::StoreFull)?;
+                kad.store_mut()
+                    .add_provider(record)
+                    .map_err(|_| QueryError::StoreFull)?;
                 return Err(QueryError::NoKnownPeers);
             }
             kad.start_providing(key).map_err(|_| QueryError::StoreFull)
@@ -186,7 +191,11 @@ impl Behaviour {
         let key = target.key();
         let alone = self.is_alone();
         self.ask(Question::ClosestPeers(target), |kad| {
-            if alone { Err(QueryError::NoKnownPeers) } else { Ok(kad.get_closest_peers(key)) }
+            if alone {
+                Err(QueryError::NoKnownPeers)
+            } else {
+                Ok(kad.get_closest_peers(key))
+            }
         })
     }
 
@@ -258,7 +267,10 @@ impl Behaviour {
     }
 
     fn drop_private(&mut self, peer: PeerId, addresses: &[Multiaddr]) {
-        for address in addresses.iter().filter(|address| !scope::is_public(address)) {
+        for address in addresses
+            .iter()
+            .filter(|address| !scope::is_public(address))
+        {
             self.kad.remove_address(&peer, address);
         }
     }
@@ -300,10 +312,17 @@ impl Behaviour {
             metrics.on_kad_event(&event);
         }
         match event {
-            kad::Event::OutboundQueryProgressed { id, result, stats, step } => {
+            kad::Event::OutboundQueryProgressed {
+                id,
+                result,
+                stats,
+                step,
+            } => {
                 self.on_progress(id, result, stats.num_successes() > 0, step.last);
             }
-            kad::Event::InboundRequest { request: InboundRequest::AddProvider { record } } => {
+            kad::Event::InboundRequest {
+                request: InboundRequest::AddProvider { record },
+            } => {
                 if let Some(mut record) = record {
                     record.addresses = self.filter(record.addresses);
                     if let Err(error) = self.kad.store_mut().add_provider(record) {
@@ -320,12 +339,21 @@ impl Behaviour {
                 let addresses = self.candidates.on_speaks(&peer);
                 self.route(peer, addresses.into_iter().flatten());
             }
-            kad::Event::RoutingUpdated { peer, is_new_peer, addresses, old_peer, .. } => {
+            kad::Event::RoutingUpdated {
+                peer,
+                is_new_peer,
+                addresses,
+                old_peer,
+                ..
+            } => {
                 if self.public_only {
                     self.drop_private(peer, &addresses.into_vec());
                 }
                 if is_new_peer {
-                    let event = Event::PeerRouted { peer, evicted: old_peer };
+                    let event = Event::PeerRouted {
+                        peer,
+                        evicted: old_peer,
+                    };
                     self.outbox.push_back(ToSwarm::GenerateEvent(event));
                 }
             }
@@ -348,7 +376,8 @@ impl Behaviour {
                 ..
             })) => self.core.on_finished(id, Answer::Done, answered, Ok(())),
             QueryResult::GetProviders(Err(_)) => {
-                self.core.on_finished(id, Answer::Done, answered, Err(QueryError::Timeout));
+                self.core
+                    .on_finished(id, Answer::Done, answered, Err(QueryError::Timeout));
             }
             QueryResult::StartProviding(result) | QueryResult::RepublishProvider(result) => {
                 let result = result.map(drop).map_err(|_| QueryError::Timeout);
@@ -403,7 +432,10 @@ impl Behaviour {
             .chain(known.unwrap_or_default())
             .collect::<Vec<_>>();
         for address in self.filter(addresses) {
-            self.outbox.push_back(ToSwarm::NewExternalAddrOfPeer { peer_id: peer, address });
+            self.outbox.push_back(ToSwarm::NewExternalAddrOfPeer {
+                peer_id: peer,
+                address,
+            });
         }
     }
 
@@ -433,7 +465,12 @@ impl Behaviour {
     /// Returns whether the timer fired.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
         let next_expiry = self.kad.store_mut().next_expiry();
-        let next = self.core.poll_timeout().into_iter().chain(next_expiry).min();
+        let next = self
+            .core
+            .poll_timeout()
+            .into_iter()
+            .chain(next_expiry)
+            .min();
         let Some(at) = next else {
             self.timer = None;
             return false;
@@ -442,7 +479,10 @@ impl Behaviour {
             let delay = Delay::new(at.saturating_duration_since(now()));
             self.timer = Some((at, delay));
         }
-        let fired = self.timer.as_mut().is_some_and(|(_, delay)| delay.poll_unpin(cx).is_ready());
+        let fired = self
+            .timer
+            .as_mut()
+            .is_some_and(|(_, delay)| delay.poll_unpin(cx).is_ready());
         if fired {
             self.timer = None;
         }
@@ -450,7 +490,10 @@ impl Behaviour {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the adapter's clock; the core is given it")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the adapter's clock; the core is given it"
+)]
 fn now() -> Instant {
     Instant::now()
 }
@@ -496,7 +539,9 @@ impl NetworkBehaviour for Behaviour {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        let kad = self.kad.handle_established_inbound_connection(connection, peer, local, remote)?;
+        let kad = self
+            .kad
+            .handle_established_inbound_connection(connection, peer, local, remote)?;
         Ok(kad.select(Watcher::new(self.config.protocol().clone())))
     }
 
@@ -525,8 +570,9 @@ impl NetworkBehaviour for Behaviour {
         addresses: &[Multiaddr],
         role: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
-        let mut known =
-            self.kad.handle_pending_outbound_connection(connection, peer, addresses, role)?;
+        let mut known = self
+            .kad
+            .handle_pending_outbound_connection(connection, peer, addresses, role)?;
         // A public node does not scan its own network because a stranger named an address in it.
         known.retain(|address| self.may_keep(address));
         Ok(known)
@@ -540,7 +586,8 @@ impl NetworkBehaviour for Behaviour {
     ) {
         match event {
             Either::Left(event) => {
-                self.kad.on_connection_handler_event(peer, connection, event);
+                self.kad
+                    .on_connection_handler_event(peer, connection, event);
             }
             Either::Right(listed) => self.on_listed(peer, listed),
         }
@@ -556,7 +603,8 @@ impl NetworkBehaviour for Behaviour {
                 return;
             }
             FromSwarm::ExpiredListenAddr(ExpiredListenAddr { listener_id, addr }) => {
-                self.listen.retain(|known| *known != (listener_id, addr.clone()));
+                self.listen
+                    .retain(|known| *known != (listener_id, addr.clone()));
             }
             FromSwarm::ConnectionEstablished(established) => {
                 self.candidates.on_connected(established.peer_id);

@@ -159,7 +159,10 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         const fn count(n: usize) -> NonZeroUsize {
-            NonZeroUsize::new(n).unwrap()
+            match NonZeroUsize::new(n) {
+                Some(n) => n,
+                None => NonZeroUsize::MIN,
+            }
         }
         const HOUR: Duration = Duration::from_secs(60 * 60);
         Self {
@@ -333,7 +336,10 @@ impl ConfigBuilder {
                 ttl: self.provider_ttl,
             });
         }
-        if self.bootstrap_interval.is_some_and(|interval| interval.is_zero()) {
+        if self
+            .bootstrap_interval
+            .is_some_and(|interval| interval.is_zero())
+        {
             return Err(ConfigError::Zero("bootstrap_interval"));
         }
         Ok(Config {
@@ -369,7 +375,9 @@ impl TryFrom<ConfigBuilder> for Config {
 #[non_exhaustive]
 pub enum ConfigError {
     /// Not a protocol name.
-    #[error("protocol {0:?} is not a protocol name: it must begin with '/', for example \"/ipfs/kad/1.0.0\"")]
+    #[error(
+        "protocol {0:?} is not a protocol name: it must begin with '/', for example \"/ipfs/kad/1.0.0\""
+    )]
     Protocol(String),
     /// Too short for any query.
     #[error("query_timeout {0:?} is too short: use at least 1s")]
@@ -408,12 +416,25 @@ mod tests {
             refused(Config::builder().protocol("kad")),
             ConfigError::Protocol("kad".into())
         );
-        assert_eq!(refused(Config::builder().replication(21)), ConfigError::Replication(21));
-        assert_eq!(refused(Config::builder().parallelism(0)), ConfigError::Zero("parallelism"));
+        assert_eq!(
+            refused(Config::builder().replication(21)),
+            ConfigError::Replication(21)
+        );
+        assert_eq!(
+            refused(Config::builder().parallelism(0)),
+            ConfigError::Zero("parallelism")
+        );
         let hour = Duration::from_secs(3600);
         assert_eq!(
-            refused(Config::builder().provider_ttl(hour).provider_republish_interval(hour)),
-            ConfigError::Republish { interval: hour, ttl: hour }
+            refused(
+                Config::builder()
+                    .provider_ttl(hour)
+                    .provider_republish_interval(hour)
+            ),
+            ConfigError::Republish {
+                interval: hour,
+                ttl: hour
+            }
         );
     }
 

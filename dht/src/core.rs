@@ -113,7 +113,13 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
         }
         let deadline = now + self.timeout * question.phases() + GRACE;
         let reported = BTreeSet::new();
-        let query = Query { question, id: None, reported, error: None, deadline };
+        let query = Query {
+            question,
+            id: None,
+            reported,
+            error: None,
+            deadline,
+        };
         self.queries.insert(ticket, query);
         Ok(ticket)
     }
@@ -137,16 +143,26 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
         id: Q,
         providers: impl IntoIterator<Item = PeerId>,
     ) -> Vec<PeerId> {
-        let Some(ticket) = self.tickets.get(&id) else { return Vec::new() };
-        let Some(query) = self.queries.get_mut(ticket) else { return Vec::new() };
-        let Question::FindProviders(cid) = query.question else { return Vec::new() };
+        let Some(ticket) = self.tickets.get(&id) else {
+            return Vec::new();
+        };
+        let Some(query) = self.queries.get_mut(ticket) else {
+            return Vec::new();
+        };
+        let Question::FindProviders(cid) = query.question else {
+            return Vec::new();
+        };
         let mut new: Vec<_> = providers
             .into_iter()
             .filter(|peer| *peer != self.local && query.reported.insert(*peer))
             .collect();
         new.sort_unstable();
         if !new.is_empty() {
-            let event = Event::ProvidersFound { ticket: *ticket, cid, providers: new.clone() };
+            let event = Event::ProvidersFound {
+                ticket: *ticket,
+                cid,
+                providers: new.clone(),
+            };
             self.outputs.push_back(Output::Event(event));
         }
         new
@@ -154,7 +170,11 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
 
     /// One part of a query of several parts (a refresh asks once a bucket) is done.
     pub(crate) fn on_part(&mut self, id: Q, result: Result<(), QueryError>, now: Instant) {
-        if let Some(query) = self.tickets.get(&id).and_then(|ticket| self.queries.get_mut(ticket)) {
+        if let Some(query) = self
+            .tickets
+            .get(&id)
+            .and_then(|ticket| self.queries.get_mut(ticket))
+        {
             query.deadline = now + self.timeout + GRACE;
             query.error = query.error.take().or(result.err());
         }
@@ -212,7 +232,9 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
 
     /// End a query early. Its terminal event comes with what was found.
     pub(crate) fn finish(&mut self, ticket: Ticket) {
-        let Some(query) = self.queries.get(&ticket) else { return };
+        let Some(query) = self.queries.get(&ticket) else {
+            return;
+        };
         match (&query.question, query.id) {
             // The engine goes through all buckets whatever happens; the user need not wait for it.
             (Question::Bootstrap, _) | (_, None) => self.close(ticket, Answer::Done, Ok(())),
@@ -243,16 +265,25 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
         self.outputs.pop_front()
     }
 
-    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "read by the metrics"))]
+    #[cfg_attr(
+        not(feature = "metrics"),
+        expect(dead_code, reason = "read by the metrics")
+    )]
     pub(crate) fn unannounced(&self) -> usize {
         self.unannounced.len()
     }
 
     fn announce_next(&mut self) {
-        let asked = self.outputs.iter().filter(|o| matches!(o, Output::Announce(_))).count();
+        let asked = self
+            .outputs
+            .iter()
+            .filter(|o| matches!(o, Output::Announce(_)))
+            .count();
         let mut free = MAX_ANNOUNCEMENTS.saturating_sub(self.announcing.len() + asked);
         while free > 0 {
-            let Some(key) = self.waiting.pop_front() else { return };
+            let Some(key) = self.waiting.pop_front() else {
+                return;
+            };
             if self.unannounced.contains(&key) {
                 self.outputs.push_back(Output::Announce(key));
                 free -= 1;
@@ -261,7 +292,9 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
     }
 
     fn close(&mut self, ticket: Ticket, answer: Answer, result: Result<(), QueryError>) {
-        let Some(query) = self.queries.remove(&ticket) else { return };
+        let Some(query) = self.queries.remove(&ticket) else {
+            return;
+        };
         if let Some(id) = query.id {
             self.tickets.remove(&id);
         }
@@ -292,16 +325,28 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
         result: Result<(), QueryError>,
     ) {
         let event = match question {
-            Question::Provide(cid) => Event::ProvideFinished { ticket, cid, result },
-            Question::FindProviders(cid) => {
-                Event::FindProvidersFinished { ticket, cid, found, result }
-            }
+            Question::Provide(cid) => Event::ProvideFinished {
+                ticket,
+                cid,
+                result,
+            },
+            Question::FindProviders(cid) => Event::FindProvidersFinished {
+                ticket,
+                cid,
+                found,
+                result,
+            },
             Question::ClosestPeers(target) => {
                 let peers = match answer {
                     Answer::Peers(peers) => peers,
                     Answer::Done => Vec::new(),
                 };
-                Event::ClosestPeersFinished { ticket, target, peers, result }
+                Event::ClosestPeersFinished {
+                    ticket,
+                    target,
+                    peers,
+                    result,
+                }
             }
             Question::Bootstrap => Event::BootstrapFinished { ticket, result },
         };

@@ -10,8 +10,8 @@ use std::{
 
 use libp2p_core::upgrade::DeniedUpgrade;
 use libp2p_swarm::{
-    ConnectionHandler, ConnectionHandlerEvent, StreamProtocol, SubstreamProtocol, SupportedProtocols,
-    handler::ConnectionEvent,
+    ConnectionHandler, ConnectionHandlerEvent, StreamProtocol, SubstreamProtocol,
+    SupportedProtocols, handler::ConnectionEvent,
 };
 
 /// What the remote says of itself.
@@ -33,7 +33,12 @@ pub struct Watcher {
 
 impl Watcher {
     pub(crate) fn new(protocol: StreamProtocol) -> Self {
-        Self { protocol, remote: SupportedProtocols::default(), reported: None, unreported: None }
+        Self {
+            protocol,
+            remote: SupportedProtocols::default(),
+            reported: None,
+            unreported: None,
+        }
     }
 }
 
@@ -59,8 +64,15 @@ impl ConnectionHandler for Watcher {
     ) {
         if let ConnectionEvent::RemoteProtocolsChange(change) = event {
             self.remote.on_protocols_change(change);
-            let lists = self.remote.iter().any(|protocol| *protocol == self.protocol);
-            let listed = if lists { Listed::Server } else { Listed::Client };
+            let lists = self
+                .remote
+                .iter()
+                .any(|protocol| *protocol == self.protocol);
+            let listed = if lists {
+                Listed::Server
+            } else {
+                Listed::Client
+            };
             self.unreported = (self.reported != Some(listed)).then_some(listed);
         }
     }

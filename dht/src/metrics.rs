@@ -70,9 +70,21 @@ impl Metrics {
         };
         let registry = registry.sub_registry_with_prefix("dht");
         registry.register("queries", "Finished queries", metrics.queries.clone());
-        registry.register("query_seconds", "Duration of queries", metrics.seconds.clone());
-        registry.register("requests", "Requests that were answered", metrics.requests.clone());
-        registry.register("routing_table_peers", "Peers we route to", metrics.routed.clone());
+        registry.register(
+            "query_seconds",
+            "Duration of queries",
+            metrics.seconds.clone(),
+        );
+        registry.register(
+            "requests",
+            "Requests that were answered",
+            metrics.requests.clone(),
+        );
+        registry.register(
+            "routing_table_peers",
+            "Peers we route to",
+            metrics.routed.clone(),
+        );
         registry.register("provided_keys", "Keys we provide", metrics.provided.clone());
         registry.register(
             "unannounced_keys",
@@ -95,14 +107,21 @@ impl Metrics {
             Event::BootstrapFinished { result, .. } => (Query::Bootstrap, result),
             Event::ProvidersFound { .. } | Event::PeerRouted { .. } => return,
         };
-        let outcome = if result.is_ok() { Outcome::Success } else { Outcome::Failure };
-        self.queries.get_or_create(&QueryLabels { query, outcome }).inc();
+        let outcome = if result.is_ok() {
+            Outcome::Success
+        } else {
+            Outcome::Failure
+        };
+        self.queries
+            .get_or_create(&QueryLabels { query, outcome })
+            .inc();
     }
 
     pub(crate) fn on_kad_event(&self, event: &kad::Event) {
         match event {
             kad::Event::OutboundQueryProgressed { stats, step, .. } if step.last => {
-                self.seconds.observe(stats.duration().unwrap_or_default().as_secs_f64());
+                self.seconds
+                    .observe(stats.duration().unwrap_or_default().as_secs_f64());
             }
             kad::Event::InboundRequest { request } => {
                 let request = match request {
@@ -113,7 +132,9 @@ impl Metrics {
                         Request::Value
                     }
                 };
-                self.requests.get_or_create(&RequestLabels { request }).inc();
+                self.requests
+                    .get_or_create(&RequestLabels { request })
+                    .inc();
             }
             _ => {}
         }

@@ -39,7 +39,9 @@ pub(crate) fn is_public(address: &Multiaddr) -> bool {
 }
 
 fn is_relayed(address: &Multiaddr) -> bool {
-    address.iter().any(|protocol| protocol == Protocol::P2pCircuit)
+    address
+        .iter()
+        .any(|protocol| protocol == Protocol::P2pCircuit)
 }
 
 fn is_public_v4(ip: Ipv4Addr) -> bool {
@@ -71,7 +73,8 @@ fn is_public_name(name: &str) -> bool {
     let name = name.trim_end_matches('.').to_ascii_lowercase();
     let local = ["localhost", "local", "home.arpa", "internal"];
     !local.iter().any(|suffix| {
-        name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        name.strip_suffix(suffix)
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     })
 }
 
@@ -133,7 +136,15 @@ mod tests {
         assert!(auto(Mode::Server, &[private.clone(), public.clone()]));
         assert!(!auto(Mode::Client, std::slice::from_ref(&public)));
         assert!(!auto(Mode::Server, &[private, relayed]));
-        assert!(is_public_only(AddressScope::Public, Mode::Client, [].iter()));
-        assert!(!is_public_only(AddressScope::Any, Mode::Server, [public].iter()));
+        assert!(is_public_only(
+            AddressScope::Public,
+            Mode::Client,
+            [].iter()
+        ));
+        assert!(!is_public_only(
+            AddressScope::Any,
+            Mode::Server,
+            [public].iter()
+        ));
     }
 }

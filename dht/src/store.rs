@@ -63,7 +63,10 @@ impl Store {
         self.provided.len()
     }
 
-    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "read by the metrics"))]
+    #[cfg_attr(
+        not(feature = "metrics"),
+        expect(dead_code, reason = "read by the metrics")
+    )]
     pub(crate) fn remote_records(&self) -> usize {
         self.expiry.len()
     }
@@ -76,7 +79,9 @@ impl Store {
 
     fn forget(&mut self, key: &[u8], provider: &PeerId) -> Option<ProviderRecord> {
         let records = self.remote.get_mut(key)?;
-        let index = records.iter().position(|record| record.provider == *provider)?;
+        let index = records
+            .iter()
+            .position(|record| record.provider == *provider)?;
         let record = records.remove(index);
         if records.is_empty() {
             self.remote.remove(key);
@@ -85,13 +90,19 @@ impl Store {
     }
 
     fn add_remote(&mut self, record: ProviderRecord) -> Result<()> {
-        let Some(expires) = record.expires else { return Ok(()) };
+        let Some(expires) = record.expires else {
+            return Ok(());
+        };
         let key = record.key.to_vec();
         if key.len() > MAX_KEY_BYTES {
             return Err(Error::ValueTooLarge);
         }
         self.remove_remote(&key, &record.provider);
-        if self.remote.get(&key).is_some_and(|records| records.len() >= self.providers_per_key) {
+        if self
+            .remote
+            .get(&key)
+            .is_some_and(|records| records.len() >= self.providers_per_key)
+        {
             // The first ones stay: a crowd of invented peers cannot push an honest one out.
             return Ok(());
         }
@@ -150,7 +161,12 @@ impl RecordStore for Store {
     fn providers(&self, key: &RecordKey) -> Vec<ProviderRecord> {
         let key: &[u8] = key.as_ref();
         let remote = self.remote.get(key).into_iter().flatten();
-        self.provided.get(key).into_iter().chain(remote).cloned().collect()
+        self.provided
+            .get(key)
+            .into_iter()
+            .chain(remote)
+            .cloned()
+            .collect()
     }
 
     fn provided(&self) -> Self::ProvidedIter<'_> {
@@ -201,13 +217,22 @@ mod tests {
         let mut store = store(Config::builder());
         let (a, b) = (PeerId::random(), PeerId::random());
         store.add_provider(remote(1, a, start + second)).unwrap();
-        store.add_provider(remote(1, b, start + 3 * second)).unwrap();
-        store.add_provider(remote(1, a, start + 2 * second)).unwrap();
+        store
+            .add_provider(remote(1, b, start + 3 * second))
+            .unwrap();
+        store
+            .add_provider(remote(1, a, start + 2 * second))
+            .unwrap();
         assert_eq!(store.next_expiry(), Some(start + 2 * second));
 
         store.expire(start + 2 * second);
         let left = store.providers(&RecordKey::new(&1u32.to_be_bytes()));
-        assert_eq!(left.iter().map(|record| record.provider).collect::<Vec<_>>(), [b]);
+        assert_eq!(
+            left.iter()
+                .map(|record| record.provider)
+                .collect::<Vec<_>>(),
+            [b]
+        );
         store.expire(start + 3 * second);
         assert_eq!(store.next_expiry(), None);
         assert!(consistent(&store) && store.remote.is_empty());
@@ -218,15 +243,29 @@ mod tests {
         let start = now();
         let mut store = store(Config::builder().max_remote_keys(10).max_provided_keys(2));
         let own = RecordKey::new(&7u32.to_be_bytes());
-        store.add_provider(ProviderRecord::new(own.clone(), store.local, Vec::new())).unwrap();
+        store
+            .add_provider(ProviderRecord::new(own.clone(), store.local, Vec::new()))
+            .unwrap();
         for key in 0..1000 {
             let expires = start + Duration::from_secs(u64::from(key) + 1);
-            store.add_provider(remote(key, PeerId::random(), expires)).unwrap();
+            store
+                .add_provider(remote(key, PeerId::random(), expires))
+                .unwrap();
         }
         assert_eq!(store.remote.len(), 10);
         assert!(consistent(&store));
-        assert_eq!(store.providers(&RecordKey::new(&999u32.to_be_bytes())).len(), 1);
-        assert_eq!(store.providers(&RecordKey::new(&989u32.to_be_bytes())).len(), 0);
+        assert_eq!(
+            store
+                .providers(&RecordKey::new(&999u32.to_be_bytes()))
+                .len(),
+            1
+        );
+        assert_eq!(
+            store
+                .providers(&RecordKey::new(&989u32.to_be_bytes()))
+                .len(),
+            0
+        );
         assert_eq!(store.providers(&own).len(), 1);
         assert_eq!(store.provided().count(), 1);
     }
@@ -236,9 +275,13 @@ mod tests {
         let start = now();
         let mut store = store(Config::builder().replication(3));
         let first = PeerId::random();
-        store.add_provider(remote(1, first, start + Duration::from_secs(1))).unwrap();
+        store
+            .add_provider(remote(1, first, start + Duration::from_secs(1)))
+            .unwrap();
         for peer in iter::repeat_with(PeerId::random).take(100) {
-            store.add_provider(remote(1, peer, start + Duration::from_secs(9))).unwrap();
+            store
+                .add_provider(remote(1, peer, start + Duration::from_secs(9)))
+                .unwrap();
         }
         let providers = store.providers(&RecordKey::new(&1u32.to_be_bytes()));
         assert_eq!(providers.len(), 3);

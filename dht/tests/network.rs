@@ -25,7 +25,9 @@ struct Node {
 }
 
 fn server() -> ConfigBuilder {
-    Config::builder().mode(Mode::Server).query_timeout(Duration::from_secs(5))
+    Config::builder()
+        .mode(Mode::Server)
+        .query_timeout(Duration::from_secs(5))
 }
 
 fn client() -> ConfigBuilder {
@@ -57,7 +59,12 @@ async fn chain(servers: usize) -> Vec<Swarm<Node>> {
 
 fn introduce(swarm: &mut Swarm<Node>, to: &Swarm<Node>) {
     let address = memory_address(to);
-    assert!(swarm.behaviour_mut().dht.add_address(*to.local_peer_id(), address));
+    assert!(
+        swarm
+            .behaviour_mut()
+            .dht
+            .add_address(*to.local_peer_id(), address)
+    );
 }
 
 fn memory_address(swarm: &Swarm<Node>) -> Multiaddr {
@@ -86,7 +93,9 @@ async fn finished_with(
     mut seen: impl FnMut(Event),
 ) -> Event {
     run_until(swarms, |index, event| match event {
-        SwarmEvent::Behaviour(NodeEvent::Dht(event)) if index == at && event.finishes() == Some(ticket) => {
+        SwarmEvent::Behaviour(NodeEvent::Dht(event))
+            if index == at && event.finishes() == Some(ticket) =>
+        {
             Some(event)
         }
         SwarmEvent::Behaviour(NodeEvent::Dht(event)) if index == at => {
@@ -109,12 +118,24 @@ async fn bootstrap(swarms: &mut [Swarm<Node>]) {
         }
         let ticket = swarms[at].behaviour_mut().dht.bootstrap();
         let event = finished(swarms, at, ticket).await;
-        assert_eq!(event, Event::BootstrapFinished { ticket, result: Ok(()) });
+        assert_eq!(
+            event,
+            Event::BootstrapFinished {
+                ticket,
+                result: Ok(())
+            }
+        );
     }
 }
 
 fn routed(swarm: &mut Swarm<Node>) -> Vec<PeerId> {
-    swarm.behaviour_mut().dht.routing_table().into_iter().map(|peer| peer.id).collect()
+    swarm
+        .behaviour_mut()
+        .dht
+        .routing_table()
+        .into_iter()
+        .map(|peer| peer.id)
+        .collect()
 }
 
 fn block(text: &str) -> Cid {
@@ -122,7 +143,9 @@ fn block(text: &str) -> Cid {
 }
 
 async fn in_time<T>(test: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), test).await.expect("takes too long")
+    tokio::time::timeout(Duration::from_secs(60), test)
+        .await
+        .expect("takes too long")
 }
 
 #[tokio::test]
@@ -134,7 +157,14 @@ async fn a_provider_is_found_across_seven_nodes_and_can_be_dialled() {
         let provider = *swarms[0].local_peer_id();
         let ticket = swarms[0].behaviour_mut().dht.provide(block("hello"));
         let event = finished(&mut swarms, 0, ticket).await;
-        assert_eq!(event, Event::ProvideFinished { ticket, cid: block("hello"), result: Ok(()) });
+        assert_eq!(
+            event,
+            Event::ProvideFinished {
+                ticket,
+                cid: block("hello"),
+                result: Ok(())
+            }
+        );
         assert!(swarms[0].behaviour_mut().dht.is_providing(&block("hello")));
 
         // A client that knows only the far end of the row. CIDv0 and CIDv1 are the same block.
@@ -145,19 +175,39 @@ async fn a_provider_is_found_across_seven_nodes_and_can_be_dialled() {
         let ticket = swarms[7].behaviour_mut().dht.find_providers(v0);
         let mut found = Vec::new();
         let event = finished_with(&mut swarms, 7, ticket, |event| {
-            if let Event::ProvidersFound { ticket: of, cid, providers } = event {
+            if let Event::ProvidersFound {
+                ticket: of,
+                cid,
+                providers,
+            } = event
+            {
                 assert_eq!((of, cid), (ticket, v0));
                 found.extend(providers);
             }
         })
         .await;
         assert_eq!(found, [provider]);
-        let expected = Event::FindProvidersFinished { ticket, cid: v0, found: 1, result: Ok(()) };
+        let expected = Event::FindProvidersFinished {
+            ticket,
+            cid: v0,
+            found: 1,
+            result: Ok(()),
+        };
         assert_eq!(event, expected);
 
-        let ticket = swarms[7].behaviour_mut().dht.find_providers(block("never provided"));
+        let ticket = swarms[7]
+            .behaviour_mut()
+            .dht
+            .find_providers(block("never provided"));
         let event = finished(&mut swarms, 7, ticket).await;
-        assert!(matches!(event, Event::FindProvidersFinished { found: 0, result: Ok(()), .. }));
+        assert!(matches!(
+            event,
+            Event::FindProvidersFinished {
+                found: 0,
+                result: Ok(()),
+                ..
+            }
+        ));
     })
     .await;
 }
@@ -182,11 +232,18 @@ async fn the_addresses_of_a_provider_reach_the_swarm_before_the_provider() {
         let ticket = swarms[4].behaviour_mut().dht.find_providers(block("hello"));
         let mut told = false;
         run_until(&mut swarms, |index, event| match event {
-            SwarmEvent::NewExternalAddrOfPeer { peer_id, address: of } if index == 4 => {
+            SwarmEvent::NewExternalAddrOfPeer {
+                peer_id,
+                address: of,
+            } if index == 4 => {
                 told |= peer_id == id && of == address;
                 None
             }
-            SwarmEvent::Behaviour(NodeEvent::Dht(Event::ProvidersFound { ticket: of, providers, .. })) => {
+            SwarmEvent::Behaviour(NodeEvent::Dht(Event::ProvidersFound {
+                ticket: of,
+                providers,
+                ..
+            })) => {
                 assert_eq!((index, of, providers), (4, ticket, vec![id]));
                 assert!(told);
                 Some(())
@@ -208,13 +265,21 @@ async fn the_closest_peers_are_the_closest_and_clients_are_not_among_them() {
             swarms.push(client);
         }
         bootstrap(&mut swarms).await;
-        let servers: Vec<_> = swarms[..6].iter().map(|swarm| *swarm.local_peer_id()).collect();
-        let clients: Vec<_> = swarms[6..].iter().map(|swarm| *swarm.local_peer_id()).collect();
+        let servers: Vec<_> = swarms[..6]
+            .iter()
+            .map(|swarm| *swarm.local_peer_id())
+            .collect();
+        let clients: Vec<_> = swarms[6..]
+            .iter()
+            .map(|swarm| *swarm.local_peer_id())
+            .collect();
 
         let target = PeerId::random();
         let ticket = swarms[6].behaviour_mut().dht.get_closest_peers(target);
         let event = finished(&mut swarms, 6, ticket).await;
-        let Event::ClosestPeersFinished { peers, result, .. } = event else { panic!() };
+        let Event::ClosestPeersFinished { peers, result, .. } = event else {
+            panic!()
+        };
         assert_eq!(result, Ok(()));
         let found: Vec<_> = peers.iter().map(|peer| peer.id).collect();
         let distance = |peer: &PeerId| {
@@ -238,7 +303,9 @@ async fn the_closest_peers_are_the_closest_and_clients_are_not_among_them() {
 async fn a_node_that_becomes_a_server_is_routed_to() {
     in_time(async {
         let mut swarms = vec![node(server()).await, node(client()).await];
-        let [a, b] = &mut swarms[..] else { unreachable!() };
+        let [a, b] = &mut swarms[..] else {
+            unreachable!()
+        };
         a.connect(b).await;
         let id = *b.local_peer_id();
         assert_eq!(b.behaviour().dht.mode(), Mode::Client);
@@ -277,14 +344,18 @@ async fn a_lonely_node_fails_at_once_and_announces_when_it_has_joined() {
             assert_eq!(error, QueryError::NoKnownPeers);
         }
 
-        let [a, b] = &mut swarms[..] else { unreachable!() };
+        let [a, b] = &mut swarms[..] else {
+            unreachable!()
+        };
         introduce(a, b);
         let id = *a.local_peer_id();
         // kad refreshes half a second after the first peer is known; then `b` hears of the block.
         let mut again = tokio::time::interval(Duration::from_millis(100));
         loop {
             let found = run_until(&mut swarms, |index, event| match event {
-                SwarmEvent::Behaviour(NodeEvent::Dht(Event::ProvidersFound { providers, .. })) => {
+                SwarmEvent::Behaviour(NodeEvent::Dht(Event::ProvidersFound {
+                    providers, ..
+                })) => {
                     assert_eq!((index, providers), (1, vec![id]));
                     Some(())
                 }
@@ -322,10 +393,17 @@ async fn an_unreachable_network_ends_in_an_error_and_not_in_silence() {
     in_time(async {
         let mut swarm = node(client()).await;
         let nobody: Multiaddr = "/memory/987654321".parse().unwrap();
-        assert!(swarm.behaviour_mut().dht.add_address(PeerId::random(), nobody));
+        assert!(
+            swarm
+                .behaviour_mut()
+                .dht
+                .add_address(PeerId::random(), nobody)
+        );
         let ticket = swarm.behaviour_mut().dht.find_providers(block("hello"));
         let event = finished(&mut [swarm], 0, ticket).await;
-        let Event::FindProvidersFinished { result, .. } = event else { panic!("{event:?}") };
+        let Event::FindProvidersFinished { result, .. } = event else {
+            panic!("{event:?}")
+        };
         assert_eq!(result, Err(QueryError::Unreachable));
     })
     .await;
@@ -333,8 +411,10 @@ async fn an_unreachable_network_ends_in_an_error_and_not_in_silence() {
 
 #[tokio::test]
 async fn a_public_server_keeps_and_serves_no_private_addresses() {
-    let (private, public): (Multiaddr, Multiaddr) =
-        ("/ip4/10.0.0.1/tcp/1".parse().unwrap(), "/ip4/1.2.3.4/tcp/1".parse().unwrap());
+    let (private, public): (Multiaddr, Multiaddr) = (
+        "/ip4/10.0.0.1/tcp/1".parse().unwrap(),
+        "/ip4/1.2.3.4/tcp/1".parse().unwrap(),
+    );
     let mut swarm = node(server().address_scope(AddressScope::Auto)).await;
     let dht = &mut swarm.behaviour_mut().dht;
     let (lan, both) = (PeerId::random(), PeerId::random());

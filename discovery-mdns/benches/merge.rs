@@ -21,7 +21,10 @@ fn records() -> Vec<(PeerId, Multiaddr)> {
             (1..=8).map(move |port| {
                 let address: Multiaddr =
                     Multiaddr::empty().with(Protocol::Ip4([10, 0, 0, 1].into()));
-                (peer, address.with(Protocol::Tcp(port)).with(Protocol::P2p(peer)))
+                (
+                    peer,
+                    address.with(Protocol::Tcp(port)).with(Protocol::P2p(peer)),
+                )
             })
         })
         .collect()

@@ -65,8 +65,10 @@ impl Behaviour {
             tracing::warn!(?family, %error, "mDNS is not available over this address family");
         }
         if families.is_empty() {
-            let causes: Vec<_> =
-                causes.iter().map(|(family, error)| format!("{family:?}: {error}")).collect();
+            let causes: Vec<_> = causes
+                .iter()
+                .map(|(family, error)| format!("{family:?}: {error}"))
+                .collect();
             return Err(io::Error::other(format!(
                 "multicast DNS works over no address family ({}); disable mDNS on this machine",
                 causes.join("; ")
@@ -112,14 +114,19 @@ impl Behaviour {
             let addresses = match &event {
                 Event::Discovered { peer, addresses } => {
                     tracing::debug!(%peer, ?addresses, "discovered on the local network");
-                    addresses.iter().map(|address| (*peer, address.clone())).collect()
+                    addresses
+                        .iter()
+                        .map(|address| (*peer, address.clone()))
+                        .collect()
                 }
                 Event::Expired { .. } => Vec::new(),
             };
             self.outbox.push_back(ToSwarm::GenerateEvent(event));
-            self.outbox.extend(addresses.into_iter().map(|(peer_id, address)| {
-                ToSwarm::NewExternalAddrOfPeer { peer_id, address }
-            }));
+            self.outbox.extend(
+                addresses
+                    .into_iter()
+                    .map(|(peer_id, address)| ToSwarm::NewExternalAddrOfPeer { peer_id, address }),
+            );
         }
     }
 }
@@ -128,8 +135,14 @@ impl Behaviour {
 /// Interfaces may come later, so the group is not joined here.
 fn start(family: Family, local: PeerId, config: &Config) -> io::Result<Mdns> {
     let (domain, address) = match family {
-        Family::V4 => (Domain::IPV4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, MDNS_PORT))),
-        Family::V6 => (Domain::IPV6, SocketAddr::from((Ipv6Addr::UNSPECIFIED, MDNS_PORT))),
+        Family::V4 => (
+            Domain::IPV4,
+            SocketAddr::from((Ipv4Addr::UNSPECIFIED, MDNS_PORT)),
+        ),
+        Family::V6 => (
+            Domain::IPV6,
+            SocketAddr::from((Ipv6Addr::UNSPECIFIED, MDNS_PORT)),
+        ),
     };
     let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_reuse_address(true)?;
@@ -178,7 +191,9 @@ impl NetworkBehaviour for Behaviour {
         _: &[Multiaddr],
         _: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
-        Ok(peer.map(|peer| self.core.addresses(&peer).cloned().collect()).unwrap_or_default())
+        Ok(peer
+            .map(|peer| self.core.addresses(&peer).cloned().collect())
+            .unwrap_or_default())
     }
 
     fn on_connection_handler_event(

@@ -62,15 +62,19 @@ impl Config {
 
 impl Default for Config {
     fn default() -> Self {
-        const PEERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
-        const ADDRESSES: NonZeroUsize = NonZeroUsize::new(32).unwrap();
+        const fn count(n: usize) -> NonZeroUsize {
+            match NonZeroUsize::new(n) {
+                Some(n) => n,
+                None => NonZeroUsize::MIN,
+            }
+        }
         Self {
             query_interval: Duration::from_secs(60),
             ttl: Duration::from_secs(5 * 60),
             enable_ipv4: true,
             enable_ipv6: true,
-            max_peers: PEERS,
-            max_addresses_per_peer: ADDRESSES,
+            max_peers: const { count(1024) },
+            max_addresses_per_peer: const { count(32) },
         }
     }
 }
@@ -183,7 +187,9 @@ pub enum ConfigError {
     #[error("ttl {0:?} is out of range: DNS records live between 1 s and 2^32 - 1 s")]
     Ttl(Duration),
     /// Both address families are off.
-    #[error("enable_ipv4 and enable_ipv6 are both false: leave at least one on, or do not start mDNS")]
+    #[error(
+        "enable_ipv4 and enable_ipv6 are both false: leave at least one on, or do not start mDNS"
+    )]
     NoFamily,
     /// A bound of zero.
     #[error("{0} is 0: set it to at least 1")]
@@ -214,7 +220,10 @@ mod tests {
             refused(Config::builder().enable_ipv4(false).enable_ipv6(false)),
             ConfigError::NoFamily
         );
-        assert_eq!(refused(Config::builder().max_peers(0)), ConfigError::Zero("max_peers"));
+        assert_eq!(
+            refused(Config::builder().max_peers(0)),
+            ConfigError::Zero("max_peers")
+        );
     }
 
     #[test]

@@ -78,7 +78,8 @@ impl Core {
             }
         }
         self.outputs.extend(
-            new.into_iter().map(|(peer, addresses)| Event::Discovered { peer, addresses }),
+            new.into_iter()
+                .map(|(peer, addresses)| Event::Discovered { peer, addresses }),
         );
     }
 
@@ -94,8 +95,10 @@ impl Core {
                 gone.entry(peer).or_default().push(address);
             }
         }
-        self.outputs
-            .extend(gone.into_iter().map(|(peer, addresses)| Event::Expired { peer, addresses }));
+        self.outputs.extend(
+            gone.into_iter()
+                .map(|(peer, addresses)| Event::Expired { peer, addresses }),
+        );
     }
 
     /// Drain after every `on_*`.
@@ -111,7 +114,10 @@ impl Core {
         self.peers.get(peer).into_iter().flat_map(BTreeMap::keys)
     }
 
-    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "read by the metrics"))]
+    #[cfg_attr(
+        not(any(feature = "metrics", test)),
+        expect(dead_code, reason = "for the metrics")
+    )]
     pub(crate) fn ignored(&self) -> Ignored {
         self.ignored
     }
@@ -141,8 +147,12 @@ impl Core {
 
     /// Returns whether the record was known and no family knows it any more.
     fn remove(&mut self, family: Family, peer: PeerId, address: &Multiaddr) -> bool {
-        let Some(addresses) = self.peers.get_mut(&peer) else { return false };
-        let Some(known_by) = addresses.get_mut(address) else { return false };
+        let Some(addresses) = self.peers.get_mut(&peer) else {
+            return false;
+        };
+        let Some(known_by) = addresses.get_mut(address) else {
+            return false;
+        };
         if !known_by.remove(family) {
             return false;
         }
@@ -169,5 +179,7 @@ fn is_usable(peer: PeerId, address: &Multiaddr) -> bool {
     reachable && matches!(owner, Some(Protocol::P2p(id)) if id == peer)
 }
 
+// A path of its own, because the bench includes this file.
 #[cfg(test)]
+#[path = "core/tests.rs"]
 mod tests;

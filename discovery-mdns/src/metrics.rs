@@ -23,8 +23,16 @@ impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         let registry = registry.sub_registry_with_prefix("discovery_mdns");
-        registry.register("peers", "Peers known on the local network", metrics.peers.clone());
-        registry.register("discovered", "Addresses discovered", metrics.discovered.clone());
+        registry.register(
+            "peers",
+            "Peers known on the local network",
+            metrics.peers.clone(),
+        );
+        registry.register(
+            "discovered",
+            "Addresses discovered",
+            metrics.discovered.clone(),
+        );
         registry.register("expired", "Addresses expired", metrics.expired.clone());
         registry.register(
             "unusable",
@@ -47,9 +55,14 @@ impl Metrics {
     }
 
     pub(crate) fn on_core(&self, core: &Core) {
-        self.peers.set(i64::try_from(core.peers().count()).unwrap_or(i64::MAX));
+        self.peers
+            .set(i64::try_from(core.peers().count()).unwrap_or(i64::MAX));
         let ignored = core.ignored();
-        self.unusable.inner().store(ignored.unusable, std::sync::atomic::Ordering::Relaxed);
-        self.over_limit.inner().store(ignored.over_limit, std::sync::atomic::Ordering::Relaxed);
+        self.unusable
+            .inner()
+            .store(ignored.unusable, std::sync::atomic::Ordering::Relaxed);
+        self.over_limit
+            .inner()
+            .store(ignored.over_limit, std::sync::atomic::Ordering::Relaxed);
     }
 }

@@ -24,7 +24,9 @@ async fn local_address(family: Family) -> Option<IpAddr> {
     // The watcher tells the present state at once and then waits for changes.
     loop {
         let event = tokio::time::timeout(Duration::from_millis(500), watcher.select_next_some());
-        let if_watch::IfEvent::Up(net) = event.await.ok()?.ok()? else { continue };
+        let if_watch::IfEvent::Up(net) = event.await.ok()?.ok()? else {
+            continue;
+        };
         match (family, net.addr()) {
             (_, ip) if ip.is_loopback() => {}
             (Family::V4, IpAddr::V4(ip)) => return Some(ip.into()),
@@ -37,9 +39,11 @@ async fn local_address(family: Family) -> Option<IpAddr> {
 /// Sends a packet to the mDNS group and waits until it comes back.
 fn multicast_reaches_us(address: IpAddr) -> io::Result<()> {
     let (domain, any, group): (_, IpAddr, IpAddr) = match address {
-        IpAddr::V4(_) => {
-            (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(224, 0, 0, 251).into())
-        }
+        IpAddr::V4(_) => (
+            Domain::IPV4,
+            Ipv4Addr::UNSPECIFIED.into(),
+            Ipv4Addr::new(224, 0, 0, 251).into(),
+        ),
         IpAddr::V6(_) => (
             Domain::IPV6,
             Ipv6Addr::UNSPECIFIED.into(),
@@ -86,7 +90,9 @@ async fn can_test(family: Family) -> bool {
 }
 
 fn config() -> ConfigBuilder {
-    Config::builder().ttl(Duration::from_secs(2)).query_interval(Duration::from_secs(1))
+    Config::builder()
+        .ttl(Duration::from_secs(2))
+        .query_interval(Duration::from_secs(1))
 }
 
 async fn node(config: &Config, family: Family) -> Swarm<Behaviour> {
@@ -97,7 +103,9 @@ async fn node(config: &Config, family: Family) -> Swarm<Behaviour> {
         Family::V4 => Protocol::Ip4(Ipv4Addr::UNSPECIFIED),
         Family::V6 => Protocol::Ip6(Ipv6Addr::UNSPECIFIED),
     };
-    swarm.listen_on(Multiaddr::empty().with(any).with(Protocol::Tcp(0))).unwrap();
+    swarm
+        .listen_on(Multiaddr::empty().with(any).with(Protocol::Tcp(0)))
+        .unwrap();
     swarm
 }
 

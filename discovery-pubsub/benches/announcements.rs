@@ -25,7 +25,9 @@ fn announcement(now: Instant) -> (PeerId, Vec<u8>) {
     }
     core.on_subscribed(DEFAULT_TOPIC, PeerId::random(), now);
     core.handle_timeout(now + Duration::from_secs(1));
-    let Some(Output::Publish { data, .. }) = core.poll_output() else { panic!("must announce") };
+    let Some(Output::Publish { data, .. }) = core.poll_output() else {
+        panic!("must announce")
+    };
     (key.public().to_peer_id(), data)
 }
 
@@ -39,7 +41,13 @@ fn hear(core: &mut Core, (author, data): &(PeerId, Vec<u8>), now: Instant) {
 fn announcements(c: &mut Criterion) {
     #[expect(clippy::disallowed_methods, reason = "a point to count from")]
     let now = Instant::now();
-    let core = || Core::new(Keypair::generate_ed25519().public(), Config::default(), [0; 32]);
+    let core = || {
+        Core::new(
+            Keypair::generate_ed25519().public(),
+            Config::default(),
+            [0; 32],
+        )
+    };
     let known = announcement(now);
     let mut group = c.benchmark_group("announcement");
     group.bench_function("repeated, 8 addresses", |b| {

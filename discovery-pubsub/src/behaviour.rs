@@ -169,10 +169,16 @@ impl Behaviour {
 
     fn on_gossipsub_event(&mut self, event: gossipsub::Event) {
         match &event {
-            gossipsub::Event::Message { propagation_source, message_id, message } => {
+            gossipsub::Event::Message {
+                propagation_source,
+                message_id,
+                message,
+            } => {
                 let topic = message.topic.as_str();
                 let ours = self.core.has_topic(topic);
-                let verdict = self.core.on_message(topic, message.source, &message.data, now());
+                let verdict = self
+                    .core
+                    .on_message(topic, message.source, &message.data, now());
                 #[cfg(feature = "metrics")]
                 if ours && let Some(metrics) = &self.metrics {
                     metrics.on_verdict(verdict);
@@ -196,7 +202,8 @@ impl Behaviour {
             }
             gossipsub::Event::GossipsubNotSupported { .. } | gossipsub::Event::SlowPeer { .. } => {}
         }
-        self.outbox.push_back(ToSwarm::GenerateEvent(Event::Gossipsub(event)));
+        self.outbox
+            .push_back(ToSwarm::GenerateEvent(Event::Gossipsub(event)));
     }
 
     fn drain_core(&mut self) {
@@ -212,16 +219,23 @@ impl Behaviour {
                     }
                     continue;
                 }
-                Output::Discovered { peer, addresses, topic } => {
+                Output::Discovered {
+                    peer,
+                    addresses,
+                    topic,
+                } => {
                     tracing::debug!(%peer, ?addresses, %topic, "discovered by pubsub");
                     let known = addresses.iter().cloned();
-                    self.outbox.extend(
-                        known.map(|address| ToSwarm::NewExternalAddrOfPeer {
+                    self.outbox
+                        .extend(known.map(|address| ToSwarm::NewExternalAddrOfPeer {
                             peer_id: peer,
                             address,
-                        }),
-                    );
-                    Event::Discovered { peer, addresses, topic }
+                        }));
+                    Event::Discovered {
+                        peer,
+                        addresses,
+                        topic,
+                    }
                 }
                 Output::Expired { peer } => Event::Expired { peer },
                 Output::ProtocolViolation { peer, violation } => {
@@ -246,7 +260,10 @@ impl Behaviour {
         if self.timer.as_ref().is_none_or(|(armed, _)| *armed != at) {
             self.timer = Some((at, Delay::new(at.saturating_duration_since(now()))));
         }
-        let fired = self.timer.as_mut().is_some_and(|(_, delay)| delay.poll_unpin(cx).is_ready());
+        let fired = self
+            .timer
+            .as_mut()
+            .is_some_and(|(_, delay)| delay.poll_unpin(cx).is_ready());
         if fired {
             self.timer = None;
         }
@@ -258,7 +275,10 @@ fn subscribe(gossipsub: &mut gossipsub::Behaviour, topic: &str) -> Result<(), To
     gossipsub
         .subscribe(&IdentTopic::new(topic))
         .map(drop)
-        .map_err(|error| TopicError::Refused { topic: topic.to_owned(), reason: error.to_string() })
+        .map_err(|error| TopicError::Refused {
+            topic: topic.to_owned(),
+            reason: error.to_string(),
+        })
 }
 
 fn acceptance(verdict: Verdict) -> MessageAcceptance {
@@ -269,7 +289,10 @@ fn acceptance(verdict: Verdict) -> MessageAcceptance {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the adapter's clock; the core is given it")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the adapter's clock; the core is given it"
+)]
 fn now() -> Instant {
     Instant::now()
 }
@@ -284,7 +307,8 @@ impl NetworkBehaviour for Behaviour {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        self.gossipsub.handle_pending_inbound_connection(connection, local, remote)
+        self.gossipsub
+            .handle_pending_inbound_connection(connection, local, remote)
     }
 
     fn handle_established_inbound_connection(
@@ -294,7 +318,8 @@ impl NetworkBehaviour for Behaviour {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.gossipsub.handle_established_inbound_connection(connection, peer, local, remote)
+        self.gossipsub
+            .handle_established_inbound_connection(connection, peer, local, remote)
     }
 
     fn handle_pending_outbound_connection(
@@ -307,7 +332,11 @@ impl NetworkBehaviour for Behaviour {
         let mut known = self
             .gossipsub
             .handle_pending_outbound_connection(connection, peer, addresses, role)?;
-        known.extend(peer.iter().flat_map(|peer| self.core.addresses(peer)).cloned());
+        known.extend(
+            peer.iter()
+                .flat_map(|peer| self.core.addresses(peer))
+                .cloned(),
+        );
         Ok(known)
     }
 
@@ -334,7 +363,8 @@ impl NetworkBehaviour for Behaviour {
         connection: ConnectionId,
         event: THandlerOutEvent<Self>,
     ) {
-        self.gossipsub.on_connection_handler_event(peer, connection, event);
+        self.gossipsub
+            .on_connection_handler_event(peer, connection, event);
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -344,13 +374,16 @@ impl NetworkBehaviour for Behaviour {
                 self.core.on_address(Origin::Listen, new.addr.clone(), now);
             }
             FromSwarm::ExpiredListenAddr(gone) => {
-                self.core.on_address_gone(Origin::Listen, gone.addr.clone(), now);
+                self.core
+                    .on_address_gone(Origin::Listen, gone.addr.clone(), now);
             }
             FromSwarm::ExternalAddrConfirmed(new) => {
-                self.core.on_address(Origin::External, new.addr.clone(), now);
+                self.core
+                    .on_address(Origin::External, new.addr.clone(), now);
             }
             FromSwarm::ExternalAddrExpired(gone) => {
-                self.core.on_address_gone(Origin::External, gone.addr.clone(), now);
+                self.core
+                    .on_address_gone(Origin::External, gone.addr.clone(), now);
             }
             FromSwarm::ConnectionClosed(closed) if closed.remaining_established == 0 => {
                 self.core.on_disconnected(&closed.peer_id);

@@ -85,7 +85,10 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         const fn count(n: usize) -> NonZeroUsize {
-            NonZeroUsize::new(n).unwrap()
+            match NonZeroUsize::new(n) {
+                Some(n) => n,
+                None => NonZeroUsize::MIN,
+            }
         }
         Self {
             topics: BTreeSet::from([DEFAULT_TOPIC.to_owned()]),
@@ -286,9 +289,15 @@ mod tests {
         );
         assert_eq!(
             refused(Config::builder().announce_interval(second).peer_ttl(second)),
-            ConfigError::PeerTtl { ttl: second, interval: second }
+            ConfigError::PeerTtl {
+                ttl: second,
+                interval: second
+            }
         );
-        assert_eq!(refused(Config::builder().max_peers(0)), ConfigError::Zero("max_peers"));
+        assert_eq!(
+            refused(Config::builder().max_peers(0)),
+            ConfigError::Zero("max_peers")
+        );
     }
 
     #[test]

@@ -123,7 +123,10 @@ impl Core {
             local: public_key.to_peer_id(),
             public_key,
             rng: StdRng::from_seed(seed),
-            topics: config.topics().map(|topic| (topic.to_owned(), Topic::default())).collect(),
+            topics: config
+                .topics()
+                .map(|topic| (topic.to_owned(), Topic::default()))
+                .collect(),
             config,
             ours: BTreeSet::new(),
             peers: BTreeMap::new(),
@@ -190,7 +193,9 @@ impl Core {
     /// A connected peer subscribed to a topic.
     pub fn on_subscribed(&mut self, topic: &str, peer: PeerId, now: Instant) {
         let limit = self.config.max_peers();
-        let Some(state) = self.topics.get_mut(topic) else { return };
+        let Some(state) = self.topics.get_mut(topic) else {
+            return;
+        };
         if state.subscribers.len() < limit && state.subscribers.insert(peer) {
             self.bring_forward(topic, now);
         }
@@ -228,7 +233,9 @@ impl Core {
         if !self.has_topic(topic) {
             return Verdict::Accept;
         }
-        let Some(author) = author else { return Verdict::Reject };
+        let Some(author) = author else {
+            return Verdict::Reject;
+        };
         if author == self.local || self.is_too_soon(topic, &author, now) {
             return Verdict::Ignore;
         }
@@ -238,7 +245,10 @@ impl Core {
                 Verdict::Accept
             }
             Err(violation) => {
-                self.outputs.push_back(Output::ProtocolViolation { peer: author, violation });
+                self.outputs.push_back(Output::ProtocolViolation {
+                    peer: author,
+                    violation,
+                });
                 Verdict::Reject
             }
         }
@@ -265,8 +275,15 @@ impl Core {
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let expiry = self.by_age.first().map(|(heard, _)| *heard + self.config.peer_ttl());
-        self.topics.values().filter_map(|state| state.next).chain(expiry).min()
+        let expiry = self
+            .by_age
+            .first()
+            .map(|(heard, _)| *heard + self.config.peer_ttl());
+        self.topics
+            .values()
+            .filter_map(|state| state.next)
+            .chain(expiry)
+            .min()
     }
 
     /// Drain after every `&mut` call.
@@ -281,7 +298,10 @@ impl Core {
 
     /// The announced addresses of `peer`; empty for an unknown peer.
     pub fn addresses(&self, peer: &PeerId) -> &[Multiaddr] {
-        self.peers.get(peer).map(|known| known.addresses.as_slice()).unwrap_or_default()
+        self.peers
+            .get(peer)
+            .map(|known| known.addresses.as_slice())
+            .unwrap_or_default()
     }
 
     fn is_too_soon(&self, topic: &str, author: &PeerId, now: Instant) -> bool {
@@ -313,11 +333,17 @@ impl Core {
         known.heard = now;
         known.heard_on.insert(topic.to_owned(), now);
         let same = known.addresses.len() == addresses.len()
-            && addresses.iter().all(|address| known.addresses.contains(address));
+            && addresses
+                .iter()
+                .all(|address| known.addresses.contains(address));
         if !same {
             known.addresses.clone_from(&addresses);
             let topic = topic.to_owned();
-            self.outputs.push_back(Output::Discovered { peer, addresses, topic });
+            self.outputs.push_back(Output::Discovered {
+                peer,
+                addresses,
+                topic,
+            });
         }
     }
 
@@ -353,7 +379,9 @@ impl Core {
     /// Announces soon, if there is somebody to hear it.
     fn bring_forward(&mut self, topic: &str, now: Instant) {
         let spread = SPREAD.mul_f64(self.rng.random());
-        let Some(state) = self.topics.get_mut(topic) else { return };
+        let Some(state) = self.topics.get_mut(topic) else {
+            return;
+        };
         if self.config.listen_only() || state.subscribers.is_empty() {
             return;
         }
@@ -365,7 +393,9 @@ impl Core {
         let jitter = self.rng.random_range(0.9..1.1);
         let interval = self.config.announce_interval().mul_f64(jitter);
         let addresses = self.announced_addresses();
-        let Some(state) = self.topics.get_mut(&topic) else { return };
+        let Some(state) = self.topics.get_mut(&topic) else {
+            return;
+        };
         if addresses.is_empty() {
             // Nothing to say; a new address brings the topic forward.
             state.next = None;
@@ -374,18 +404,27 @@ impl Core {
         state.last = Some(now);
         state.next = Some(now + interval);
         let public_key = self.public_key.clone();
-        let data = Announcement { public_key, addresses }.encode();
+        let data = Announcement {
+            public_key,
+            addresses,
+        }
+        .encode();
         self.outputs.push_back(Output::Publish { topic, data });
     }
 
     /// Ours, the most useful first: confirmed direct ones, relayed ones, listeners' own.
     fn announced_addresses(&self) -> Vec<Multiaddr> {
         let rank = |origin: &Origin, address: &Multiaddr| {
-            let relayed = address.iter().any(|protocol| protocol == Protocol::P2pCircuit);
+            let relayed = address
+                .iter()
+                .any(|protocol| protocol == Protocol::P2pCircuit);
             (*origin, relayed)
         };
-        let mut ranked: Vec<_> =
-            self.ours.iter().map(|(origin, address)| (rank(origin, address), address)).collect();
+        let mut ranked: Vec<_> = self
+            .ours
+            .iter()
+            .map(|(origin, address)| (rank(origin, address), address))
+            .collect();
         ranked.sort_by_key(|(rank, _)| *rank);
         let mut seen = BTreeSet::new();
         ranked

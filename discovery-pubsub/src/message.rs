@@ -38,9 +38,15 @@ impl Announcement {
         if public_key.to_peer_id() != author {
             return Err(ProtocolViolation::ForeignKey);
         }
-        let addresses =
-            message.addrs.into_iter().filter_map(|bytes| Multiaddr::try_from(bytes).ok()).collect();
-        Ok(Self { public_key, addresses })
+        let addresses = message
+            .addrs
+            .into_iter()
+            .filter_map(|bytes| Multiaddr::try_from(bytes).ok())
+            .collect();
+        Ok(Self {
+            public_key,
+            addresses,
+        })
     }
 }
 
@@ -65,7 +71,11 @@ pub(crate) fn usable(address: Multiaddr, peer: PeerId, allow_loopback: bool) -> 
         Protocol::P2p(_) | Protocol::P2pCircuit => false,
         _ => true,
     };
-    if reachable { address.with_p2p(peer).ok() } else { None }
+    if reachable {
+        address.with_p2p(peer).ok()
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -100,13 +110,19 @@ mod tests {
         assert_eq!(key.public().to_peer_id(), id);
         let addresses =
             ADDRESSES.map(|text| text.parse::<Multiaddr>().unwrap().with(Protocol::P2p(id)));
-        Announcement { public_key: key.public(), addresses: addresses.to_vec() }
+        Announcement {
+            public_key: key.public(),
+            addresses: addresses.to_vec(),
+        }
     }
 
     #[test]
     fn our_bytes_equal_those_of_js_libp2p() {
         assert_eq!(hex::encode(js_announcement().encode()), JS_BYTES);
-        let silent = Announcement { addresses: Vec::new(), ..js_announcement() };
+        let silent = Announcement {
+            addresses: Vec::new(),
+            ..js_announcement()
+        };
         assert_eq!(hex::encode(silent.encode()), JS_BYTES[..76]);
     }
 

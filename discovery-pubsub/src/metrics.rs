@@ -34,15 +34,27 @@ impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         let registry = registry.sub_registry_with_prefix("discovery_pubsub");
-        registry.register("peers", "Peers known from announcements", metrics.peers.clone());
+        registry.register(
+            "peers",
+            "Peers known from announcements",
+            metrics.peers.clone(),
+        );
         registry.register(
             "received",
             "Announcements received, by what became of them",
             metrics.received.clone(),
         );
-        registry.register("published", "Announcements of ours", metrics.published.clone());
+        registry.register(
+            "published",
+            "Announcements of ours",
+            metrics.published.clone(),
+        );
         registry.register("expired", "Peers that expired", metrics.expired.clone());
-        registry.register("violations", "Announcements at fault", metrics.violations.clone());
+        registry.register(
+            "violations",
+            "Announcements at fault",
+            metrics.violations.clone(),
+        );
         metrics
     }
 

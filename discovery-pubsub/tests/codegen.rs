@@ -9,7 +9,10 @@ fn generated_code_is_what_the_proto_gives() {
     let descriptors =
         protox::compile([root.join("proto/peer.proto")], [root.join("proto")]).unwrap();
     let out = tempfile::tempdir().unwrap();
-    prost_build::Config::new().out_dir(out.path()).compile_fds(descriptors).unwrap();
+    prost_build::Config::new()
+        .out_dir(out.path())
+        .compile_fds(descriptors)
+        .unwrap();
     let fresh = fs::read_to_string(out.path().join(NAME)).unwrap();
     let checked_in = root.join("src/generated").join(NAME);
     if fs::read_to_string(&checked_in).unwrap_or_default() != fresh {

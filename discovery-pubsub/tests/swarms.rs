@@ -13,7 +13,9 @@ use libp2p_swarm_test::SwarmExt as _;
 use prost::Message as _;
 
 fn config() -> ConfigBuilder {
-    Config::builder().announce_interval(Duration::from_secs(1)).peer_ttl(Duration::from_secs(3))
+    Config::builder()
+        .announce_interval(Duration::from_secs(1))
+        .peer_ttl(Duration::from_secs(3))
 }
 
 async fn node(config: ConfigBuilder) -> Swarm<Behaviour> {
@@ -50,7 +52,9 @@ where
 }
 
 async fn in_time<T>(test: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), test).await.expect("takes too long")
+    tokio::time::timeout(Duration::from_secs(30), test)
+        .await
+        .expect("takes too long")
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -63,15 +67,21 @@ struct RawPeer {
 
 fn forged_announcement(victim: &Keypair) -> Vec<u8> {
     let address: libp2p_core::Multiaddr = "/ip4/6.6.6.6/tcp/666".parse().unwrap();
-    RawPeer { public_key: victim.public().encode_protobuf(), addrs: vec![address.to_vec()] }
-        .encode_to_vec()
+    RawPeer {
+        public_key: victim.public().encode_protobuf(),
+        addrs: vec![address.to_vec()],
+    }
+    .encode_to_vec()
 }
 
 #[tokio::test]
 async fn two_peers_of_a_third_find_each_other_and_can_dial_by_peer_id() {
     in_time(async {
-        let mut swarms =
-            [node(config()).await, node(config()).await, node(config()).await];
+        let mut swarms = [
+            node(config()).await,
+            node(config()).await,
+            node(config()).await,
+        ];
         let [hub, a, b] = &mut swarms;
         let (a_id, b_id) = (*a.local_peer_id(), *b.local_peer_id());
         a.connect(hub).await;
@@ -79,7 +89,12 @@ async fn two_peers_of_a_third_find_each_other_and_can_dial_by_peer_id() {
 
         let (mut a_knows, mut b_knows) = (None, None);
         run_until(&mut swarms, |index, event| {
-            if let SwarmEvent::Behaviour(Event::Discovered { peer, addresses, topic }) = event {
+            if let SwarmEvent::Behaviour(Event::Discovered {
+                peer,
+                addresses,
+                topic,
+            }) = event
+            {
                 assert_eq!(topic, DEFAULT_TOPIC);
                 match index {
                     1 if peer == b_id => a_knows = Some(addresses),
@@ -137,8 +152,7 @@ async fn a_peer_that_went_away_expires() {
 #[tokio::test]
 async fn a_listen_only_node_learns_and_stays_unknown() {
     in_time(async {
-        let (mut quiet, mut b) =
-            (node(config().listen_only(true)).await, node(config()).await);
+        let (mut quiet, mut b) = (node(config().listen_only(true)).await, node(config()).await);
         let b_id = *b.local_peer_id();
         quiet.connect(&mut b).await;
         let mut swarms = [quiet, b];
@@ -157,7 +171,9 @@ async fn a_listen_only_node_learns_and_stays_unknown() {
 }
 
 /// A gossipsub node that publishes what it likes.
-async fn attacker(authenticity: impl FnOnce(Keypair) -> MessageAuthenticity) -> Swarm<gossipsub::Behaviour> {
+async fn attacker(
+    authenticity: impl FnOnce(Keypair) -> MessageAuthenticity,
+) -> Swarm<gossipsub::Behaviour> {
     let config = gossipsub::ConfigBuilder::default()
         .validation_mode(ValidationMode::None)
         .build()
@@ -192,7 +208,10 @@ async fn attack<T>(
 
 fn permissive(key: Keypair) -> Behaviour {
     let builder = &mut gossipsub::ConfigBuilder::default();
-    let permissive = builder.validation_mode(ValidationMode::Permissive).build().unwrap();
+    let permissive = builder
+        .validation_mode(ValidationMode::Permissive)
+        .build()
+        .unwrap();
     let public_key = key.public();
     let gossipsub = gossipsub::Behaviour::new(MessageAuthenticity::Signed(key), permissive);
     let config = config().build().unwrap();
@@ -258,15 +277,14 @@ async fn an_announcement_signed_by_another_key_is_a_violation_of_its_author() {
         let evil_id = *evil.local_peer_id();
         let mut careful = node(config()).await;
         let data = forged_announcement(&victim);
-        let (peer, violation) =
-            attack(&mut evil, &mut careful, &data, |event| match event {
-                SwarmEvent::Behaviour(Event::ProtocolViolation { peer, violation }) => {
-                    Some((peer, violation))
-                }
-                SwarmEvent::Behaviour(Event::Discovered { .. }) => panic!("believed"),
-                _ => None,
-            })
-            .await;
+        let (peer, violation) = attack(&mut evil, &mut careful, &data, |event| match event {
+            SwarmEvent::Behaviour(Event::ProtocolViolation { peer, violation }) => {
+                Some((peer, violation))
+            }
+            SwarmEvent::Behaviour(Event::Discovered { .. }) => panic!("believed"),
+            _ => None,
+        })
+        .await;
         assert_eq!((peer, violation), (evil_id, ProtocolViolation::ForeignKey));
     })
     .await;
@@ -301,10 +319,18 @@ async fn garbage_is_a_violation_and_discovery_goes_on() {
 #[tokio::test]
 async fn messages_on_other_topics_reach_the_owner_and_are_passed_on() {
     in_time(async {
-        let mut swarms = [node(config()).await, node(config()).await, node(config()).await];
+        let mut swarms = [
+            node(config()).await,
+            node(config()).await,
+            node(config()).await,
+        ];
         let chat = IdentTopic::new("universal-connectivity");
         for swarm in &mut swarms {
-            swarm.behaviour_mut().gossipsub_mut().subscribe(&chat).unwrap();
+            swarm
+                .behaviour_mut()
+                .gossipsub_mut()
+                .subscribe(&chat)
+                .unwrap();
         }
         let [hub, a, b] = &mut swarms;
         a.connect(hub).await;

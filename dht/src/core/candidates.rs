@@ -41,7 +41,10 @@ pub(crate) struct Candidates {
 
 impl Candidates {
     pub(crate) fn new(max_addresses: usize) -> Self {
-        Self { max_addresses, peers: BTreeMap::new() }
+        Self {
+            max_addresses,
+            peers: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn on_connected(&mut self, peer: PeerId) {
@@ -54,7 +57,9 @@ impl Candidates {
 
     /// A behaviour told where the peer listens. Returns whether it can be routed to there.
     pub(crate) fn on_address(&mut self, peer: &PeerId, address: &Multiaddr) -> bool {
-        let Some(candidate) = self.peers.get_mut(peer) else { return false };
+        let Some(candidate) = self.peers.get_mut(peer) else {
+            return false;
+        };
         if candidate.addresses.len() >= self.max_addresses || candidate.addresses.contains(address)
         {
             return false;
@@ -74,7 +79,9 @@ impl Candidates {
 
     /// The peer lists the protocol. Returns where it can be routed to.
     pub(crate) fn on_server(&mut self, peer: &PeerId) -> Vec<Multiaddr> {
-        let Some(candidate) = self.peers.get_mut(peer) else { return Vec::new() };
+        let Some(candidate) = self.peers.get_mut(peer) else {
+            return Vec::new();
+        };
         candidate.role = Role::Server;
         candidate.addresses.clone()
     }

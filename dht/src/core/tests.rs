@@ -56,9 +56,21 @@ fn providers_are_reported_as_they_come_and_each_once() {
     assert_eq!(core.on_providers(8, [a]), [], "not a query of ours");
     core.on_finished(7, Answer::Done, true, Ok(()));
     core.on_finished(7, Answer::Done, true, Ok(()));
-    let found = |providers| Event::ProvidersFound { ticket, cid: cid(1), providers };
-    let finished = Event::FindProvidersFinished { ticket, cid: cid(1), found: 3, result: Ok(()) };
-    assert_eq!(drain(&mut core), [found(vec![a, b]), found(vec![c]), finished].map(Output::Event));
+    let found = |providers| Event::ProvidersFound {
+        ticket,
+        cid: cid(1),
+        providers,
+    };
+    let finished = Event::FindProvidersFinished {
+        ticket,
+        cid: cid(1),
+        found: 3,
+        result: Ok(()),
+    };
+    assert_eq!(
+        drain(&mut core),
+        [found(vec![a, b]), found(vec![c]), finished].map(Output::Event)
+    );
 }
 
 #[test]
@@ -123,7 +135,12 @@ fn a_query_that_the_engine_forgets_times_out_a_second_after_the_engine_should_ha
     assert_eq!(drain(&mut core), []);
     core.handle_timeout(now + 11 * SECOND);
     let error = Err(QueryError::Timeout);
-    let event = Event::FindProvidersFinished { ticket, cid: cid(1), found: 0, result: error };
+    let event = Event::FindProvidersFinished {
+        ticket,
+        cid: cid(1),
+        found: 0,
+        result: error,
+    };
     assert_eq!(drain(&mut core), [Output::Finish(1), Output::Event(event)]);
 }
 
@@ -136,11 +153,22 @@ fn a_refresh_may_take_its_time_as_long_as_it_goes_on_and_keeps_its_first_error()
     for n in 1..20 {
         let at = now + 9 * SECOND * n;
         core.handle_timeout(at);
-        core.on_part(1, if n == 3 { Err(QueryError::Timeout) } else { Ok(()) }, at);
+        core.on_part(
+            1,
+            if n == 3 {
+                Err(QueryError::Timeout)
+            } else {
+                Ok(())
+            },
+            at,
+        );
     }
     assert_eq!(drain(&mut core), []);
     core.on_finished(1, Answer::Done, true, Ok(()));
-    let event = Event::BootstrapFinished { ticket, result: Err(QueryError::Timeout) };
+    let event = Event::BootstrapFinished {
+        ticket,
+        result: Err(QueryError::Timeout),
+    };
     assert_eq!(drain(&mut core), [Output::Event(event)]);
 }
 
@@ -149,10 +177,16 @@ fn too_many_queries_fail_at_once_and_do_not_harm_the_others() {
     let mut core = core(Config::builder().max_queries(2));
     let first = ask(&mut core, Question::FindProviders(cid(1)), 1);
     ask(&mut core, Question::FindProviders(cid(2)), 2);
-    let refused = core.ask(Question::FindProviders(cid(3)), start()).unwrap_err();
+    let refused = core
+        .ask(Question::FindProviders(cid(3)), start())
+        .unwrap_err();
     let error = Err(QueryError::TooManyQueries);
-    let event =
-        Event::FindProvidersFinished { ticket: refused, cid: cid(3), found: 0, result: error };
+    let event = Event::FindProvidersFinished {
+        ticket: refused,
+        cid: cid(3),
+        found: 0,
+        result: error,
+    };
     assert_eq!(drain(&mut core), [Output::Event(event)]);
     core.on_finished(1, Answer::Done, true, Ok(()));
     assert_eq!(terminals(&drain(&mut core)), [first]);
@@ -172,7 +206,10 @@ fn nobody_answered_is_an_error_unless_we_had_the_answer_ourselves() {
         Output::Event(Event::FindProvidersFinished { result, .. }) => result,
         other => panic!("{other:?}"),
     });
-    assert_eq!(results.collect::<Vec<_>>(), [Err(QueryError::Unreachable), Ok(())]);
+    assert_eq!(
+        results.collect::<Vec<_>>(),
+        [Err(QueryError::Unreachable), Ok(())]
+    );
 }
 
 #[test]
@@ -222,7 +259,9 @@ fn a_thousand_waiting_keys_are_announced_a_few_at_a_time() {
     let (mut running, mut next, mut announced) = (VecDeque::new(), 0, BTreeSet::new());
     loop {
         for output in drain(&mut core) {
-            let Output::Announce(key) = output else { panic!("{output:?}") };
+            let Output::Announce(key) = output else {
+                panic!("{output:?}")
+            };
             assert!(announced.insert(key.clone()), "announced twice");
             core.on_announcing(key, Some(next));
             running.push_back(next);

@@ -14,11 +14,17 @@ fn drain(core: &mut Core) -> Vec<Event> {
 }
 
 fn discovered((peer, address): &(PeerId, Multiaddr)) -> Event {
-    Event::Discovered { peer: *peer, addresses: vec![address.clone()] }
+    Event::Discovered {
+        peer: *peer,
+        addresses: vec![address.clone()],
+    }
 }
 
 fn expired((peer, address): &(PeerId, Multiaddr)) -> Event {
-    Event::Expired { peer: *peer, addresses: vec![address.clone()] }
+    Event::Expired {
+        peer: *peer,
+        addresses: vec![address.clone()],
+    }
 }
 
 #[test]
@@ -45,18 +51,29 @@ fn an_expired_record_can_be_discovered_again() {
     core.on_discovered(Family::V6, [record.clone()]);
     core.on_expired(Family::V6, [record.clone()]);
     core.on_discovered(Family::V4, [record.clone()]);
-    assert_eq!(drain(&mut core), [discovered(&record), expired(&record), discovered(&record)]);
+    assert_eq!(
+        drain(&mut core),
+        [discovered(&record), expired(&record), discovered(&record)]
+    );
 }
 
 #[test]
 fn addresses_of_one_peer_come_in_one_event() {
     let mut core = core();
     let peer = PeerId::random();
-    let records =
-        [record(peer, "/ip4/10.0.0.1/tcp/1"), record(peer, "/ip4/10.0.0.1/udp/1/quic-v1")];
+    let records = [
+        record(peer, "/ip4/10.0.0.1/tcp/1"),
+        record(peer, "/ip4/10.0.0.1/udp/1/quic-v1"),
+    ];
     core.on_discovered(Family::V4, records.clone());
     let expected = records.map(|(_, address)| address).to_vec();
-    assert_eq!(drain(&mut core), [Event::Discovered { peer, addresses: expected }]);
+    assert_eq!(
+        drain(&mut core),
+        [Event::Discovered {
+            peer,
+            addresses: expected
+        }]
+    );
 }
 
 #[test]
@@ -78,16 +95,29 @@ fn records_that_nobody_can_dial_are_ignored() {
     );
     assert_eq!(drain(&mut core), []);
     assert_eq!(core.peers().count(), 0);
-    assert_eq!(core.ignored(), Ignored { unusable: 7, over_limit: 0 });
+    assert_eq!(
+        core.ignored(),
+        Ignored {
+            unusable: 7,
+            over_limit: 0
+        }
+    );
 }
 
 #[test]
 fn an_invented_crowd_stays_within_the_limits() {
-    let config = Config::builder().max_peers(3).max_addresses_per_peer(2).build().unwrap();
+    let config = Config::builder()
+        .max_peers(3)
+        .max_addresses_per_peer(2)
+        .build()
+        .unwrap();
     let mut core = Core::new(PeerId::random(), &config);
     for peer in std::iter::repeat_with(PeerId::random).take(100) {
         for port in 1..=100 {
-            core.on_discovered(Family::V4, [record(peer, &format!("/ip4/10.0.0.1/tcp/{port}"))]);
+            core.on_discovered(
+                Family::V4,
+                [record(peer, &format!("/ip4/10.0.0.1/tcp/{port}"))],
+            );
         }
     }
     assert_eq!(core.peers().count(), 3);
@@ -104,7 +134,10 @@ fn an_expiry_of_something_unknown_changes_nothing() {
     core.on_discovered(Family::V4, [known.clone()]);
     drain(&mut core);
     core.on_expired(Family::V6, [known.clone()]);
-    core.on_expired(Family::V4, [record(PeerId::random(), "/ip4/10.0.0.1/tcp/1")]);
+    core.on_expired(
+        Family::V4,
+        [record(PeerId::random(), "/ip4/10.0.0.1/tcp/1")],
+    );
     core.on_expired(Family::V4, [record(known.0, "/ip4/10.0.0.1/tcp/2")]);
     assert_eq!(drain(&mut core), []);
     assert_eq!(core.addresses(&known.0).count(), 1);

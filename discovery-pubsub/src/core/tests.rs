@@ -33,7 +33,10 @@ impl Node {
             self.core.handle_timeout(at);
             let outputs = self.drain();
             times.extend(
-                outputs.iter().filter(|o| matches!(o, Output::Publish { .. })).map(|_| at),
+                outputs
+                    .iter()
+                    .filter(|o| matches!(o, Output::Publish { .. }))
+                    .map(|_| at),
             );
         }
         times
@@ -51,12 +54,21 @@ fn address(text: &str) -> Multiaddr {
 
 fn announcement(key: &Keypair, addresses: &[&str]) -> Vec<u8> {
     let addresses = addresses.iter().map(|text| address(text)).collect();
-    Announcement { public_key: key.public(), addresses }.encode()
+    Announcement {
+        public_key: key.public(),
+        addresses,
+    }
+    .encode()
 }
 
 fn say(node: &mut Core, key: &Keypair, addresses: &[&str], now: Instant) -> Verdict {
     let author = key.public().to_peer_id();
-    node.on_message(DEFAULT_TOPIC, Some(author), &announcement(key, addresses), now)
+    node.on_message(
+        DEFAULT_TOPIC,
+        Some(author),
+        &announcement(key, addresses),
+        now,
+    )
 }
 
 #[test]
@@ -72,13 +84,25 @@ fn an_announcement_is_reported_once_and_again_when_it_changes() {
         topic: DEFAULT_TOPIC.to_owned(),
     };
 
-    assert_eq!(say(&mut node.core, &key, &["/ip4/1.2.3.4/tcp/1"], now), Verdict::Accept);
-    assert_eq!(node.drain(), [discovered(vec![with_id("/ip4/1.2.3.4/tcp/1")])]);
+    assert_eq!(
+        say(&mut node.core, &key, &["/ip4/1.2.3.4/tcp/1"], now),
+        Verdict::Accept
+    );
+    assert_eq!(
+        node.drain(),
+        [discovered(vec![with_id("/ip4/1.2.3.4/tcp/1")])]
+    );
     let later = now + 10 * SECOND;
-    assert_eq!(say(&mut node.core, &key, &["/ip4/1.2.3.4/tcp/1"], later), Verdict::Accept);
+    assert_eq!(
+        say(&mut node.core, &key, &["/ip4/1.2.3.4/tcp/1"], later),
+        Verdict::Accept
+    );
     assert_eq!(node.drain(), []);
     let moved = ["/ip4/1.2.3.4/udp/1/quic-v1", "/ip4/1.2.3.4/tcp/1"];
-    assert_eq!(say(&mut node.core, &key, &moved, later + SECOND), Verdict::Accept);
+    assert_eq!(
+        say(&mut node.core, &key, &moved, later + SECOND),
+        Verdict::Accept
+    );
     assert_eq!(node.drain(), [discovered(moved.map(with_id).to_vec())]);
     assert_eq!(node.core.addresses(&peer), moved.map(with_id));
 }
@@ -90,7 +114,12 @@ fn a_peer_expires_after_its_ttl_unless_it_is_heard_again() {
     let key = Keypair::generate_ed25519();
     let peer = key.public().to_peer_id();
     say(&mut node.core, &key, &["/ip4/1.2.3.4/tcp/1"], now);
-    say(&mut node.core, &key, &["/ip4/1.2.3.4/tcp/1"], now + 100 * SECOND);
+    say(
+        &mut node.core,
+        &key,
+        &["/ip4/1.2.3.4/tcp/1"],
+        now + 100 * SECOND,
+    );
     node.drain();
     assert_eq!(node.core.poll_timeout(), Some(now + 400 * SECOND));
     node.core.handle_timeout(now + 399 * SECOND);
@@ -108,10 +137,18 @@ fn a_key_that_is_not_the_authors_is_a_violation_and_teaches_nothing() {
     let (victim, attacker) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
     let author = attacker.public().to_peer_id();
     let forged = announcement(&victim, &["/ip4/6.6.6.6/tcp/1"]);
-    let verdict = node.core.on_message(DEFAULT_TOPIC, Some(author), &forged, now);
+    let verdict = node
+        .core
+        .on_message(DEFAULT_TOPIC, Some(author), &forged, now);
     assert_eq!(verdict, Verdict::Reject);
     let violation = ProtocolViolation::ForeignKey;
-    assert_eq!(node.drain(), [Output::ProtocolViolation { peer: author, violation }]);
+    assert_eq!(
+        node.drain(),
+        [Output::ProtocolViolation {
+            peer: author,
+            violation
+        }]
+    );
     assert_eq!(node.core.peers().count(), 0);
     let unsigned = node.core.on_message(DEFAULT_TOPIC, None, &forged, now);
     assert_eq!(unsigned, Verdict::Reject);
@@ -130,9 +167,17 @@ fn what_is_no_announcement_is_named() {
         (vec![0; 65], ProtocolViolation::Oversized),
     ];
     for (bytes, violation) in cases {
-        let verdict = node.core.on_message(DEFAULT_TOPIC, Some(author), &bytes, now);
+        let verdict = node
+            .core
+            .on_message(DEFAULT_TOPIC, Some(author), &bytes, now);
         assert_eq!(verdict, Verdict::Reject);
-        assert_eq!(node.drain(), [Output::ProtocolViolation { peer: author, violation }]);
+        assert_eq!(
+            node.drain(),
+            [Output::ProtocolViolation {
+                peer: author,
+                violation
+            }]
+        );
     }
 }
 
@@ -161,7 +206,11 @@ fn addresses_that_are_foreign_useless_or_too_many_are_left_out() {
         ],
         now,
     );
-    let expected = [relayed.as_str(), "/ip4/10.0.0.1/tcp/1", "/dns/example.org/tcp/443"];
+    let expected = [
+        relayed.as_str(),
+        "/ip4/10.0.0.1/tcp/1",
+        "/dns/example.org/tcp/443",
+    ];
     assert_eq!(
         node.core.addresses(&peer),
         expected.map(|text| address(text).with(Protocol::P2p(peer)))
@@ -185,7 +234,8 @@ fn unreadable_addresses_do_not_spoil_the_readable_ones() {
 fn announcements_wait_for_a_subscriber_and_then_come_every_interval() {
     let now = start();
     let mut node = Node::new(Config::builder());
-    node.core.on_address(Origin::Listen, address("/ip4/1.2.3.4/tcp/1"), now);
+    node.core
+        .on_address(Origin::Listen, address("/ip4/1.2.3.4/tcp/1"), now);
     assert_eq!(node.published_until(now + 60 * SECOND), []);
 
     let joined = now + 60 * SECOND;
@@ -207,14 +257,20 @@ fn announcements_wait_for_a_subscriber_and_then_come_every_interval() {
 fn a_newcomer_or_a_new_address_is_told_at_once_but_not_more_than_once_a_second() {
     let now = start();
     let mut node = Node::new(Config::builder());
-    node.core.on_address(Origin::Listen, address("/ip4/1.2.3.4/tcp/1"), now);
+    node.core
+        .on_address(Origin::Listen, address("/ip4/1.2.3.4/tcp/1"), now);
     for _ in 0..100 {
-        node.core.on_subscribed(DEFAULT_TOPIC, PeerId::random(), now);
+        node.core
+            .on_subscribed(DEFAULT_TOPIC, PeerId::random(), now);
     }
     let first = node.published_until(now + SECOND);
     assert_eq!(first.len(), 1);
     for port in 2..100 {
-        node.core.on_address(Origin::External, address(&format!("/ip4/1.2.3.4/tcp/{port}")), now);
+        node.core.on_address(
+            Origin::External,
+            address(&format!("/ip4/1.2.3.4/tcp/{port}")),
+            now,
+        );
     }
     let second = node.published_until(now + 5 * SECOND);
     assert_eq!(second.len(), 1);
@@ -226,8 +282,10 @@ fn a_newcomer_or_a_new_address_is_told_at_once_but_not_more_than_once_a_second()
 fn a_listen_only_node_says_nothing() {
     let now = start();
     let mut node = Node::new(Config::builder().listen_only(true));
-    node.core.on_address(Origin::Listen, address("/ip4/1.2.3.4/tcp/1"), now);
-    node.core.on_subscribed(DEFAULT_TOPIC, PeerId::random(), now);
+    node.core
+        .on_address(Origin::Listen, address("/ip4/1.2.3.4/tcp/1"), now);
+    node.core
+        .on_subscribed(DEFAULT_TOPIC, PeerId::random(), now);
     assert_eq!(node.core.poll_timeout(), None);
     let key = Keypair::generate_ed25519();
     say(&mut node.core, &key, &["/ip4/1.2.3.4/tcp/1"], now);
@@ -248,20 +306,36 @@ fn external_addresses_are_announced_first_and_relayed_ones_too() {
     ] {
         node.core.on_address(origin, address(text), now);
     }
-    node.core.on_subscribed(DEFAULT_TOPIC, PeerId::random(), now);
+    node.core
+        .on_subscribed(DEFAULT_TOPIC, PeerId::random(), now);
     let at = node.core.poll_timeout().unwrap();
     node.core.handle_timeout(at);
-    let [Output::Publish { topic, data }] = &node.drain()[..] else { panic!() };
+    let [Output::Publish { topic, data }] = &node.drain()[..] else {
+        panic!()
+    };
     assert_eq!(topic, DEFAULT_TOPIC);
     let read = Announcement::decode(data, node.id(), 8192).unwrap();
-    let expected = ["/ip4/1.2.3.4/tcp/1", relayed.as_str(), "/ip4/10.0.0.1/tcp/1"];
+    let expected = [
+        "/ip4/1.2.3.4/tcp/1",
+        relayed.as_str(),
+        "/ip4/10.0.0.1/tcp/1",
+    ];
     let id = node.id();
-    assert_eq!(read.addresses, expected.map(|text| address(text).with(Protocol::P2p(id))));
+    assert_eq!(
+        read.addresses,
+        expected.map(|text| address(text).with(Protocol::P2p(id)))
+    );
     assert_eq!(read.public_key, node.key.public());
 
-    node.core.on_address_gone(Origin::External, address(&relayed), now);
-    assert_eq!(node.core.announced_addresses().len(), 3, "still listened on");
-    node.core.on_address_gone(Origin::Listen, address(&relayed), now);
+    node.core
+        .on_address_gone(Origin::External, address(&relayed), now);
+    assert_eq!(
+        node.core.announced_addresses().len(),
+        3,
+        "still listened on"
+    );
+    node.core
+        .on_address_gone(Origin::Listen, address(&relayed), now);
     assert_eq!(node.core.announced_addresses().len(), 2);
 }
 
@@ -290,7 +364,10 @@ fn a_crowd_of_invented_peers_is_bounded_and_does_not_push_out_the_living() {
     node.drain();
     say(&mut node.core, &newcomer, &["/ip4/1.2.3.4/tcp/1"], later);
     let outputs = node.drain();
-    assert!(matches!(outputs[..], [Output::Expired { .. }, Output::Discovered { .. }]));
+    assert!(matches!(
+        outputs[..],
+        [Output::Expired { .. }, Output::Discovered { .. }]
+    ));
 }
 
 #[test]
@@ -312,10 +389,14 @@ fn a_peer_that_talks_without_end_is_heard_once_a_second() {
 fn topics_are_apart_and_can_be_added_and_removed() {
     let now = start();
     let mut node = Node::new(Config::builder().topics(["a"]));
-    node.core.on_address(Origin::Listen, address("/ip4/1.2.3.4/tcp/1"), now);
+    node.core
+        .on_address(Origin::Listen, address("/ip4/1.2.3.4/tcp/1"), now);
     assert_eq!(node.core.add_topic("b"), Ok(true));
     assert_eq!(node.core.add_topic("b"), Ok(false));
-    assert_eq!(node.core.add_topic(""), Err(TopicError::Invalid(String::new())));
+    assert_eq!(
+        node.core.add_topic(""),
+        Err(TopicError::Invalid(String::new()))
+    );
     node.core.on_subscribed("b", PeerId::random(), now);
     node.core.handle_timeout(node.core.poll_timeout().unwrap());
     let outputs = node.drain();
@@ -333,8 +414,9 @@ fn topics_are_apart_and_can_be_added_and_removed() {
 fn two_hundred_peers_know_each_other_within_two_intervals_and_the_dead_fade() {
     const PEERS: usize = 200;
     let now = start();
-    let mut nodes: Vec<_> =
-        (0..PEERS).map(|_| Node::new(Config::builder().peer_ttl(30 * SECOND))).collect();
+    let mut nodes: Vec<_> = (0..PEERS)
+        .map(|_| Node::new(Config::builder().peer_ttl(30 * SECOND)))
+        .collect();
     let ids: Vec<_> = nodes.iter().map(Node::id).collect();
     for (n, node) in nodes.iter_mut().enumerate() {
         let text = format!("/ip4/10.0.{}.{}/tcp/1", n / 250, n % 250 + 1);
@@ -357,18 +439,25 @@ fn two_hundred_peers_know_each_other_within_two_intervals_and_the_dead_fade() {
             }
             for (author, topic, data) in said {
                 for n in alive.clone().filter(|n| *n != author) {
-                    nodes[n].core.on_message(&topic, Some(ids[author]), &data, now);
+                    nodes[n]
+                        .core
+                        .on_message(&topic, Some(ids[author]), &data, now);
                 }
             }
             now += SECOND / 4;
         }
-        alive.map(|n| nodes[n].core.peers().count()).collect::<Vec<_>>()
+        alive
+            .map(|n| nodes[n].core.peers().count())
+            .collect::<Vec<_>>()
     };
     let known = run(now, now + 20 * SECOND, 0..PEERS);
     assert!(known.iter().all(|known| *known == PEERS - 1), "{known:?}");
     // A quarter falls silent; one TTL and one interval later nobody remembers it.
     let known = run(now + 20 * SECOND, now + 62 * SECOND, 0..PEERS * 3 / 4);
-    assert!(known.iter().all(|known| *known == PEERS * 3 / 4 - 1), "{known:?}");
+    assert!(
+        known.iter().all(|known| *known == PEERS * 3 / 4 - 1),
+        "{known:?}"
+    );
 }
 
 proptest! {
