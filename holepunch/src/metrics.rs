@@ -129,3 +129,48 @@ impl Metrics {
         any.then(|| f64::from_bits(self.success_rate.inner().load(Ordering::Relaxed)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use libp2p_identity::PeerId;
+    use libp2p_swarm::ConnectionId;
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+    use crate::{Outcome, PunchError, Role, Transport};
+
+    #[test]
+    fn the_success_rate_looks_back_on_the_last_hundred_outcomes() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        assert_eq!(metrics.success_rate(), None);
+        let connection = ConnectionId::new_unchecked(1);
+        let outcome = |result: Result<ConnectionId, PunchError>| {
+            Event::Outcome(Outcome {
+                peer: PeerId::random(),
+                relayed: Some(connection),
+                role: Role::Initiator,
+                transport: result.ok().map(|_| Transport::Quic),
+                result,
+                elapsed: Duration::from_millis(360),
+            })
+        };
+        for _ in 0..100 {
+            metrics.record(&outcome(Err(PunchError::DialsFailed)));
+        }
+        assert_eq!(metrics.success_rate(), Some(0.0));
+        for _ in 0..25 {
+            metrics.record(&outcome(Ok(connection)));
+        }
+        assert_eq!(metrics.success_rate(), Some(0.25));
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        assert!(text.contains("holepunch_success_rate 0.25\n"), "{text}");
+        assert!(
+            text.contains(r#"holepunch_time_to_direct_seconds_count{transport="quic"} 25"#),
+            "{text}"
+        );
+    }
+}
