@@ -2,7 +2,7 @@
 
 #![cfg(all(feature = "cli", unix))]
 
-mod common;
+mod content;
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::content;
+use content::content;
 use serde_json::Value;
 
 /// Reached only if something is broken.

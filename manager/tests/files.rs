@@ -2,7 +2,7 @@
 
 #![cfg(feature = "files")]
 
-mod common;
+mod content;
 
 use std::{
     collections::HashMap,
@@ -15,7 +15,7 @@ use std::{
 use anypath::files::{self, AddOptions, Fetch, GetError, GetOptions, Profile, Progress, part_path};
 use bytes::Bytes;
 use cid::Cid;
-use common::{content, store};
+use content::{content, store};
 use futures::executor::block_on;
 use multihash_codetable::{Code, MultihashDigest as _};
 use proptest::prelude::*;

@@ -7,14 +7,14 @@
 
 #![cfg(feature = "files")]
 
-mod common;
+mod content;
 
 use std::str::FromStr as _;
 
 use anypath::files::{self, AddOptions, Fetch, GetError, GetOptions, Kind, Profile};
 use bytes::Bytes;
 use cid::Cid;
-use common::{content, store};
+use content::{content, store};
 use futures::executor::block_on;
 
 const KUBO: &[(usize, &str)] = &[
