@@ -1,10 +1,10 @@
 //! The provider store of a busy server: records of strangers at its capacity, and the look-up of one.
 
-#![expect(missing_docs, reason = "criterion's macros")]
+#![expect(clippy::expect_used, reason = "a bench")]
 
 use std::{hint::black_box, time::Duration};
 
-use anypath_dht::Config;
+use anypath_dht::{Config, ConfigBuilder};
 use criterion::{Criterion, criterion_group, criterion_main};
 use libp2p_identity::PeerId;
 use libp2p_kad::{ProviderRecord, RecordKey, store::RecordStore as _};
@@ -12,7 +12,11 @@ use web_time::Instant;
 
 // The store is private to the crate, so the bench compiles it once more.
 #[path = "../src/store.rs"]
-#[expect(dead_code, reason = "the bench uses a part of it")]
+#[expect(
+    dead_code,
+    unused_imports,
+    reason = "the bench uses a part of it, and none of its tests"
+)]
 mod store;
 
 const KEYS: usize = 65_536;

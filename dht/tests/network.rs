@@ -1,5 +1,12 @@
 //! Real swarms over the memory transport.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
+
 use std::{future::Future, time::Duration};
 
 use anypath_dht::{

@@ -1,7 +1,5 @@
 //! Cost of merging the records of a busy network (256 peers with 8 addresses each, in both families).
 
-#![expect(missing_docs, reason = "criterion's macros")]
-
 use std::hint::black_box;
 
 use anypath_discovery_mdns::{Config, Event, Family};
@@ -11,7 +9,10 @@ use libp2p_identity::PeerId;
 
 // The core is private to the crate, so the bench compiles it once more.
 #[path = "../src/core.rs"]
-#[expect(dead_code, reason = "the bench uses a part of it")]
+#[expect(
+    dead_code,
+    reason = "the bench uses a part of it, and none of its tests"
+)]
 mod core;
 
 fn records() -> Vec<(PeerId, Multiaddr)> {

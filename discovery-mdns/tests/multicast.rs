@@ -2,6 +2,13 @@
 //! packet to itself (no interface but loopback, for example) a test says so loudly and checks nothing; the NAT
 //! lab of `interop-tests` has interfaces of its own.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
+
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},

@@ -1,6 +1,6 @@
 //! Cost of one announcement of a known peer, from the bytes to the table, and of one of a stranger.
 
-#![expect(missing_docs, reason = "criterion's macros")]
+#![expect(clippy::unwrap_used, reason = "a bench")]
 
 use std::{hint::black_box, time::Duration};
 

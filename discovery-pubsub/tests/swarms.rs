@@ -1,5 +1,7 @@
 //! Real swarms over the memory transport.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+
 use std::{future::Future, time::Duration};
 
 use anypath_discovery_pubsub::{
