@@ -1,5 +1,7 @@
 //! Messages to and from bytes: 1 MiB of blocks of each size (decoding hashes them), and a wantlist.
 
+#![expect(clippy::unwrap_used, reason = "a benchmark may panic")]
+
 use std::hint::black_box;
 
 use anypath_bitswap::{

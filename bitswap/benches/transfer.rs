@@ -1,5 +1,11 @@
 //! Two swarms over libp2p's memory transport (plaintext, yamux): 64 MiB from one to the other.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a benchmark measures wall time on tokio"
+)]
+
 use std::{
     collections::HashSet,
     sync::Arc,
@@ -27,7 +33,6 @@ async fn transfer(blocks: &[Block]) -> Duration {
     let peer = *server.local_peer_id();
     let serving = tokio::spawn(server.loop_on_next());
 
-    #[expect(clippy::disallowed_methods, reason = "a benchmark measures wall time")]
     let start = Instant::now();
     let bitswap = client.behaviour_mut();
     let session = bitswap.new_session();

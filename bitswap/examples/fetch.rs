@@ -2,6 +2,8 @@
 //!
 //! `cargo run -p anypath-bitswap --example fetch`
 
+#![expect(clippy::disallowed_methods, reason = "the example runs on tokio")]
+
 use std::{error::Error, sync::Arc};
 
 use anypath_bitswap::{Behaviour, Block, Config, Event, MemorySource, Priority};

@@ -54,7 +54,7 @@ pub enum Command {
     /// A block, with what the message shall promise, and what else the peer has to wait for.
     Block {
         block: Block,
-        promised: Option<Cid>,
+        promised: Option<Box<Cid>>,
         pending_bytes: u64,
     },
     /// Hand back the blocks that are not written yet.
@@ -197,7 +197,7 @@ pub struct Handler {
     wants_pending: bool,
     answers_pending: bool,
     presences: VecDeque<Presence>,
-    blocks: VecDeque<(Block, Option<Cid>)>,
+    blocks: VecDeque<(Block, Option<Box<Cid>>)>,
     pending_bytes: u64,
     reports: VecDeque<Report>,
     keep_alive: bool,
@@ -278,7 +278,7 @@ impl Handler {
             bytes = next;
             if let Some((block, promised)) = self.blocks.pop_front() {
                 message.blocks.push(block);
-                message.promised.extend(promised);
+                message.promised.extend(promised.map(|cid| *cid));
             }
         }
         Some(message)

@@ -1,6 +1,13 @@
 //! Our node against peers that behave as other implementations do, or worse. The peers speak raw
 //! streams.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic and runs on tokio"
+)]
+
 use std::{sync::Arc, time::Duration};
 
 use anypath_bitswap::{

@@ -1,14 +1,24 @@
 //! Real swarms over libp2p's memory transport.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    reason = "a test may panic and runs on tokio"
+)]
+
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
 
 use anypath_bitswap::{
-    Behaviour, Block, CircuitLimit, Config, Event, MemorySource, Priority, SessionId, Ticket,
+    Behaviour, Block, CircuitLimit, Config, Event, MemorySource, Priority, SessionId,
+    SessionOptions, Ticket,
 };
+use cid::Cid;
 use futures::StreamExt;
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
@@ -16,6 +26,7 @@ use libp2p_swarm::{
     dial_opts::{DialOpts, PeerCondition},
 };
 use libp2p_swarm_test::SwarmExt;
+use multihash_codetable::{Code, MultihashDigest};
 
 type Node = Swarm<Behaviour>;
 
@@ -197,7 +208,7 @@ async fn four_seeders_share_the_work_and_nothing_comes_twice() {
     let (mut client, _) = node();
     let wanted = blocks(400, 50_000);
     let session = client.behaviour_mut().new_session();
-    let mut seeders = HashSet::new();
+    let mut seeders = BTreeSet::new();
     for _ in 0..4 {
         let (mut server, source) = node();
         wanted.iter().for_each(|block| source.insert(block.clone()));
@@ -209,7 +220,7 @@ async fn four_seeders_share_the_work_and_nothing_comes_twice() {
     }
     let tickets = want_all(&mut client, session, &wanted);
     let by = collect(&mut client, tickets).await;
-    assert_eq!(by.keys().copied().collect::<HashSet<_>>(), seeders);
+    assert_eq!(by.keys().copied().collect::<BTreeSet<_>>(), seeders);
     for peer in seeders {
         assert_eq!(client.behaviour().ledger(peer).unwrap().unwanted_bytes, 0);
     }
@@ -295,7 +306,7 @@ async fn a_cancelled_want_leaves_the_servers_list() {
     .await;
     client.behaviour_mut().end_session(session);
     until(&mut client, &mut server, |server| {
-        server.wantlist().len() == 0
+        server.wantlist().is_empty()
     })
     .await;
 }
@@ -338,4 +349,53 @@ async fn what_does_not_fit_a_circuit_waits_for_a_better_connection() {
         .build();
     client.dial(options).unwrap();
     collect(&mut client, tickets).await;
+}
+
+/// A dag-pb node that links to `children`.
+fn dag_pb(children: &[Cid]) -> Block {
+    let mut data = Vec::new();
+    for child in children {
+        let hash = child.to_bytes();
+        data.extend([0x12, hash.len() as u8 + 2, 0x0a, hash.len() as u8]);
+        data.extend(hash);
+    }
+    data.extend([0x0a, 0x02, 0x08, 0x02]);
+    let cid = Cid::new_v1(0x70, Code::Sha2_256.digest(&data));
+    Block::new(cid, data.into()).unwrap()
+}
+
+#[tokio::test]
+async fn descend_pushes_the_path_to_the_first_leaf() {
+    let (mut client, _) = node();
+    let (mut server, source) = node();
+    let leaves = blocks(174, 262_144 / 64);
+    let index = dag_pb(&leaves.iter().map(|leaf| *leaf.cid()).collect::<Vec<_>>());
+    let root = dag_pb(&[*index.cid()]);
+    for block in leaves.iter().chain([&index, &root]) {
+        source.insert(block.clone());
+    }
+    connect(&mut client, &mut server).await;
+    let (peer, us) = (*server.local_peer_id(), *client.local_peer_id());
+    let options = SessionOptions::default().descend(2);
+    let session = client.behaviour_mut().new_session_with(options);
+    client.behaviour_mut().add_session_peer(session, peer);
+    for block in [&root, &index, &leaves[0]] {
+        let tickets = want_all(&mut client, session, std::slice::from_ref(block));
+        let work = collect(&mut client, tickets);
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                by = &mut work => {
+                    assert_eq!(by[&peer], 1);
+                    break;
+                }
+                _ = server.select_next_some() => {}
+            }
+        }
+    }
+    until(&mut client, &mut server, |server| {
+        server.ledger(us).unwrap().blocks_sent == 3
+    })
+    .await;
+    assert_eq!(server.behaviour().ledger(us).unwrap().wants_received, 1);
 }

@@ -1,5 +1,11 @@
 //! The wire format against bytes of other implementations, against itself, and against attackers.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test may panic"
+)]
+
 use anypath_bitswap::{
     Block,
     message::{Entry, Message, Presence, Version, WantType, decode, prefix},

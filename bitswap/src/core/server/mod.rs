@@ -50,7 +50,7 @@ pub enum Output {
         peer: PeerId,
         conn: ConnKey,
         block: Block,
-        promised: Option<Cid>,
+        promised: Option<Box<Cid>>,
         pending_bytes: u64,
     },
     /// Send answers without data; answer with `on_answers_written`.
@@ -623,7 +623,7 @@ impl Server {
             peer: peer.id,
             conn,
             block,
-            promised,
+            promised: promised.map(Box::new),
             pending_bytes,
         });
     }

@@ -38,12 +38,14 @@ fn have(cid: Cid) -> Entry {
     }
 }
 
+type Size = Box<dyn Fn(&Cid) -> Option<u32>>;
+
 /// A server with peers 0..count, peer n on connection n, and a source in which every CID that
 /// `size` knows has that many bytes.
 struct Bench {
     server: Server,
     now: Instant,
-    size: Box<dyn Fn(&Cid) -> Option<u32>>,
+    size: Size,
     blocks: Vec<(u64, Cid, usize)>,
     answers: Vec<(u64, Cid, bool)>,
 }

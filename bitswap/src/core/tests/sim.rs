@@ -66,13 +66,16 @@ struct Direction {
     stalled: bool,
 }
 
+/// When which block came, and from whom.
+pub(super) type Got = (Instant, Ticket, Cid, Option<(PeerId, ConnKey)>);
+
 pub(super) struct Node {
     pub(super) id: PeerId,
     pub(super) client: Client,
     pub(super) server: Server,
     pub(super) blocks: HashMap<Cid, Bytes>,
     pub(super) links: HashMap<Cid, Vec<Cid>>,
-    pub(super) got: Vec<(Instant, Ticket, Cid, Option<(PeerId, ConnKey)>)>,
+    pub(super) got: Vec<Got>,
     pub(super) events: Vec<(Instant, client::Output)>,
     /// Acknowledge and keep what arrives.
     pub(super) takes: bool,
@@ -290,7 +293,7 @@ impl Sim {
                     let bytes = block.data().len();
                     let message = Message {
                         blocks: vec![block],
-                        promised: promised.into_iter().collect(),
+                        promised: promised.map(|cid| *cid).into_iter().collect(),
                         pending_bytes: pending_bytes as i32,
                         frame_bytes: bytes + 60,
                         ..Message::default()
