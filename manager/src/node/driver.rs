@@ -531,7 +531,9 @@ impl Driver {
                     None => {}
                 }
             }
-            Wire::Disconnect { peer } => drop(self.swarm.disconnect_peer_id(peer)),
+            Wire::Disconnect { peer } => {
+                let _ = self.swarm.disconnect_peer_id(peer);
+            }
             Wire::Emit(event) => self.emit(event),
         }
     }
@@ -698,7 +700,7 @@ impl Driver {
     async fn stop(mut self) {
         let mut closing: BTreeSet<_> = self.swarm.connected_peers().copied().collect();
         for peer in &closing {
-            drop(self.swarm.disconnect_peer_id(*peer));
+            let _ = self.swarm.disconnect_peer_id(*peer);
         }
         let mut timeout = futures_timer::Delay::new(CLOSE_TIMEOUT).fuse();
         while !closing.is_empty() {
@@ -733,7 +735,7 @@ impl Driver {
         // Sockets are closed when the caller hears that the node has stopped.
         drop(self);
         for reply in replies {
-            drop(reply.send(()));
+            let _ = reply.send(());
         }
     }
 

@@ -48,7 +48,6 @@ pub(crate) struct OpenRequest {
 struct Connection {
     path: Path,
     limited: bool,
-    count: Arc<AtomicUsize>,
 }
 
 /// Opens and accepts the application's streams.
@@ -221,12 +220,11 @@ impl NetworkBehaviour for Behaviour {
         match event {
             FromSwarm::ConnectionEstablished(event) => {
                 let path = path_of(event.endpoint);
-                let count = self.counts.entry(event.connection_id).or_default().clone();
                 // Until the relay's limit is known the circuit is taken for limited.
                 let limited = path == Path::Relayed;
                 self.connections.insert(
                     (event.peer_id, event.connection_id),
-                    Connection { path, limited, count },
+                    Connection { path, limited },
                 );
                 self.serve_waiting(event.peer_id);
             }
