@@ -160,7 +160,10 @@ fn run(shared: &Arc<Shared>) {
         last = group.len();
         if group.is_empty() {
             // Nobody but this job has the store any more: go at once, so that it can be opened again.
-            if Arc::strong_count(shared) > 1 && compact::background(shared, &mut log) {
+            if Arc::strong_count(shared) > 1
+                && !shared.is_closed()
+                && compact::background(shared, &mut log)
+            {
                 continue;
             }
             let mut state = shared.queue.state.lock();
@@ -172,7 +175,9 @@ fn run(shared: &Arc<Shared>) {
         }
         commit(shared, &mut log, group);
         shared.queue.release(bytes);
-        if checkpoint::is_due(&log)
+        // A closed store's directory may be somebody else's by now.
+        if !shared.is_closed()
+            && checkpoint::is_due(&log)
             && let Err(error) = checkpoint::write(shared, &mut log)
         {
             tracing::warn!(
