@@ -407,10 +407,8 @@ impl Server {
             return;
         };
         let send = kind == WantType::Block || size <= self.config.have_replacement_bytes();
-        let fits = peer.paths.best().is_none_or(|(_, path)| {
-            Paths::fits(path, peer.in_pipe.saturating_add(size.into()))
-                || (peer.in_pipe > 0 && Paths::fits(path, size.into()))
-        });
+        let best = peer.paths.best();
+        let fits = best.is_none_or(|(_, path)| Paths::fits(path, size.into()));
         if send && fits {
             peer.set(cid, Status::Ready(size), priority);
         } else {
@@ -534,6 +532,14 @@ impl Server {
                 ring.pop_front();
                 continue;
             }
+            let best = peer.paths.best();
+            if best.is_some_and(|(_, path)| !Paths::fits(path, peer.reading() + u64::from(size))) {
+                // It did fit when it was asked for; others have used the circuit up since.
+                let priority = peer.wants.get(&cid).map_or(0, |want| want.priority);
+                peer.set(&cid, Status::Withheld, priority);
+                self.answer(key, cid, true);
+                continue;
+            }
             if peer.deficit < u64::from(size) {
                 peer.deficit += quantum(peer.weight);
                 ring.pop_front();
@@ -655,7 +661,7 @@ impl Server {
             let path = peer.paths.best().map(|(_, path)| path);
             match (size, path) {
                 (Some(size), Some(path))
-                    if Paths::fits(path, peer.in_pipe + u64::from(size))
+                    if Paths::fits(path, peer.reading() + u64::from(size))
                         && peer.wants.len() < self.config.max_wants_per_peer() =>
                 {
                     self.insert(key, cid, i32::MAX, WantType::Block, false, descent);

@@ -184,7 +184,12 @@ impl Peer {
         self.order.get(&seq).copied()
     }
 
-    /// Bytes of all wants that are ready.
+    /// Bytes being read: in the pipeline, but with no connection yet.
+    pub(super) fn reading(&self) -> u64 {
+        self.in_pipe.saturating_sub(self.handed.values().sum())
+    }
+
+    /// How many wants are ready.
     pub(super) fn ready_count(&self) -> usize {
         self.ready.len()
     }

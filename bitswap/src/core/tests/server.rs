@@ -466,6 +466,23 @@ fn a_block_too_large_for_the_circuit_is_told_and_sent_when_a_direct_path_is_up()
 }
 
 #[test]
+fn a_circuit_is_never_given_more_than_is_left_of_it() {
+    let mut bench = Bench::with(128 * 1024);
+    let narrow = Path::Limited(300_000);
+    bench
+        .server
+        .on_connected(peer(5), ConnKey(50), narrow, &bench.size, bench.now);
+    bench.message(5, &wants(cids(4).into_iter().map(entry).collect()));
+    assert_eq!(bench.blocks.len(), 2);
+    assert_eq!(bench.answers.len(), 2);
+    bench
+        .server
+        .on_connected(peer(5), ConnKey(51), Path::Direct, &bench.size, bench.now);
+    bench.drain();
+    assert_eq!(bench.blocks.len(), 4);
+}
+
+#[test]
 fn a_node_that_does_not_serve_says_so() {
     let config = Config::builder().serve(false).build().unwrap();
     let mut bench = Bench::new(1, config, |_| Some(10));
