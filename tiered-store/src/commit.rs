@@ -15,7 +15,7 @@ use crate::{
         checkpoint,
         compact::{self, NoRoom},
         index::Entry,
-        log::{Draft, Log},
+        log::{Draft, Log, Place},
         record::{HEADER, Kind, MORE, put_cid},
     },
     error::WriteFailure,
@@ -426,11 +426,7 @@ fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bo
     Ok(!there)
 }
 
-fn write_staged(
-    shared: &Shared,
-    log: &mut Log,
-    staged: &Staged,
-) -> Result<Vec<crate::disk::log::Place>, PutError> {
+fn write_staged(shared: &Shared, log: &mut Log, staged: &Staged) -> Result<Vec<Place>, PutError> {
     let bytes = staged.drafts.iter().map(Draft::record_len).sum();
     match compact::make_room(shared, log, staged.live, bytes, &staged.keep) {
         Ok(()) => {}
@@ -453,7 +449,7 @@ fn write_staged(
     Ok(places)
 }
 
-fn apply(shared: &Shared, log: &mut Log, staged: Staged, places: &[crate::disk::log::Place]) {
+fn apply(shared: &Shared, log: &mut Log, staged: Staged, places: &[Place]) {
     for block in staged.blocks {
         let Some(place) = places.get(block.draft) else {
             continue;
@@ -467,8 +463,7 @@ fn apply(shared: &Shared, log: &mut Log, staged: Staged, places: &[crate::disk::
         let entry = Entry::new(
             block.key,
             block.codec,
-            place.segment,
-            place.offset,
+            *place,
             block.head,
             len,
             block.expiry_ms,

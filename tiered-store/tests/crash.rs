@@ -1,6 +1,13 @@
 //! Power cuts: at every sync point the disk is rebuilt with torn, lost and reordered unsynced writes, opened, and compared with what
 //! had been acknowledged by then.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test panics when it fails"
+)]
+
 mod common;
 
 use std::{
@@ -166,7 +173,7 @@ fn torture(seed: u64, steps: u32, images: u64) -> u64 {
                 }
                 14 => drop(store.gc().await.unwrap()),
                 _ => {
-                    if random() % 3 == 0 {
+                    if random().is_multiple_of(3) {
                         store.close().await.unwrap();
                     }
                     drop(store);

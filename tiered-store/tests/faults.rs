@@ -1,5 +1,12 @@
 //! Failing devices: an error at every call site, one at a time and for ever.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test panics when it fails"
+)]
+
 mod common;
 
 use std::io;

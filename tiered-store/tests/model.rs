@@ -1,5 +1,12 @@
 //! Random operations against a map.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test panics when it fails"
+)]
+
 mod common;
 
 use std::{
@@ -96,9 +103,11 @@ async fn apply(steps: Vec<Step>) {
         match step {
             Step::Put { n, set, ttl_s } => {
                 let (cid, data) = block(n, len(n));
-                let mut options = PutOptions::default();
-                options.pin = set.map(name);
-                options.ttl = ttl_s.map(|s| Duration::from_secs(s.into()));
+                let options = PutOptions {
+                    pin: set.map(name),
+                    ttl: ttl_s.map(|s| Duration::from_secs(s.into())),
+                    ..PutOptions::default()
+                };
                 let was_gone = model.is_gone(n) || !store.has(&cid);
                 store.put_with(cid, data, options).await.unwrap();
                 let expiry = ttl_s.map(|s| model.now_s + u64::from(s));

@@ -1,5 +1,12 @@
 //! The public behaviour on real files.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test panics when it fails"
+)]
+
 mod common;
 
 use std::time::Duration;

@@ -7,6 +7,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
+use super::log::Place;
 use crate::{heat::Heat, key::Key};
 
 const SHARD_BITS: u32 = 4;
@@ -39,8 +40,7 @@ impl Entry {
     pub(crate) fn new(
         key: Key,
         codec: u8,
-        segment: u32,
-        offset: u32,
+        place: Place,
         head: u8,
         len: u32,
         expiry_ms: u64,
@@ -50,8 +50,8 @@ impl Entry {
             digest: key.digest,
             hash: key.hash,
             codec,
-            segment,
-            offset,
+            segment: place.segment,
+            offset: place.offset,
             len: len & !DAMAGED,
             expiry_s: u32::try_from(expiry_ms.div_ceil(1000)).unwrap_or(u32::MAX),
             heat,
@@ -295,12 +295,16 @@ mod tests {
         Key { digest, hash: 1 }
     }
 
+    fn entry(n: u64, offset: u32) -> Entry {
+        Entry::new(key(n), 1, Place { segment: 1, offset }, 72, 10, 0, 0.0)
+    }
+
     #[test]
     fn takes_at_most_64_bytes_a_block_on_average() {
         let index = Index::default();
         let (mut sum, mut samples) = (0.0, 0.0);
         for n in 0..400_000u64 {
-            index.insert(Entry::new(key(n), 1, 1, 0, 72, 10, 0, 0.0));
+            index.insert(entry(n, 0));
             if n >= 100_000 && n % 10_000 == 0 {
                 sum += index.bytes() as f64 / n as f64;
                 samples += 1.0;
@@ -314,11 +318,7 @@ mod tests {
     fn ids_survive_other_entries_and_slots_are_used_again() {
         let index = Index::default();
         for n in 0..5000 {
-            assert!(
-                index
-                    .insert(Entry::new(key(n), 1, 1, n as u32, 72, 10, 0, 0.0))
-                    .is_none()
-            );
+            assert!(index.insert(entry(n, n as u32)).is_none());
         }
         let id = index.id(&key(4321)).unwrap();
         for n in 0..4000 {
@@ -328,7 +328,7 @@ mod tests {
         assert_eq!(index.by_id(id).unwrap().offset, 4321);
         let bytes = index.bytes();
         for n in 10_000..13_000 {
-            index.insert(Entry::new(key(n), 1, 1, n as u32, 72, 10, 0, 0.0));
+            index.insert(entry(n, n as u32));
         }
         assert_eq!((index.bytes(), index.len()), (bytes, 4000));
         assert_eq!(index.by_id(id).unwrap().offset, 4321);

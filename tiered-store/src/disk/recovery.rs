@@ -16,7 +16,7 @@ use cid::Cid;
 use super::{
     checkpoint,
     index::Entry,
-    log::{Active, Log},
+    log::{Active, Log, Place},
     record::{Fields, HEADER, Header, Kind, Record, get_cid},
     segment::{self, Item, SEGMENT_HEADER},
 };
@@ -205,8 +205,10 @@ fn read_checkpoint(shared: &Shared, pins: &mut PinsByKey) -> io::Result<Option<(
             let mut entry = Entry::new(
                 key,
                 codec,
-                block.segment,
-                block.offset,
+                Place {
+                    segment: block.segment,
+                    offset: block.offset,
+                },
                 block.head,
                 block.len,
                 0,
@@ -391,8 +393,10 @@ fn apply_one(shared: &Shared, segment: u32, item: &Item, pins: &mut PinsByKey) -
             shared.index.insert(Entry::new(
                 key,
                 codec,
-                segment,
-                item.offset,
+                Place {
+                    segment,
+                    offset: item.offset,
+                },
                 head,
                 item.payload_len,
                 item.expiry_ms,

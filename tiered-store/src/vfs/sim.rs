@@ -47,6 +47,9 @@ pub type Image = BTreeMap<PathBuf, Vec<u8>>;
 /// Decides for the n-th call (counted from 0) whether it fails.
 type Injector = Box<dyn FnMut(u64, Op) -> Option<Fault> + Send>;
 
+/// Looks at the disk as it is.
+type Hook = Arc<dyn Fn(&SimVfs) + Send + Sync>;
+
 /// The simulated file system. Clones share it.
 #[derive(Clone, Default)]
 pub struct SimVfs {
@@ -65,7 +68,7 @@ struct Disk {
     bytes_written: u64,
     injector: Option<Injector>,
     /// Called before every sync with the disk as it is.
-    on_sync: Option<Arc<dyn Fn(&SimVfs) + Send + Sync>>,
+    on_sync: Option<Hook>,
 }
 
 #[derive(Default)]
