@@ -474,7 +474,8 @@ impl Behaviour {
         progressed
     }
 
-    /// Arms one timer for both cores. True: it fired.
+    /// Arms one timer for both cores. It is moved to earlier instants only: to fire for nothing now
+    /// and then is cheaper than to follow every deadline. True: it fired.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
         let next = [self.client.poll_timeout(), self.server.poll_timeout()];
         let Some(at) = next.into_iter().flatten().min() else {
@@ -482,7 +483,7 @@ impl Behaviour {
             return false;
         };
         let now = now();
-        if self.timer.as_ref().is_none_or(|(armed, _)| *armed != at) {
+        if self.timer.as_ref().is_none_or(|(armed, _)| at < *armed) {
             self.timer = Some((at, Delay::new(at.saturating_duration_since(now))));
         }
         let fired = at <= now

@@ -6,7 +6,7 @@ use std::{
     convert::Infallible,
     io,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -28,6 +28,8 @@ use libp2p_swarm::{
     },
 };
 
+use web_time::Instant;
+
 use crate::{
     Block, Config, ProtocolViolation,
     message::{self, Entry, Message, Presence, Version},
@@ -41,6 +43,9 @@ const MAX_PARTIAL_BYTES: usize = 16 * 1024 * 1024;
 const MAX_MESSAGE_BYTES: usize = 2 * 1024 * 1024;
 /// Entries or presences in one message: 10,000 of 64 bytes stay well below 2 MiB.
 const MAX_CONTROL_ITEMS: usize = 10_000;
+/// A stream lost so soon after a write may have lost the message: long enough for a refusal or
+/// reset to arrive from any distance.
+const RECENT: Duration = Duration::from_secs(5);
 /// First and last pause before a stream that could not be opened is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -172,10 +177,45 @@ struct Writer {
     version: Version,
     /// The message being written.
     writing: Option<Message>,
-    /// Runs while `writing` makes no progress.
-    deadline: Delay,
-    /// Runs for some seconds after a write; a stream lost meanwhile may have lost messages.
-    recent: Option<Delay>,
+    /// When the muxer last took something.
+    progress: Instant,
+    /// Checks `progress`; armed rarely, because timers are dear compared to messages.
+    deadline: Option<Delay>,
+    /// When the last message was written.
+    written: Option<Instant>,
+}
+
+impl Writer {
+    /// Ready if the peer has taken nothing for `timeout`.
+    fn poll_stuck(&mut self, timeout: Duration, cx: &mut Context<'_>) -> Poll<()> {
+        let now = now();
+        if self.frames.progressed() {
+            self.progress = now;
+        }
+        loop {
+            let left = timeout.saturating_sub(now.saturating_duration_since(self.progress));
+            let deadline = self.deadline.get_or_insert_with(|| Delay::new(left));
+            ready!(deadline.poll_unpin(cx));
+            if left.is_zero() {
+                return Poll::Ready(());
+            }
+            self.deadline = None;
+        }
+    }
+
+    /// Whether something may have been lost with the stream.
+    fn may_have_lost(&self) -> bool {
+        let recently = |at| now().saturating_duration_since(at) < RECENT;
+        self.writing.is_some() || self.written.is_some_and(recently)
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the age of a stream is the adapter's business"
+)]
+fn now() -> Instant {
+    Instant::now()
 }
 
 enum Inbound {
@@ -309,27 +349,16 @@ impl Handler {
                         self.on_stream_lost(&error);
                         continue;
                     }
-                    if writer
-                        .recent
-                        .as_mut()
-                        .is_some_and(|d| d.poll_unpin(cx).is_ready())
-                    {
-                        writer.recent = None;
-                    }
                     if writer.writing.is_some() {
                         match writer.frames.poll_write(cx) {
                             Poll::Ready(Ok(())) => self.on_written(),
                             Poll::Ready(Err(error)) => self.on_stream_lost(&error),
                             Poll::Pending => {
-                                if writer.frames.progressed() {
-                                    writer.deadline.reset(self.config.write_timeout());
+                                let timeout = self.config.write_timeout();
+                                if writer.poll_stuck(timeout, cx).is_pending() {
+                                    return None;
                                 }
-                                match writer.deadline.poll_unpin(cx) {
-                                    Poll::Pending => return None,
-                                    Poll::Ready(()) => {
-                                        self.on_stream_lost(&io::ErrorKind::TimedOut.into());
-                                    }
-                                }
+                                self.on_stream_lost(&io::ErrorKind::TimedOut.into());
                             }
                         }
                         continue;
@@ -352,10 +381,9 @@ impl Handler {
 
     fn start_message(&mut self) {
         let message = self.next_message();
-        let timeout = self.config.write_timeout();
         if let (Outbound::Open(writer), Some(message)) = (&mut self.outbound, message) {
             writer.frames.start(message.encode(writer.version));
-            writer.deadline.reset(timeout);
+            writer.progress = now();
             writer.writing = Some(message);
         }
     }
@@ -364,8 +392,7 @@ impl Handler {
         let Outbound::Open(writer) = &mut self.outbound else {
             return;
         };
-        // Long enough for a refusal or reset to arrive from any distance.
-        writer.recent = Some(Delay::new(Duration::from_secs(5)));
+        writer.written = Some(now());
         self.failures = 0;
         if let Some(message) = writer.writing.take()
             && !message.blocks.is_empty()
@@ -395,6 +422,7 @@ impl Handler {
             .is_some_and(|inner| matches!(inner, NegotiationError::Failed));
         tracing::debug!(%error, refused, "outbound bitswap stream lost");
         let was_busy = writer.writing.is_some();
+        let may_have_lost = writer.may_have_lost();
         let timed_out = error.kind() == io::ErrorKind::TimedOut;
         if let Some(message) = writer.writing {
             if timed_out {
@@ -404,7 +432,7 @@ impl Handler {
                 self.requeue(message);
             }
         }
-        if was_busy || writer.recent.is_some() {
+        if may_have_lost {
             self.reports.push_back(Report::StreamLost);
         }
         if refused {
@@ -505,8 +533,9 @@ impl Handler {
             frames: FrameWriter::new(stream),
             version,
             writing: None,
-            deadline: Delay::new(self.config.write_timeout()),
-            recent: None,
+            progress: now(),
+            deadline: None,
+            written: None,
         }));
     }
 
