@@ -1,6 +1,6 @@
 //! The node's sockets: TCP and QUIC behind DNS, and circuits through relays.
 
-use std::io;
+use std::{io, time::Duration};
 
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::{
@@ -8,7 +8,7 @@ use libp2p::{
     core::{
         ConnectedPoint, UpgradeInfo as _,
         muxing::StreamMuxerBox,
-        transport::{Boxed, OrTransport},
+        transport::{Boxed, OrTransport, timeout::TransportTimeout},
         upgrade::{InboundConnectionUpgrade as _, OutboundConnectionUpgrade as _, Version},
     },
     dns,
@@ -19,6 +19,9 @@ use multistream_select::{dialer_select_proto, listener_select_proto};
 
 /// Every transport of the node, authenticated and multiplexed.
 pub(crate) type Transport = Boxed<(PeerId, StreamMuxerBox)>;
+
+/// From the first packet to an authenticated, multiplexed connection; libp2p's own default.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the transports could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +57,7 @@ pub(crate) fn build(
                 .boxed()
         }
     };
-    Ok(all)
+    Ok(TransportTimeout::new(all, TIMEOUT).boxed())
 }
 
 /// TCP and QUIC on numeric addresses.

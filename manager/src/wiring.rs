@@ -3,7 +3,7 @@
 //! Pure: what an event means depends on the event and a few facts in [`Wiring`]. The driver executes
 //! the commands.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anypath_bitswap::{self as bitswap, ProtocolViolation};
 use anypath_dht as dht;
@@ -26,6 +26,10 @@ use crate::{
 
 /// The protocol by which DHT servers are recognised.
 const KAD: StreamProtocol = StreamProtocol::new("/ipfs/kad/1.0.0");
+
+/// A circuit that may last this long, with any number of bytes, carries the application's streams
+/// like a direct connection does; a punch has long succeeded or failed by then.
+const LONG_CIRCUIT: Duration = Duration::from_secs(60 * 60);
 
 /// Tickets of one block's search that wait for the DHT at most.
 const MAX_SEARCHES: usize = 4096;
@@ -50,6 +54,7 @@ pub(crate) enum Command {
         peer: PeerId,
         connection: ConnectionId,
         limit: Option<bitswap::CircuitLimit>,
+        limited: bool,
     },
     /// strategy: a peer that is worth a connection of its own accord.
     AutoConnect { peer: PeerId, addresses: Vec<Multiaddr>, by: Discovery },
@@ -158,12 +163,25 @@ impl Wiring {
 
     fn on_relay_client(&mut self, event: client::Event) -> Vec<Command> {
         match event {
-            client::Event::Circuit { connection, peer, limit, .. } => {
+            client::Event::Circuit {
+                connection,
+                peer,
+                limit,
+                ..
+            } => {
                 let limit = limit.map(|limit| bitswap::CircuitLimit {
                     bytes: limit.bytes,
                     duration: limit.duration,
                 });
-                vec![Command::SetCircuitLimit { peer, connection, limit }]
+                vec![Command::SetCircuitLimit {
+                    peer,
+                    connection,
+                    limit,
+                    limited: limit.is_some_and(|limit| {
+                        limit.bytes.is_some()
+                            || limit.duration.is_some_and(|duration| duration < LONG_CIRCUIT)
+                    }),
+                }]
             }
             client::Event::ReservationAccepted { relay, address, renewal: false, .. } => {
                 vec![Command::Emit(Event::Reserved { relay, address })]
@@ -279,3 +297,6 @@ fn on_bitswap(event: bitswap::Event) -> Vec<Command> {
         _ => Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -111,7 +111,7 @@ async fn wait_for(session: &Session, wanted: impl Fn(&SessionEvent) -> bool) {
 
 /// A relay, a node that holds a reservation there, and where that node is reached.
 async fn behind_a_relay(bytes: u64) -> (Host, Host, Multiaddr) {
-    let config = alone(&[TCP]).enable_relay_server(true).relay_circuit_bytes(bytes);
+    let config = alone(&[TCP]).enable_relay_server(true).relay_circuit_bytes(bytes).relay_circuit_duration(Duration::ZERO);
     let relay = Host::start(config, tokio_executor()).await;
     let config = alone(&[TCP]).relays(relay.addresses());
     let hidden = Host::start(config, tokio_executor()).await;

@@ -1,5 +1,6 @@
 //! The same node under tokio, async-std and smol: each fetches blocks over TCP and over QUIC.
 
+#[expect(dead_code, reason = "the other tests use more of it")]
 mod common;
 
 use std::time::Duration;

@@ -211,7 +211,7 @@ impl Driver {
                 armed = Some(deadline);
                 timer.reset(deadline.saturating_duration_since(now()));
             }
-            futures::select_biased! {
+            futures::select! {
                 command = self.commands.recv().fuse() => match command {
                     Some(Command::Shutdown(reply)) => {
                         self.shutdown.push(reply);
@@ -490,14 +490,19 @@ impl Driver {
                 }
             }
             Wire::AddProviders { ticket, peers } => behaviour.bitswap.add_providers(ticket, peers),
-            Wire::SetCircuitLimit { peer, connection, limit } => {
+            Wire::SetCircuitLimit {
+                peer,
+                connection,
+                limit,
+                limited,
+            } => {
                 behaviour.bitswap.set_circuit_limit(connection, limit);
-                behaviour.streams.set_limited(peer, connection, limit.is_some());
-                self.strategy.on_circuit(connection, limit.is_some());
+                behaviour.streams.set_limited(peer, connection, limited);
+                self.strategy.on_circuit(connection, limited);
                 if let Some(state) = self.peers.get_mut(&peer)
                     && let Some(connection) = state.connections.get_mut(&connection)
                 {
-                    connection.limited = limit.is_some();
+                    connection.limited = limited;
                 }
             }
             Wire::AutoConnect { peer, addresses, by } => self.auto_connect(peer, addresses, by),

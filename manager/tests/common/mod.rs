@@ -1,5 +1,4 @@
 //! Nodes on loopback, without any discovery but what a test says.
-#![expect(dead_code, reason = "each test binary uses its own part")]
 
 use std::time::Duration;
 
