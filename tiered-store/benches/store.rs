@@ -1,10 +1,6 @@
 //! Durable puts with 1 and 16 writers, and gets from disk and memory. The bars are in `compare -- store`; this is for finding changes.
 
-#![expect(
-    clippy::unwrap_used,
-    missing_docs,
-    reason = "a bench has nobody to tell"
-)]
+#![expect(clippy::unwrap_used, reason = "a bench has nobody to tell")]
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
