@@ -6,6 +6,11 @@
 //! `--chunker=size-1024 --max-file-links=3` for trees that are deep and small.
 
 #![cfg(feature = "files")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod content;
 

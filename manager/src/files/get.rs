@@ -58,7 +58,7 @@ pub struct Fetched {
 /// The bytes go to [`part_path`] first, in order and as soon as they arrive; the final name appears when the file is
 /// whole and on disk. A run that is interrupted, by an error, by dropping the future or by a crash, leaves the part
 /// file, and the next one compares it with the CIDs of the leaves and fetches only what is missing. At most
-/// 64 MiB of the file are in memory or on their way.
+/// 32 MiB of the file are in memory or on their way.
 pub async fn get<F: Fetch>(
     fetch: &F,
     cid: Cid,

@@ -11,8 +11,8 @@ use cid::Cid;
 
 use super::node::{self, Node, RAW, Refused};
 
-/// How far ahead of the written bytes blocks are asked for: 64 MiB keep a path of 1 Gbit/s and 500 ms full.
-const WINDOW_BYTES: u64 = 64 * 1024 * 1024;
+/// How far ahead of the written bytes blocks are asked for: 32 MiB keep a path of 1 Gbit/s and 250 ms full.
+const WINDOW_BYTES: u64 = 32 * 1024 * 1024;
 /// Blocks asked for or held at the same time, for files of small leaves.
 const MAX_BLOCKS_AHEAD: usize = 1024;
 /// Branches asked for at the same time; each may bring thousands of slots.

@@ -19,6 +19,7 @@ pub(crate) fn content(length: usize) -> Vec<u8> {
 }
 
 /// An empty store in a directory that lives as long as the first value.
+#[expect(clippy::expect_used, reason = "a test fails by panicking")]
 pub(crate) async fn store() -> (tempfile::TempDir, Store) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let store = Store::open(Config::new(directory.path()))
