@@ -94,9 +94,11 @@ impl Queue {
     fn release(&self, bytes: usize) {
         let mut state = self.state.lock();
         state.bytes -= bytes;
-        // One at a time would leave the disk idle; each that is woken checks again.
+        // One at a time would leave the disk idle; each that is woken checks again. A caller may be dropped after it was woken, so the
+        // last release wakes all: no other would come for those who still wait.
+        let all = state.bytes == 0;
         let mut room = self.limit.saturating_sub(state.bytes);
-        while room > 0 {
+        while all || room > 0 {
             let Some(next) = state.waiting.pop_front() else {
                 break;
             };

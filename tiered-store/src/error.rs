@@ -293,7 +293,7 @@ pub enum ValueError {
         /// Bytes that the disk tier may take.
         capacity: u64,
     },
-    /// The bytes on the disk are not those that were written. The value counts as absent from now on.
+    /// The bytes on the disk are not those that were written. Put the value again or delete it.
     #[error("the value of {key:?} is damaged on the disk")]
     Corrupt {
         /// The key.

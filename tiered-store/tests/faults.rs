@@ -12,7 +12,7 @@ mod common;
 use std::io;
 
 use anypath_tiered_store::{
-    PutError, PutOptions,
+    DeleteError, PutError, PutOptions,
     vfs::{Fault, Op, SimVfs},
 };
 use bytes::Bytes;
@@ -140,14 +140,14 @@ fn a_failed_sync_is_reported_and_the_segment_never_synced_again() {
             store.put(cid, data).await.unwrap();
         }
         vfs.inject(|_, op| (op == Op::Sync).then_some(Fault::Error(io::ErrorKind::Other)));
-        let (cid, data) = block(3, 3000);
-        assert!(matches!(
-            store.put(cid, data.clone()).await,
-            Err(PutError::Sync { .. })
-        ));
         // A deletion that failed must not come true later.
         let deleted = store.delete(&block(0, 3000).0).await;
-        assert!(deleted.is_err());
+        assert!(
+            matches!(deleted, Err(DeleteError::Sync { .. })),
+            "{deleted:?}"
+        );
+        let (cid, data) = block(3, 3000);
+        assert!(store.put(cid, data.clone()).await.is_err());
         vfs.heal();
         assert!(!store.has(&cid));
         store.pin("p", &[block(0, 3000).0]).await.unwrap();
