@@ -1189,6 +1189,9 @@ impl Client {
         let Some((conn, _)) = peer.paths.best() else {
             return;
         };
+        if peer.asked_over.replace(conn).is_some_and(|old| old != conn) {
+            peer.window.forget_path();
+        }
         want.held_by(key);
         peer.asked.remove(&id);
         let change = Change::Block {

@@ -62,6 +62,8 @@ pub(super) struct Peer {
     /// Wants that the peer's server may hold for us, of whatever kind.
     pub(super) registered: BTreeSet<WantId>,
     pub(super) window: Window,
+    /// The connection that `window` describes.
+    pub(super) asked_over: Option<ConnKey>,
     outbox: BTreeMap<WantId, (Cid, Change)>,
     /// Changes in the outbox that must not wait.
     urgent: usize,
@@ -102,6 +104,7 @@ impl Peer {
                 config.max_window_bytes(),
                 now,
             ),
+            asked_over: None,
             outbox: BTreeMap::new(),
             urgent: 0,
             fresh: 0,

@@ -37,7 +37,11 @@ pub(super) struct Window {
     /// Bytes a second: of the epoch before, and of this one.
     rate: [f64; 2],
     rtt: [Option<Duration>; 2],
-    epoch: Instant,
+    /// When the current epochs of the two began. That of the rate only ends with a sample that
+    /// shows the peer's rate, so that a pause does not make a fast peer slow.
+    epochs: [Instant; 2],
+    /// The window was full once: `rate` is the peer's.
+    measured: bool,
 }
 
 impl Window {
@@ -49,8 +53,16 @@ impl Window {
             delivered: 0,
             rate: [0.0; 2],
             rtt: [None; 2],
-            epoch: now,
+            epochs: [now; 2],
+            measured: false,
         }
+    }
+
+    /// The peer is reached another way now: what was measured no longer holds.
+    pub(super) fn forget_path(&mut self) {
+        self.rate = [0.0; 2];
+        self.rtt = [None; 2];
+        self.measured = false;
     }
 
     /// Bytes on order, by estimate.
@@ -89,11 +101,16 @@ impl Window {
     pub(super) fn on_delivered(&mut self, mark: &Mark, estimate: u64, bytes: u64, now: Instant) {
         self.on_dropped(estimate);
         self.delivered += bytes;
-        if now.duration_since(self.epoch) > EPOCH {
-            self.epoch = now;
-            self.rate = [self.rate[1], 0.0];
+        let [rate_epoch, rtt_epoch] = &mut self.epochs;
+        if now.duration_since(*rtt_epoch) > EPOCH {
+            *rtt_epoch = now;
             self.rtt = [self.rtt[1], None];
         }
+        if mark.limited && now.duration_since(*rate_epoch) > EPOCH {
+            *rate_epoch = now;
+            self.rate = [self.rate[1], 0.0];
+        }
+        self.measured |= mark.limited;
         let span = now.duration_since(mark.sent);
         let sample = self.delivered_since(mark) as f64 / span.max(MIN_SPAN).as_secs_f64();
         if mark.limited || sample > self.rate() {
@@ -117,7 +134,7 @@ impl Window {
     /// Bytes that may be on order, with blocks of about `block` bytes.
     pub(super) fn limit(&self, block: u64) -> u64 {
         match self.rtt() {
-            Some(rtt) if self.delivered >= self.initial => {
+            Some(rtt) if self.measured => {
                 let product = GAIN * self.rate() * (rtt + SLACK).as_secs_f64();
                 (product as u64).clamp((MIN_BLOCKS * block).min(self.max), self.max)
             }

@@ -38,6 +38,28 @@ fn the_window_fills_a_link_of_50_megabytes_at_any_round_trip() {
 }
 
 #[test]
+fn a_slow_reader_at_first_may_ask_for_much_later() {
+    let mut sim = Sim::new(2);
+    let wanted = cids(96);
+    sim.give(1, &wanted, CHUNK);
+    sim.connect(0, 1, Link::new(100, 1e9));
+    let session = sim.session(0, &[1]);
+    for (done, cid) in wanted[..64].iter().enumerate() {
+        sim.want_all(0, session, &[*cid]);
+        sim.run_until_got(0, done + 1, secs(1));
+    }
+    let start = sim.now;
+    sim.want_all(0, session, &wanted[64..]);
+    sim.run_until_got(0, 96, secs(10));
+    // 8 MiB in one round trip: one block at a time said nothing about the peer's rate.
+    assert!(
+        sim.now - start < Duration::from_millis(150),
+        "{:?}",
+        sim.now - start
+    );
+}
+
+#[test]
 fn small_blocks_fill_the_link_as_far_as_a_thousand_wants_reach() {
     // 1000 wants of 8 KiB a round trip of 10 ms could be 800 MB/s; the link gives 50.
     let reached = utilisation(10, 50e6, 8192, 8192);
