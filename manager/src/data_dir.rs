@@ -82,12 +82,12 @@ impl DataDir {
         self.0.join("api.json")
     }
 
-    /// The size of the disk tier when none is configured: the smaller of 10 GiB and half the free space, but never
-    /// less than the store can work with.
+    /// The size of the disk tier when none is configured: the smaller of 10 GiB and half the space that is free or
+    /// taken by the store itself (else the tier would shrink as it fills), but never less than the store can work with.
     pub fn default_disk_capacity(&self) -> io::Result<u64> {
         const SMALLEST: u64 = 64 * 1024 * 1024;
-        let free = fs4::available_space(&self.0)?;
-        Ok((free / 2).clamp(SMALLEST, crate::config::MAX_DEFAULT_DISK_CAPACITY))
+        let available = fs4::available_space(&self.0)?.saturating_add(bytes_in(&self.store())?);
+        Ok((available / 2).clamp(SMALLEST, crate::config::MAX_DEFAULT_DISK_CAPACITY))
     }
 
     /// What `api.json` says, if it is there and whole. The node that wrote it may be gone: the caller finds out by
@@ -166,6 +166,26 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
     }
 }
 
+/// Bytes of the files in a directory, which need not exist.
+fn bytes_in(directory: &Path) -> io::Result<u64> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = 0;
+    for entry in entries {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            bytes += bytes_in(&entry.path())?;
+        } else if kind.is_file() {
+            bytes += entry.metadata()?.len();
+        }
+    }
+    Ok(bytes)
+}
+
 fn create_private_directory(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
@@ -189,6 +209,16 @@ mod tests {
             DataDir::locate(Some("/x".into()), 9001).unwrap(),
             Path::new("/x")
         );
+    }
+
+    #[test]
+    fn what_the_store_holds_counts_as_room_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(bytes_in(&directory.path().join("missing")).unwrap(), 0);
+        fs::create_dir(directory.path().join("segments")).unwrap();
+        fs::write(directory.path().join("segments/1"), [0; 1000]).unwrap();
+        fs::write(directory.path().join("FORMAT"), [0; 10]).unwrap();
+        assert_eq!(bytes_in(directory.path()).unwrap(), 1010);
     }
 
     #[cfg(unix)]

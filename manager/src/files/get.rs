@@ -89,10 +89,7 @@ pub async fn get<F: Fetch>(
     check_output(output, options.force)?;
     let path = output.to_owned();
     let finished = blocking::unblock(move || part.finish(bytes, &path)).await;
-    finished.map_err(|source| GetError::Io {
-        path: output.to_owned(),
-        source,
-    })?;
+    finished.map_err(|source| GetError::io(output.to_owned(), source))?;
     Ok(Fetched {
         bytes,
         resumed: run.plan.kept(),
@@ -138,10 +135,7 @@ enum Done<E> {
 impl<F: Fetch> Run<'_, '_, F> {
     async fn until_written(&mut self, root: Cid, output: &Path) -> Result<(), GetError<F::Error>> {
         let fault = |fault: Fault| GetError::from_fault(root, fault);
-        let io_error = |source| GetError::Io {
-            path: part_path(output, &root),
-            source,
-        };
+        let io_error = |source| GetError::io(part_path(output, &root), source);
         loop {
             if self.part.is_none() && self.plan.total().is_some() {
                 self.open_part(root, output).await?;
@@ -202,10 +196,7 @@ impl<F: Fetch> Run<'_, '_, F> {
         });
         let (part, length, free) = opened.await.map_err(|source| match source.kind() {
             io::ErrorKind::WouldBlock => GetError::InProgress { path: path.clone() },
-            _ => GetError::Io {
-                path: path.clone(),
-                source,
-            },
+            _ => GetError::io(path.clone(), source),
         })?;
         let needed = total.saturating_sub(length);
         if needed > free {
@@ -311,6 +302,12 @@ pub enum GetError<E> {
         #[source]
         source: E,
     },
+    /// The disk has no space left.
+    #[error("the disk is full; free some space and run the same command again, {} is kept", path.display())]
+    DiskFull {
+        /// The part file.
+        path: PathBuf,
+    },
     /// The output cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Io {
@@ -323,6 +320,13 @@ pub enum GetError<E> {
 }
 
 impl<E> GetError<E> {
+    fn io(path: PathBuf, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { path },
+            _ => Self::Io { path, source },
+        }
+    }
+
     fn from_fault(root: Cid, fault: Fault) -> Self {
         match fault.refused {
             Refused::NotAFile(kind) if fault.cid == root => Self::NotAFile { cid: root, kind },

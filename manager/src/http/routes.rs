@@ -91,7 +91,12 @@ async fn peers(State(api): State<Api>) -> Result<Json<Value>, Failure> {
 async fn status_value(api: &Api) -> Result<Value, Failure> {
     let mut status = to_value(&api.node.status().await.map_err(Failure::stopped)?)?;
     if let Value::Object(fields) = &mut status {
-        fields.insert("store".to_owned(), to_value(&api.node.store().stats())?);
+        let store = api.node.store();
+        let mut figures = to_value(&store.stats())?;
+        if let Value::Object(figures) = &mut figures {
+            figures.insert("room_for_pinned".to_owned(), store.room_for_pinned().into());
+        }
+        fields.insert("store".to_owned(), figures);
         fields.insert("version".to_owned(), env!("CARGO_PKG_VERSION").into());
         fields.insert("pid".to_owned(), std::process::id().into());
     }
@@ -138,7 +143,7 @@ async fn add(
     let size = length.and_then(|length| length.parse().ok());
     // A task of its own: if the client goes, the body ends with an error and the add cleans up after itself.
     let task = spawn(async move {
-        let source = body
+        let mut source = body
             .into_data_stream()
             .map_err(io::Error::other)
             .into_async_read();
@@ -147,7 +152,12 @@ async fn add(
             size,
             ..AddOptions::default()
         };
-        let added = files::add(api.node.store(), source, options).await?;
+        let added = files::add(api.node.store(), &mut source, options).await;
+        if added.is_err() {
+            // HTTP/1 clients read the answer only when they have sent everything.
+            let _ = futures::io::copy(source, &mut futures::io::sink()).await;
+        }
+        let added = added?;
         // Who waits for it already need not ask again; the DHT is told while the user goes on.
         let _ = api.node.notify_new_blocks(vec![added.cid]).await;
         if api.announces {

@@ -2,7 +2,7 @@
 
 use std::{io, path::Path};
 
-use anypath::files::{self, AddOptions, Profile};
+use anypath::files::{self, AddError, AddOptions, Profile};
 use bytes::Bytes;
 use futures::{AsyncReadExt as _, Stream};
 use indicatif::ProgressBar;
@@ -25,6 +25,7 @@ pub(crate) async fn run(context: &Context, flags: &AddFlags) -> Result<(), Error
     let client = context.client().await?;
     let mut added = match &client {
         Some(client) => {
+            check_room(client, flags, source.size).await?;
             let path = format!("/api/add?profile={}", flags.profile.name());
             let (size, bytes) = (source.size, source.into_stream(bar.clone()));
             client.post_bytes(&path, size, bytes).await?
@@ -55,6 +56,25 @@ pub(crate) async fn run(context: &Context, flags: &AddFlags) -> Result<(), Error
     Ok(())
 }
 
+/// Before a gigabyte is sent only to be refused. The node checks again.
+async fn check_room(client: &Client, flags: &AddFlags, size: Option<u64>) -> Result<(), Error> {
+    let status = client.get("/api/status").await?;
+    let room = status
+        .get("store")
+        .and_then(|store| store.get("room_for_pinned")?.as_u64());
+    if let (Some(size), Some(room)) = (size, room) {
+        let needed = files::dag_size(profile(flags), size);
+        if needed > room {
+            return Err(AddError::NoRoom { needed, room }.into());
+        }
+    }
+    Ok(())
+}
+
+fn profile(flags: &AddFlags) -> Profile {
+    Profile::by_name(flags.profile.name()).unwrap_or_default()
+}
+
 /// No node runs: straight into the store.
 async fn add_here(
     context: &Context,
@@ -65,7 +85,7 @@ async fn add_here(
     let config = context.config(&NodeFlags::default())?;
     let store = context.store(&config).await?;
     let options = AddOptions {
-        profile: Profile::by_name(flags.profile.name()).unwrap_or_default(),
+        profile: profile(flags),
         size: source.size,
         on_progress: None,
     };
