@@ -110,6 +110,29 @@ fn between_two_port_restricted_nats_get_begins_relayed_and_becomes_direct_over_t
 }
 
 #[test]
+fn two_nodes_that_know_only_the_relay_find_each_other() {
+    prepare();
+    isolated(|| {
+        lab(|| {
+            let (port, shifting) = (NatKind::PortRestricted, NatKind::PortRestrictedShifting);
+            let scenario = Scenario {
+                announce: true,
+                ..Scenario::new(port, shifting, Transport::Both)
+            };
+            let pair = Pair::start(scenario)?;
+            let file = source(&pair, 16 * MIB)?;
+            let cid = pair.alice.add(&file)?;
+            let report =
+                Get::start(&pair.bob, &cid, &pair.output(), None)?.finish(now() + PATIENCE)?;
+            println!("without being told of each other: {report}");
+            let done = assert_complete(&report, &file, &pair.output())?;
+            assert!(done.direct > 0, "{report}");
+            Ok(())
+        });
+    });
+}
+
+#[test]
 fn between_two_symmetric_nats_get_completes_over_the_relay() {
     prepare();
     isolated(|| {

@@ -70,6 +70,9 @@ pub struct Scenario {
     pub transport: Transport,
     /// Bytes that the relay allows a circuit in each direction; `None` for no limit.
     pub circuit_bytes: Option<u64>,
+    /// Whether nodes tell each other about themselves through the relay (gossipsub). Without it they
+    /// meet only when `get` asks for it, which is then the beginning of the story.
+    pub announce: bool,
     /// How long Bob's `get` waits for a direct path where the relay's limit is too small.
     pub direct_path_timeout: Duration,
     /// Every leg.
@@ -86,6 +89,7 @@ impl Scenario {
             bob,
             transport,
             circuit_bytes: None,
+            announce: false,
             direct_path_timeout,
             leg,
         }
@@ -127,6 +131,7 @@ impl Pair {
         let config = NodeConfig::default()
             .arguments(scenario.transport.listen())
             .arguments(["--no-mdns", "--relay", &address])
+            .setting("enable_pubsub_discovery", &scenario.announce.to_string())
             .setting(
                 "direct_path_timeout",
                 &format!("{}s", scenario.direct_path_timeout.as_secs()),
