@@ -12,7 +12,7 @@ use libp2p::{
 };
 use libp2p_connection_limits as connection_limits;
 
-use crate::{autonat as autonat_client, config::Config, error::StartError, streams};
+use crate::{autonat as autonat_client, config::Config, error::StartError, streams, unrelayed::Unrelayed};
 
 /// Name and version as identify sends it.
 pub(crate) const AGENT: &str = concat!("anypath/", env!("CARGO_PKG_VERSION"));
@@ -38,8 +38,8 @@ pub(crate) struct Behaviour {
     pub(crate) autonat_server: Toggle<autonat::v2::server::Behaviour>,
     pub(crate) autonat_v1: Toggle<autonat::v1::Behaviour>,
     pub(crate) mdns: Toggle<anypath_discovery_mdns::Behaviour>,
-    pub(crate) pubsub: Toggle<anypath_discovery_pubsub::Behaviour>,
-    pub(crate) dht: Toggle<anypath_dht::Behaviour>,
+    pub(crate) pubsub: Toggle<Unrelayed<anypath_discovery_pubsub::Behaviour>>,
+    pub(crate) dht: Toggle<Unrelayed<anypath_dht::Behaviour>>,
     pub(crate) bitswap: anypath_bitswap::Behaviour,
     pub(crate) streams: streams::Behaviour,
 }
@@ -86,8 +86,8 @@ impl Behaviour {
                 .into(),
             autonat_v1: config.enable_autonat().then(|| autonat_v1(local)).into(),
             mdns: mdns(config, local)?.into(),
-            pubsub: pubsub(config, keypair)?.into(),
-            dht: dht(config, local)?.into(),
+            pubsub: pubsub(config, keypair)?.map(Unrelayed::new).into(),
+            dht: dht(config, local)?.map(Unrelayed::new).into(),
             bitswap: anypath_bitswap::Behaviour::new(
                 anypath_bitswap::Config::default(),
                 std::sync::Arc::new(store),

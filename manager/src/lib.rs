@@ -19,6 +19,7 @@ mod node;
 mod status;
 mod streams;
 mod transport;
+mod unrelayed;
 mod wiring;
 
 pub use anypath_tiered_store as tiered_store;

@@ -1,30 +1,33 @@
-//! The same node under tokio, async-std and smol: each fetches blocks over TCP and over QUIC.
+//! The same node under tokio, async-std and smol: each moves a file over TCP and over QUIC.
+#![cfg(feature = "files")]
 
 #[expect(dead_code, reason = "the other tests use more of it")]
 mod common;
 
 use std::time::Duration;
 
-use anypath::{Executor, SessionOptions};
+use anypath::{
+    Executor, SessionOptions,
+    files::{self, AddOptions, GetOptions},
+};
 use common::{Host, QUIC, SOON, TCP, alone, blocks};
-use futures::future::{Either, join_all, select};
+use futures::future::{Either, select};
 
-async fn moves_blocks(executor: impl Executor + Clone) {
+async fn moves_a_file(executor: impl Executor + Clone) {
     for listen in [TCP, QUIC] {
         let a = Host::start(alone(&[listen]), executor.clone()).await;
         let b = Host::start(alone(&[listen]), executor.clone()).await;
-        let data = blocks(50, 100_000);
-        let cids = join_all(data.iter().map(|block| a.put(block))).await;
+        let file: Vec<u8> = blocks(50, 100_000).concat();
+        let added = files::add(a.node.store(), &file[..], AddOptions::default()).await.unwrap();
         let session = b.node.session(SessionOptions::default().peers(a.addresses()));
-        let got = join_all(cids.iter().map(|cid| session.get(*cid)));
-        let got = match select(Box::pin(got), futures_timer::Delay::new(SOON)).await {
-            Either::Left((got, _)) => got,
-            Either::Right(_) => panic!("no blocks over {listen} within {SOON:?}"),
-        };
-        for (block, got) in data.iter().zip(got) {
-            assert_eq!(&got.unwrap()[..], &block[..]);
+        let output = b.directory.path().join("file");
+        let got = files::get(&session, added.cid, &output, GetOptions::default());
+        match select(Box::pin(got), futures_timer::Delay::new(SOON)).await {
+            Either::Left((got, _)) => drop(got.unwrap()),
+            Either::Right(_) => panic!("no file over {listen} within {SOON:?}"),
         }
-        assert_eq!(session.progress().direct, 5_000_000);
+        assert!(std::fs::read(&output).unwrap() == file, "the file differs");
+        assert!(session.progress().direct >= 5_000_000, "and it did not come from elsewhere");
         a.node.shutdown().await;
         b.node.shutdown().await;
     }
@@ -33,16 +36,16 @@ async fn moves_blocks(executor: impl Executor + Clone) {
 #[test]
 fn under_tokio() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    runtime.block_on(moves_blocks(|task| drop(tokio::spawn(task))));
+    runtime.block_on(moves_a_file(|task| drop(tokio::spawn(task))));
     runtime.shutdown_timeout(Duration::from_secs(1));
 }
 
 #[test]
 fn under_async_std() {
-    async_std::task::block_on(moves_blocks(|task| drop(async_std::task::spawn(task))));
+    async_std::task::block_on(moves_a_file(|task| drop(async_std::task::spawn(task))));
 }
 
 #[test]
 fn under_smol() {
-    smol::block_on(moves_blocks(|task| smol::spawn(task).detach()));
+    smol::block_on(moves_a_file(|task| smol::spawn(task).detach()));
 }

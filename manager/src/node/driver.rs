@@ -38,6 +38,7 @@ use crate::{
     status::{ConnectionCounts, ConnectionStatus, PeerStatus, ReservationStatus, Status},
     strategy::{self, BestPath, DialId, Established, Output, Path, Purpose, Strategy},
     streams::path_of,
+    unrelayed::Unrelayed,
     wiring::{self, Wiring},
 };
 
@@ -290,7 +291,7 @@ impl Driver {
     }
 
     fn dht(&mut self) -> Option<&mut dht::Behaviour> {
-        self.swarm.behaviour_mut().dht.as_mut()
+        self.swarm.behaviour_mut().dht.as_mut().map(Unrelayed::inner_mut)
     }
 
     fn connect(&mut self, address: Multiaddr, reply: oneshot::Sender<Result<PeerId, ConnectError>>) {
@@ -385,10 +386,8 @@ impl Driver {
                 tracing::info!(%address, "listening");
                 self.emit(Event::Listening { address });
             }
-            SwarmEvent::ExpiredListenAddr { address, .. } => {
-                if Path::of(&address) == Path::Direct {
-                    self.strategy.on_network_changed();
-                }
+            SwarmEvent::ExpiredListenAddr { address, .. } if Path::of(&address) == Path::Direct => {
+                self.strategy.on_network_changed();
             }
             SwarmEvent::ListenerError { error, .. } => {
                 tracing::warn!(%error, "a listener failed");
@@ -477,14 +476,14 @@ impl Driver {
                 behaviour.relay_client.add_candidate(peer, addresses);
             }
             Wire::AddDhtAddress { peer, addresses } => {
-                if let Some(dht) = behaviour.dht.as_mut() {
+                if let Some(dht) = behaviour.dht.as_mut().map(Unrelayed::inner_mut) {
                     for address in addresses {
                         dht.add_address(peer, address);
                     }
                 }
             }
             Wire::FindProviders { ticket, cid } => {
-                if let Some(dht) = behaviour.dht.as_mut() {
+                if let Some(dht) = behaviour.dht.as_mut().map(Unrelayed::inner_mut) {
                     let query = dht.find_providers(cid);
                     self.wiring.on_search(query, ticket);
                 }
@@ -558,7 +557,7 @@ impl Driver {
 
     fn set_public(&mut self, public: bool) {
         let public = public || !self.config.external_addrs().is_empty();
-        if let Some(dht) = self.swarm.behaviour_mut().dht.as_mut() {
+        if let Some(dht) = self.dht() {
             dht.set_mode(if public { dht::Mode::Server } else { dht::Mode::Client });
         }
     }
@@ -803,7 +802,7 @@ impl Driver {
                 })
                 .collect(),
             relay_server: behaviour.relay_server.status() == server::Status::Enabled,
-            dht_mode: match behaviour.dht.as_ref().map(dht::Behaviour::mode) {
+            dht_mode: match behaviour.dht.as_ref().map(|dht| dht.inner().mode()) {
                 None => "off",
                 Some(dht::Mode::Client) => "client",
                 Some(dht::Mode::Server) => "server",

@@ -35,13 +35,13 @@ impl Metrics {
         node.register("connections", "Open connections by path", connections.clone());
         node.register("peers", "Connected peers", peers.clone());
         if let Some(dht) = behaviour.dht.as_mut() {
-            dht.register_metrics(&mut registry);
+            dht.inner_mut().register_metrics(&mut registry);
         }
         if let Some(mdns) = behaviour.mdns.as_mut() {
             mdns.register_metrics(&mut registry);
         }
         if let Some(pubsub) = behaviour.pubsub.as_mut() {
-            pubsub.register_metrics(&mut registry);
+            pubsub.inner_mut().register_metrics(&mut registry);
         }
         Self {
             relay_server: ServerMetrics::new(&mut registry),
