@@ -479,12 +479,11 @@ fn apply(shared: &Shared, log: &mut Log, staged: Staged, places: &[Place]) {
         if shared.memory.capacity() > 0 {
             // A copy, as the caller's bytes may be a small part of a large buffer that would stay with them.
             shared.memory.set_expiry(&block.key, block.expiry_ms);
-            shared.memory.insert(
-                block.key,
-                Bytes::copy_from_slice(&block.data),
-                block.weight,
-                block.expiry_ms,
-            );
+            let mut copy = shared.memory.buffer(block.data.len());
+            copy.extend_from_slice(&block.data);
+            shared
+                .memory
+                .insert(block.key, copy.freeze(), block.weight, block.expiry_ms);
         }
     }
     let mut pins = shared.pins.write();

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hashbrown::{DefaultHashBuilder, HashMap};
 use parking_lot::Mutex;
 use std::{
@@ -28,12 +28,19 @@ const WINDOW: u64 = 16;
 const OVERHEAD: u64 = 160;
 /// Evicted blocks whose heat is remembered, per block kept.
 const GHOSTS: usize = 4;
+/// Buffers from this size on are used again: allocators give large pieces back late, and threads that take turns at
+/// allocating them leave holes in an arena each (measured with glibc: three times the tier's bytes).
+const LEAST_SPARE: usize = 32 * 1024;
+/// Buffers kept for that, in number and bytes.
+const SPARES: usize = 64;
+const SPARE_BYTES: usize = 16 * 1024 * 1024;
 
 pub(crate) struct Memory {
     shards: Vec<Mutex<Shard>>,
     hasher: DefaultHashBuilder,
     capacity: AtomicU64,
     pub(crate) evictions: AtomicU64,
+    spares: Mutex<Vec<BytesMut>>,
 }
 
 #[derive(Default)]
@@ -97,6 +104,7 @@ impl Memory {
             hasher: DefaultHashBuilder::default(),
             capacity: AtomicU64::new(capacity),
             evictions: AtomicU64::new(0),
+            spares: Mutex::default(),
         }
     }
 
@@ -116,6 +124,36 @@ impl Memory {
         shard.get(key, now_ms)
     }
 
+    /// An empty buffer for `len` bytes, a used one if there is one.
+    pub(crate) fn buffer(&self, len: usize) -> BytesMut {
+        if len >= LEAST_SPARE {
+            let mut spares = self.spares.lock();
+            let fits = |spare: &mut BytesMut| spare.try_reclaim(len) && spare.capacity() <= 2 * len;
+            if let Some(at) = spares.iter_mut().position(fits) {
+                return spares.swap_remove(at);
+            }
+            // A block alone and its whole record get equal buffers.
+            return BytesMut::with_capacity((len + 256).next_multiple_of(4096));
+        }
+        BytesMut::with_capacity(len)
+    }
+
+    fn recycle(&self, evicted: Vec<Bytes>) {
+        self.evictions.fetch_add(evicted.len() as u64, Relaxed);
+        for data in evicted.into_iter().filter(|data| data.len() >= LEAST_SPARE) {
+            // Somebody may still read it.
+            let Ok(mut buffer) = data.try_into_mut() else {
+                continue;
+            };
+            buffer.clear();
+            let mut spares = self.spares.lock();
+            let bytes: usize = spares.iter().map(BytesMut::capacity).sum();
+            if spares.len() < SPARES && bytes + buffer.capacity() <= SPARE_BYTES {
+                spares.push(buffer);
+            }
+        }
+    }
+
     /// Whether it is here, without counting as a read.
     pub(crate) fn contains(&self, key: &Key) -> bool {
         self.shard(key)
@@ -129,8 +167,11 @@ impl Memory {
             return;
         }
         if let Some(shard) = self.shard(&key) {
-            let evicted = shard.lock().insert(key, data, weight, expiry_ms, capacity);
-            self.evictions.fetch_add(evicted, Relaxed);
+            let mut evicted = Vec::new();
+            shard
+                .lock()
+                .insert(key, data, weight, expiry_ms, capacity, &mut evicted);
+            self.recycle(evicted);
         }
     }
 
@@ -153,9 +194,11 @@ impl Memory {
         self.capacity.store(capacity, Relaxed);
         let each = self.shard_capacity();
         for shard in &self.shards {
-            let evicted = shard.lock().shrink(each);
-            self.evictions.fetch_add(evicted, Relaxed);
+            let mut evicted = Vec::new();
+            shard.lock().shrink(each, &mut evicted);
+            self.evictions.fetch_add(evicted.len() as u64, Relaxed);
         }
+        self.spares.lock().clear();
     }
 
     pub(crate) fn capacity(&self) -> u64 {
@@ -199,10 +242,18 @@ impl Shard {
         Some(entry.data.clone())
     }
 
-    fn insert(&mut self, key: Key, data: Bytes, weight: f32, expiry_ms: u64, capacity: u64) -> u64 {
+    fn insert(
+        &mut self,
+        key: Key,
+        data: Bytes,
+        weight: f32,
+        expiry_ms: u64,
+        capacity: u64,
+        evicted: &mut Vec<Bytes>,
+    ) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.expiry_ms = expiry_ms;
-            return 0;
+            return;
         }
         self.clock.tick(self.entries.len());
         let heat = match self.ghosts.remove(&key) {
@@ -222,34 +273,31 @@ impl Shard {
                 place,
             },
         );
-        self.shrink(capacity)
+        self.shrink(capacity, evicted);
     }
 
-    /// Moves the window's overflow to the main part, or out. Returns how many blocks left.
-    fn shrink(&mut self, capacity: u64) -> u64 {
-        let mut evicted = 0;
+    /// Moves the window's overflow to the main part, or out.
+    fn shrink(&mut self, capacity: u64, evicted: &mut Vec<Bytes>) {
         while self.window_bytes > capacity / WINDOW
             || self.window_bytes + self.main_bytes > capacity
         {
             let Some((at, key)) = self.window.pop_first() else {
                 break;
             };
-            evicted += self.leave_window(at, key, capacity);
+            self.leave_window(at, key, capacity, evicted);
         }
         while self.window_bytes + self.main_bytes > capacity {
             let Some((_, key)) = self.main.first_key_value() else {
                 break;
             };
             let key = *key;
-            self.evict(&key);
-            evicted += 1;
+            self.evict(&key, evicted);
         }
-        evicted
     }
 
-    fn leave_window(&mut self, at: u64, key: Key, capacity: u64) -> u64 {
+    fn leave_window(&mut self, at: u64, key: Key, capacity: u64, evicted: &mut Vec<Bytes>) {
         let Some(entry) = self.entries.get_mut(&key) else {
-            return 0;
+            return;
         };
         let (bytes, order) = (cost(&entry.data), Order(entry.heat));
         // A window smaller than one block must not swallow the newest.
@@ -271,8 +319,9 @@ impl Shard {
         if score > self.clock.score(order.0) {
             if let Some(entry) = self.entries.remove(&key) {
                 self.remember(key, entry.heat);
+                evicted.push(entry.data);
             }
-            return 1;
+            return;
         }
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.place = Place::Main(order, at);
@@ -280,14 +329,14 @@ impl Shard {
         self.main.insert((order, at), key);
         self.main_bytes += bytes;
         for victim in &victims {
-            self.evict(victim);
+            self.evict(victim, evicted);
         }
-        victims.len() as u64
     }
 
-    fn evict(&mut self, key: &Key) {
-        if let Some(heat) = self.remove(key) {
-            self.remember(*key, heat);
+    fn evict(&mut self, key: &Key, evicted: &mut Vec<Bytes>) {
+        if let Some(entry) = self.remove(key) {
+            self.remember(*key, entry.heat);
+            evicted.push(entry.data);
         }
     }
 
@@ -302,7 +351,7 @@ impl Shard {
         }
     }
 
-    fn remove(&mut self, key: &Key) -> Option<Heat> {
+    fn remove(&mut self, key: &Key) -> Option<Entry> {
         let entry = self.entries.remove(key)?;
         match entry.place {
             Place::Window(at) => {
@@ -314,7 +363,7 @@ impl Shard {
                 self.main_bytes -= cost(&entry.data);
             }
         }
-        Some(entry.heat)
+        Some(entry)
     }
 }
 

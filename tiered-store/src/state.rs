@@ -183,10 +183,12 @@ impl Shared {
 
     /// One read. The bytes may be anything.
     pub(crate) fn read(&self, segment: u32, offset: u32, len: u64) -> io::Result<Bytes> {
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
-        self.file(segment)?
-            .read_exact_at(u64::from(offset), &mut bytes)?;
-        Ok(Bytes::from(bytes))
+        let file = self.file(segment)?;
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let mut bytes = self.memory.buffer(len);
+        bytes.resize(len, 0);
+        file.read_exact_at(u64::from(offset), &mut bytes)?;
+        Ok(bytes.freeze())
     }
 
     /// Reads a block from the disk and checks it: the bytes, and when its time is over.

@@ -47,6 +47,7 @@ fn storing_and_reading_a_gibibyte_takes_less_than_200_mib_of_memory() {
         puts.buffer_unordered(64)
             .for_each(|put| async { put.unwrap() })
             .await;
+        println!("peak after puts {} MiB", peak_mib());
         for n in 0..4096 {
             assert_eq!(store.get(&cid(n)).await.unwrap().unwrap().len(), 256 << 10);
         }
