@@ -12,7 +12,9 @@ use libp2p::{
 };
 use libp2p_connection_limits as connection_limits;
 
-use crate::{autonat as autonat_client, config::Config, error::StartError, streams, unrelayed::Unrelayed};
+use crate::{
+    autonat as autonat_client, config::Config, error::StartError, streams, unrelayed::Unrelayed,
+};
 
 /// Name and version as identify sends it.
 pub(crate) const AGENT: &str = concat!("anypath/", env!("CARGO_PKG_VERSION"));
@@ -100,7 +102,10 @@ impl Behaviour {
 fn setup<E: std::error::Error + Send + Sync + 'static>(
     part: &'static str,
 ) -> impl FnOnce(E) -> StartError {
-    move |source| StartError::Setup { part, source: source.into() }
+    move |source| StartError::Setup {
+        part,
+        source: source.into(),
+    }
 }
 
 fn relay_server(
@@ -114,7 +119,11 @@ fn relay_server(
     let server = anypath_relay::server::Config::builder()
         .max_circuits(circuits)
         .max_circuit_bytes(Some(config.relay_circuit_bytes()).filter(|bytes| *bytes > 0))
-        .max_circuit_duration(if duration.is_zero() { forever } else { duration })
+        .max_circuit_duration(if duration.is_zero() {
+            forever
+        } else {
+            duration
+        })
         .build()
         .map_err(setup("the relay server"))?;
     Ok(anypath_relay::server::Behaviour::new(local, server))
@@ -154,12 +163,17 @@ fn mdns(
         .query_interval(config.mdns_query_interval())
         .build()
         .map_err(setup("mDNS"))?;
-    Ok(without_network("mDNS", anypath_discovery_mdns::Behaviour::new(local, config)))
+    Ok(without_network(
+        "mDNS",
+        anypath_discovery_mdns::Behaviour::new(local, config),
+    ))
 }
 
 /// A host without multicast still runs a node.
 fn without_network<T>(part: &str, started: io::Result<T>) -> Option<T> {
-    started.inspect_err(|error| tracing::warn!(%error, "{part} is off")).ok()
+    started
+        .inspect_err(|error| tracing::warn!(%error, "{part} is off"))
+        .ok()
 }
 
 fn pubsub(
@@ -186,6 +200,8 @@ fn dht(config: &Config, local: PeerId) -> Result<Option<anypath_dht::Behaviour>,
     if !config.joins_public_dht() {
         return Ok(None);
     }
-    let config = anypath_dht::Config::builder().build().map_err(setup("the DHT"))?;
+    let config = anypath_dht::Config::builder()
+        .build()
+        .map_err(setup("the DHT"))?;
     Ok(Some(anypath_dht::Behaviour::new(local, config)))
 }

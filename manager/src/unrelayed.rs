@@ -16,8 +16,8 @@ use libp2p::{
     Multiaddr, PeerId,
     core::{Endpoint, transport::PortUse},
     swarm::{
-        ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour,
-        NotifyHandler, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+        ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, THandler,
+        THandlerInEvent, THandlerOutEvent, ToSwarm,
         behaviour::{ConnectionClosed, ConnectionEstablished},
         dummy,
     },
@@ -33,7 +33,10 @@ pub(crate) struct Unrelayed<B> {
 
 impl<B> Unrelayed<B> {
     pub(crate) fn new(inner: B) -> Self {
-        Self { inner, direct: BTreeMap::new() }
+        Self {
+            inner,
+            direct: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn inner(&self) -> &B {
@@ -55,7 +58,8 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Unrelayed<B> {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        self.inner.handle_pending_inbound_connection(connection, local, remote)
+        self.inner
+            .handle_pending_inbound_connection(connection, local, remote)
     }
 
     fn handle_established_inbound_connection(
@@ -80,7 +84,8 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Unrelayed<B> {
         addresses: &[Multiaddr],
         role: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
-        self.inner.handle_pending_outbound_connection(connection, peer, addresses, role)
+        self.inner
+            .handle_pending_outbound_connection(connection, peer, addresses, role)
     }
 
     fn handle_established_outbound_connection(
@@ -106,8 +111,12 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Unrelayed<B> {
                 let direct = self.direct.entry(event.peer_id).or_default();
                 let other_established = direct.len();
                 direct.insert(event.connection_id);
-                let event = ConnectionEstablished { other_established, ..event };
-                self.inner.on_swarm_event(FromSwarm::ConnectionEstablished(event));
+                let event = ConnectionEstablished {
+                    other_established,
+                    ..event
+                };
+                self.inner
+                    .on_swarm_event(FromSwarm::ConnectionEstablished(event));
             }
             FromSwarm::ConnectionClosed(event) => {
                 let Some(direct) = self.direct.get_mut(&event.peer_id) else {
@@ -120,8 +129,12 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Unrelayed<B> {
                 if remaining_established == 0 {
                     self.direct.remove(&event.peer_id);
                 }
-                let event = ConnectionClosed { remaining_established, ..event };
-                self.inner.on_swarm_event(FromSwarm::ConnectionClosed(event));
+                let event = ConnectionClosed {
+                    remaining_established,
+                    ..event
+                };
+                self.inner
+                    .on_swarm_event(FromSwarm::ConnectionClosed(event));
             }
             FromSwarm::AddressChange(event) if event.new.is_relayed() => {}
             other => self.inner.on_swarm_event(other),
@@ -135,7 +148,9 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Unrelayed<B> {
         event: THandlerOutEvent<Self>,
     ) {
         match event {
-            Either::Left(event) => self.inner.on_connection_handler_event(peer, connection, event),
+            Either::Left(event) => self
+                .inner
+                .on_connection_handler_event(peer, connection, event),
             Either::Right(never) => match never {},
         }
     }
@@ -146,15 +161,21 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Unrelayed<B> {
     ) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
         loop {
             let action = ready!(self.inner.poll(cx));
-            let ToSwarm::NotifyHandler { peer_id, handler, event } = action else {
+            let ToSwarm::NotifyHandler {
+                peer_id,
+                handler,
+                event,
+            } = action
+            else {
                 return Poll::Ready(action.map_in(Either::Left));
             };
             // "Any" means any that it knows of.
             let connection = match handler {
                 NotifyHandler::One(connection) => Some(connection),
-                NotifyHandler::Any => {
-                    self.direct.get(&peer_id).and_then(|direct| direct.first().copied())
-                }
+                NotifyHandler::Any => self
+                    .direct
+                    .get(&peer_id)
+                    .and_then(|direct| direct.first().copied()),
             };
             if let Some(connection) = connection {
                 return Poll::Ready(ToSwarm::NotifyHandler {
@@ -208,7 +229,8 @@ mod tests {
                     self.0.push((event.connection_id, event.other_established));
                 }
                 FromSwarm::ConnectionClosed(event) => {
-                    self.0.push((event.connection_id, event.remaining_established));
+                    self.0
+                        .push((event.connection_id, event.remaining_established));
                 }
                 _ => {}
             }

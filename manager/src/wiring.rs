@@ -12,10 +12,7 @@ use anypath_discovery_pubsub as pubsub;
 use anypath_holepunch::{self as holepunch, NatStatus};
 use anypath_relay::{self as relay, client};
 use cid::Cid;
-use libp2p::{
-    Multiaddr, PeerId, StreamProtocol, identify,
-    swarm::ConnectionId,
-};
+use libp2p::{Multiaddr, PeerId, StreamProtocol, identify, swarm::ConnectionId};
 
 use crate::{
     autonat::Verdict,
@@ -38,17 +35,30 @@ const MAX_SEARCHES: usize = 4096;
 #[derive(Debug)]
 pub(crate) enum Command {
     /// holepunch: a peer saw us there.
-    Observe { observer: PeerId, local: Option<Multiaddr>, observed: Multiaddr },
+    Observe {
+        observer: PeerId,
+        local: Option<Multiaddr>,
+        observed: Multiaddr,
+    },
     /// holepunch: an AutoNAT server's verdict.
     Verdict(Verdict),
     /// relay client: this peer relays.
-    AddRelayCandidate { peer: PeerId, addresses: Vec<Multiaddr> },
+    AddRelayCandidate {
+        peer: PeerId,
+        addresses: Vec<Multiaddr>,
+    },
     /// dht: a server of the DHT.
-    AddDhtAddress { peer: PeerId, addresses: Vec<Multiaddr> },
+    AddDhtAddress {
+        peer: PeerId,
+        addresses: Vec<Multiaddr>,
+    },
     /// dht: look for providers of a block.
     FindProviders { ticket: bitswap::Ticket, cid: Cid },
     /// bitswap: these may have it.
-    AddProviders { ticket: bitswap::Ticket, peers: Vec<PeerId> },
+    AddProviders {
+        ticket: bitswap::Ticket,
+        peers: Vec<PeerId>,
+    },
     /// bitswap, streams, strategy: what a circuit may carry.
     SetCircuitLimit {
         peer: PeerId,
@@ -57,7 +67,11 @@ pub(crate) enum Command {
         limited: bool,
     },
     /// strategy: a peer that is worth a connection of its own accord.
-    AutoConnect { peer: PeerId, addresses: Vec<Multiaddr>, by: Discovery },
+    AutoConnect {
+        peer: PeerId,
+        addresses: Vec<Multiaddr>,
+        by: Discovery,
+    },
     /// strategy: the punch failed.
     PunchFailed { peer: PeerId },
     /// Whether others can reach us: kad's mode follows.
@@ -71,11 +85,21 @@ pub(crate) enum Command {
         connection: Option<(PeerId, ConnectionId)>,
     },
     /// fetch: only a limited relay leads to the block.
-    WaitingForDirect { ticket: bitswap::Ticket, peer: PeerId, allowed: u64 },
+    WaitingForDirect {
+        ticket: bitswap::Ticket,
+        peer: PeerId,
+        allowed: u64,
+    },
     /// fetch and commands: a DHT query is over.
-    DhtFinished { ticket: dht::Ticket, result: Result<(), String> },
+    DhtFinished {
+        ticket: dht::Ticket,
+        result: Result<(), String>,
+    },
     /// commands: providers that a DHT query found.
-    DhtFound { ticket: dht::Ticket, providers: Vec<PeerId> },
+    DhtFound {
+        ticket: dht::Ticket,
+        providers: Vec<PeerId>,
+    },
     /// Disconnect a peer that breaks a protocol.
     Disconnect { peer: PeerId },
     /// Tell the application.
@@ -98,7 +122,10 @@ pub(crate) struct Wiring {
 impl Wiring {
     /// Nothing happened yet; `use_relays`: whether reservations are wanted at all.
     pub(crate) fn new(use_relays: bool) -> Self {
-        Self { use_relays, ..Self::default() }
+        Self {
+            use_relays,
+            ..Self::default()
+        }
     }
 
     /// A direct connection came up; `local` is our end, where the transport knows it.
@@ -135,11 +162,18 @@ impl Wiring {
     }
 
     fn on_identify(&mut self, event: identify::Event) -> Vec<Command> {
-        let identify::Event::Received { connection_id, peer_id, info } = event else {
+        let identify::Event::Received {
+            connection_id,
+            peer_id,
+            info,
+        } = event
+        else {
             return Vec::new();
         };
-        let mut commands =
-            vec![Command::Identified { peer: peer_id, agent: info.agent_version.clone() }];
+        let mut commands = vec![Command::Identified {
+            peer: peer_id,
+            agent: info.agent_version.clone(),
+        }];
         if let Some(local) = self.locals.get(&connection_id) {
             commands.push(Command::Observe {
                 observer: peer_id,
@@ -153,10 +187,16 @@ impl Wiring {
             .filter(|address| Path::of(address) == Path::Direct)
             .collect();
         if info.protocols.contains(&KAD) {
-            commands.push(Command::AddDhtAddress { peer: peer_id, addresses: addresses.clone() });
+            commands.push(Command::AddDhtAddress {
+                peer: peer_id,
+                addresses: addresses.clone(),
+            });
         }
         if self.use_relays && !self.public && info.protocols.contains(&relay::HOP_PROTOCOL_NAME) {
-            commands.push(Command::AddRelayCandidate { peer: peer_id, addresses });
+            commands.push(Command::AddRelayCandidate {
+                peer: peer_id,
+                addresses,
+            });
         }
         commands
     }
@@ -179,11 +219,18 @@ impl Wiring {
                     limit,
                     limited: limit.is_some_and(|limit| {
                         limit.bytes.is_some()
-                            || limit.duration.is_some_and(|duration| duration < LONG_CIRCUIT)
+                            || limit
+                                .duration
+                                .is_some_and(|duration| duration < LONG_CIRCUIT)
                     }),
                 }]
             }
-            client::Event::ReservationAccepted { relay, address, renewal: false, .. } => {
+            client::Event::ReservationAccepted {
+                relay,
+                address,
+                renewal: false,
+                ..
+            } => {
                 vec![Command::Emit(Event::Reserved { relay, address })]
             }
             client::Event::ReservationLost { relay, reason } => {
@@ -204,7 +251,9 @@ impl Wiring {
                 self.public = new == NatStatus::Public;
                 vec![
                     Command::SetPublic(self.public),
-                    Command::Emit(Event::NatStatusChanged { status: new.as_str() }),
+                    Command::Emit(Event::NatStatusChanged {
+                        status: new.as_str(),
+                    }),
                 ]
             }
             holepunch::Event::Outcome(outcome) => {
@@ -224,18 +273,27 @@ impl Wiring {
 
     fn on_dht(&mut self, event: dht::Event) -> Vec<Command> {
         match event {
-            dht::Event::ProvidersFound { ticket, providers, .. } => {
-                match self.searches.get(&ticket) {
-                    Some(want) => vec![Command::AddProviders { ticket: *want, peers: providers }],
-                    None => vec![Command::DhtFound { ticket, providers }],
-                }
-            }
+            dht::Event::ProvidersFound {
+                ticket, providers, ..
+            } => match self.searches.get(&ticket) {
+                Some(want) => vec![Command::AddProviders {
+                    ticket: *want,
+                    peers: providers,
+                }],
+                None => vec![Command::DhtFound { ticket, providers }],
+            },
             dht::Event::FindProvidersFinished { ticket, result, .. } => {
                 self.searches.remove(&ticket);
-                vec![Command::DhtFinished { ticket, result: text(result) }]
+                vec![Command::DhtFinished {
+                    ticket,
+                    result: text(result),
+                }]
             }
             dht::Event::ProvideFinished { ticket, result, .. } => {
-                vec![Command::DhtFinished { ticket, result: text(result) }]
+                vec![Command::DhtFinished {
+                    ticket,
+                    result: text(result),
+                }]
             }
             _ => Vec::new(),
         }
@@ -248,18 +306,16 @@ fn text(result: Result<(), dht::QueryError>) -> Result<(), String> {
 
 fn on_mdns(event: mdns::Event) -> Vec<Command> {
     match event {
-        mdns::Event::Discovered { peer, addresses } => {
-            discovered(peer, addresses, Discovery::Mdns)
-        }
+        mdns::Event::Discovered { peer, addresses } => discovered(peer, addresses, Discovery::Mdns),
         _ => Vec::new(),
     }
 }
 
 fn on_pubsub(event: pubsub::Event) -> Vec<Command> {
     match event {
-        pubsub::Event::Discovered { peer, addresses, .. } => {
-            discovered(peer, addresses, Discovery::Pubsub)
-        }
+        pubsub::Event::Discovered {
+            peer, addresses, ..
+        } => discovered(peer, addresses, Discovery::Pubsub),
         pubsub::Event::ProtocolViolation { peer, violation } => {
             tracing::debug!(%peer, %violation, "bad announcement");
             Vec::new()
@@ -270,21 +326,46 @@ fn on_pubsub(event: pubsub::Event) -> Vec<Command> {
 
 fn discovered(peer: PeerId, addresses: Vec<Multiaddr>, by: Discovery) -> Vec<Command> {
     vec![
-        Command::Emit(Event::Discovered { peer, addresses: addresses.clone(), by }),
-        Command::AutoConnect { peer, addresses, by },
+        Command::Emit(Event::Discovered {
+            peer,
+            addresses: addresses.clone(),
+            by,
+        }),
+        Command::AutoConnect {
+            peer,
+            addresses,
+            by,
+        },
     ]
 }
 
 fn on_bitswap(event: bitswap::Event) -> Vec<Command> {
     match event {
-        bitswap::Event::Block { ticket, block, peer, connection } => {
-            vec![Command::Deliver { ticket, block, connection: peer.zip(connection) }]
+        bitswap::Event::Block {
+            ticket,
+            block,
+            peer,
+            connection,
+        } => {
+            vec![Command::Deliver {
+                ticket,
+                block,
+                connection: peer.zip(connection),
+            }]
         }
         bitswap::Event::ProvidersWanted { ticket, cid } => {
             vec![Command::FindProviders { ticket, cid }]
         }
-        bitswap::Event::WaitingForDirect { ticket, peer, allowed } => {
-            vec![Command::WaitingForDirect { ticket, peer, allowed }]
+        bitswap::Event::WaitingForDirect {
+            ticket,
+            peer,
+            allowed,
+        } => {
+            vec![Command::WaitingForDirect {
+                ticket,
+                peer,
+                allowed,
+            }]
         }
         bitswap::Event::ProtocolViolation { peer, violation } => {
             tracing::info!(%peer, %violation, "a peer breaks bitswap");

@@ -1,4 +1,10 @@
 //! Real nodes on loopback.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and brings its own runtime"
+)]
 
 mod common;
 
@@ -20,14 +26,19 @@ async fn fetch_many(listen: &str) {
     let (a, b) = (host(&[listen]).await, host(&[listen]).await);
     let data = blocks(200, 10_000);
     let cids = join_all(data.iter().map(|block| a.put(block))).await;
-    let session = b.node.session(SessionOptions::default().peers(a.addresses()));
+    let session = b
+        .node
+        .session(SessionOptions::default().peers(a.addresses()));
     let got = join_all(cids.iter().map(|cid| session.get(*cid)));
     let got = timeout(SOON, got).await.unwrap();
     for (block, got) in data.iter().zip(got) {
         assert_eq!(&got.unwrap()[..], &block[..]);
     }
     let progress = session.progress();
-    assert_eq!((progress.direct, progress.relayed, progress.local), (2_000_000, 0, 0));
+    assert_eq!(
+        (progress.direct, progress.relayed, progress.local),
+        (2_000_000, 0, 0)
+    );
     // What was fetched is kept: the second time it comes from the store.
     a.node.shutdown().await;
     let again = b.node.session(SessionOptions::default());
@@ -52,9 +63,16 @@ async fn blocks_are_fetched_over_quic_and_kept() {
 async fn calls_for_one_block_share_one_request() {
     let (a, b) = (host(&[TCP]).await, host(&[TCP]).await);
     let cid = a.put(&[7; 50_000]).await;
-    let session = b.node.session(SessionOptions::default().peers(a.addresses()));
-    let got = timeout(SOON, join_all((0..20).map(|_| session.get(cid)))).await.unwrap();
-    assert!(got.iter().all(|block| block.as_ref().unwrap().len() == 50_000));
+    let session = b
+        .node
+        .session(SessionOptions::default().peers(a.addresses()));
+    let got = timeout(SOON, join_all((0..20).map(|_| session.get(cid))))
+        .await
+        .unwrap();
+    assert!(
+        got.iter()
+            .all(|block| block.as_ref().unwrap().len() == 50_000)
+    );
     let progress = session.progress();
     assert_eq!(progress.direct, 50_000, "it came once");
 }
@@ -76,11 +94,17 @@ async fn a_fetch_goes_on_when_the_other_node_was_killed_and_comes_back() {
     let data = blocks(20, 10_000);
     let cids = join_all(data.iter().map(|block| a.put(block))).await;
     let addresses = a.addresses();
-    let session = b.node.session(SessionOptions::default().peers(addresses.clone()));
+    let session = b
+        .node
+        .session(SessionOptions::default().peers(addresses.clone()));
     timeout(SOON, session.get(cids[0])).await.unwrap().unwrap();
 
     a.node.shutdown().await;
-    let Host { node, keypair, directory } = a;
+    let Host {
+        node,
+        keypair,
+        directory,
+    } = a;
     drop(node);
     let rest = join_all(cids[1..].iter().map(|cid| session.get(*cid)));
     let back = async {
@@ -98,9 +122,13 @@ async fn a_fetch_goes_on_when_the_other_node_was_killed_and_comes_back() {
             }
         };
         let config = alone(&[&listen]).build().unwrap();
-        anypath::Node::start(config, keypair, store, tokio_executor()).await.unwrap()
+        anypath::Node::start(config, keypair, store, tokio_executor())
+            .await
+            .unwrap()
     };
-    let (rest, _back) = timeout(SOON, futures::future::join(rest, back)).await.unwrap();
+    let (rest, _back) = timeout(SOON, futures::future::join(rest, back))
+        .await
+        .unwrap();
     assert!(rest.iter().all(Result::is_ok));
 }
 
@@ -111,7 +139,10 @@ async fn wait_for(session: &Session, wanted: impl Fn(&SessionEvent) -> bool) {
 
 /// A relay, a node that holds a reservation there, and where that node is reached.
 async fn behind_a_relay(bytes: u64) -> (Host, Host, Multiaddr) {
-    let config = alone(&[TCP]).enable_relay_server(true).relay_circuit_bytes(bytes).relay_circuit_duration(Duration::ZERO);
+    let config = alone(&[TCP])
+        .enable_relay_server(true)
+        .relay_circuit_bytes(bytes)
+        .relay_circuit_duration(Duration::ZERO);
     let relay = Host::start(config, tokio_executor()).await;
     let config = alone(&[TCP]).relays(relay.addresses());
     let hidden = Host::start(config, tokio_executor()).await;
@@ -133,23 +164,44 @@ async fn a_relayed_address_leads_to_a_fetch_over_the_relay_and_a_direct_path_tak
     let cids = join_all(data.iter().map(|block| hidden.put(block))).await;
 
     let getter = host(&[TCP]).await;
-    let session = getter.node.session(SessionOptions::default().peers([address]));
+    let session = getter
+        .node
+        .session(SessionOptions::default().peers([address]));
     timeout(SOON, session.get(cids[0])).await.unwrap().unwrap();
     let progress = session.progress();
     assert_eq!((progress.relayed, progress.direct), (10_000, 0));
-    timeout(SOON, wait_for(&session, |event| matches!(event, SessionEvent::Relayed { .. })))
-        .await
-        .unwrap();
+    timeout(
+        SOON,
+        wait_for(&session, |event| {
+            matches!(event, SessionEvent::Relayed { .. })
+        }),
+    )
+    .await
+    .unwrap();
 
     // The direct path, as a hole punch would bring it (loopback has no NAT to punch).
-    hidden.node.connect(getter.addresses()[0].clone()).await.unwrap();
+    hidden
+        .node
+        .connect(getter.addresses()[0].clone())
+        .await
+        .unwrap();
     let direct = hidden.node.clone();
     let options = SessionOptions::default().peers(hidden.addresses());
     let upgrade = getter.node.session(options);
-    timeout(SOON, wait_for(&session, |event| matches!(event, SessionEvent::Direct { .. })))
-        .await
-        .unwrap();
-    let got = timeout(SOON, join_all(cids[1..].iter().map(|cid| session.get(*cid)))).await.unwrap();
+    timeout(
+        SOON,
+        wait_for(&session, |event| {
+            matches!(event, SessionEvent::Direct { .. })
+        }),
+    )
+    .await
+    .unwrap();
+    let got = timeout(
+        SOON,
+        join_all(cids[1..].iter().map(|cid| session.get(*cid))),
+    )
+    .await
+    .unwrap();
     assert!(got.iter().all(Result::is_ok));
     assert_eq!(session.progress().direct, 390_000);
     drop(upgrade);
@@ -172,14 +224,24 @@ async fn a_relayed_address_leads_to_a_fetch_over_the_relay_and_a_direct_path_tak
 async fn a_block_that_does_not_fit_through_the_relay_waits_for_a_direct_path() {
     let (_relay, hidden, address) = timeout(SOON, behind_a_relay(64 * 1024)).await.unwrap();
     let cid = hidden.put(&[9; 500_000]).await;
-    let config = alone(&[TCP]).direct_path_timeout(Duration::from_secs(2)).enable_dcutr(false);
+    let config = alone(&[TCP])
+        .direct_path_timeout(Duration::from_secs(2))
+        .enable_dcutr(false);
     let getter = Host::start(config, tokio_executor()).await;
-    let session = getter.node.session(SessionOptions::default().peers([address]));
-    let waiting = wait_for(&session, |event| matches!(event, SessionEvent::WaitingForDirect { .. }));
-    let (result, ()) =
-        timeout(SOON, futures::future::join(session.get(cid), waiting)).await.unwrap();
+    let session = getter
+        .node
+        .session(SessionOptions::default().peers([address]));
+    let waiting = wait_for(&session, |event| {
+        matches!(event, SessionEvent::WaitingForDirect { .. })
+    });
+    let (result, ()) = timeout(SOON, futures::future::join(session.get(cid), waiting))
+        .await
+        .unwrap();
     let error = result.unwrap_err();
-    assert!(matches!(error, FetchError::WaitingForDirect { .. }), "{error}");
+    assert!(
+        matches!(error, FetchError::WaitingForDirect { .. }),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -196,26 +258,40 @@ async fn a_stream_takes_the_direct_connection_and_names_it() {
         }
     });
     let getter = host(&[TCP]).await;
-    let peer = timeout(SOON, getter.node.connect(address)).await.unwrap().unwrap();
-    let mut over_relay = timeout(SOON, getter.node.open_stream(peer, ECHO)).await.unwrap().unwrap();
+    let peer = timeout(SOON, getter.node.connect(address))
+        .await
+        .unwrap()
+        .unwrap();
+    let mut over_relay = timeout(SOON, getter.node.open_stream(peer, ECHO))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(over_relay.path(), Path::Relayed);
     let mut word = *b"ping";
     over_relay.write_all(&word).await.unwrap();
     over_relay.read_exact(&mut word).await.unwrap();
     assert_eq!(&word, b"ping");
 
-    let _session = getter.node.session(SessionOptions::default().peers(hidden.addresses()));
+    let _session = getter
+        .node
+        .session(SessionOptions::default().peers(hidden.addresses()));
     timeout(SOON, async {
         while getter.node.peers().await.unwrap().iter().all(|known| {
             known.peer_id != peer.to_string()
-                || known.connections.iter().all(|connection| connection.path == Path::Relayed)
+                || known
+                    .connections
+                    .iter()
+                    .all(|connection| connection.path == Path::Relayed)
         }) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
     .await
     .unwrap();
-    let direct = timeout(SOON, getter.node.open_stream(peer, ECHO)).await.unwrap().unwrap();
+    let direct = timeout(SOON, getter.node.open_stream(peer, ECHO))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(direct.path(), Path::Direct);
     assert_ne!(direct.connection(), over_relay.connection());
 }
@@ -224,11 +300,21 @@ async fn a_stream_takes_the_direct_connection_and_names_it() {
 async fn an_address_where_nobody_answers_is_named_in_the_error() {
     let node = host(&[TCP]).await;
     let nobody: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
-    let error = timeout(SOON, node.node.connect(nobody)).await.unwrap().unwrap_err();
-    assert!(matches!(&error, ConnectError::Unreachable { target, .. } if target.contains("/tcp/1")));
+    let error = timeout(SOON, node.node.connect(nobody))
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert!(
+        matches!(&error, ConnectError::Unreachable { target, .. } if target.contains("/tcp/1"))
+    );
     let id = Protocol::P2p(anypath::libp2p::PeerId::random());
-    let nobody = format!("/ip4/127.0.0.1/tcp/1{}", Multiaddr::from(id)).parse().unwrap();
-    let error = timeout(SOON, node.node.connect(nobody)).await.unwrap().unwrap_err();
+    let nobody = format!("/ip4/127.0.0.1/tcp/1{}", Multiaddr::from(id))
+        .parse()
+        .unwrap();
+    let error = timeout(SOON, node.node.connect(nobody))
+        .await
+        .unwrap()
+        .unwrap_err();
     assert!(error.to_string().contains("/tcp/1"), "{error}");
 }
 
@@ -236,7 +322,9 @@ async fn an_address_where_nobody_answers_is_named_in_the_error() {
 async fn two_nodes_of_one_user_meet_through_the_file_registry() {
     let directory = tempfile::tempdir().unwrap();
     let config = || {
-        alone(&[TCP]).file_registry(true).file_registry_dir(Some(directory.path().to_owned()))
+        alone(&[TCP])
+            .file_registry(true)
+            .file_registry_dir(Some(directory.path().to_owned()))
     };
     let a = Host::start(config(), tokio_executor()).await;
     let b = Host::start(config(), tokio_executor()).await;
@@ -248,7 +336,11 @@ async fn two_nodes_of_one_user_meet_through_the_file_registry() {
     timeout(Duration::from_secs(5), met).await.unwrap();
     a.node.shutdown().await;
     b.node.shutdown().await;
-    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "both deregistered");
+    assert_eq!(
+        std::fs::read_dir(directory.path()).unwrap().count(),
+        0,
+        "both deregistered"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -265,5 +357,8 @@ async fn metrics_count_connections() {
     let (a, b) = (host(&[TCP]).await, host(&[TCP]).await);
     b.node.connect(a.addresses()[0].clone()).await.unwrap();
     let text = b.node.metrics_text().await.unwrap();
-    assert!(text.contains("anypath_connections{path=\"direct\"} 1"), "{text}");
+    assert!(
+        text.contains("anypath_connections{path=\"direct\"} 1"),
+        "{text}"
+    );
 }

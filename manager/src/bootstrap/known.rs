@@ -31,13 +31,19 @@ impl KnownPeers {
 
     /// The bytes to keep, if anything changed since the last call.
     pub(crate) fn encode_if_changed(&mut self) -> Option<Vec<u8>> {
-        std::mem::take(&mut self.changed).then(|| serde_json::to_vec(self).ok()).flatten()
+        std::mem::take(&mut self.changed)
+            .then(|| serde_json::to_vec(self).ok())
+            .flatten()
     }
 
     /// We dialled this peer there, and it worked.
     pub(crate) fn on_dialled(&mut self, peer: PeerId, address: Multiaddr) {
         let peer = peer.to_string();
-        if self.peers.front().is_some_and(|(known, at)| *known == peer && *at == address) {
+        if self
+            .peers
+            .front()
+            .is_some_and(|(known, at)| *known == peer && *at == address)
+        {
             return;
         }
         self.peers.retain(|(known, _)| *known != peer);
@@ -48,7 +54,9 @@ impl KnownPeers {
 
     /// Latest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (PeerId, Multiaddr)> {
-        self.peers.iter().filter_map(|(peer, address)| Some((peer.parse().ok()?, address.clone())))
+        self.peers
+            .iter()
+            .filter_map(|(peer, address)| Some((peer.parse().ok()?, address.clone())))
     }
 }
 
@@ -71,7 +79,10 @@ mod tests {
         let read: Vec<_> = KnownPeers::decode(&bytes).iter().collect();
         assert_eq!(read.len(), MAX_PEERS);
         assert_eq!(read[0], (peers[10], address(999)));
-        assert!(!read.iter().any(|(peer, _)| *peer == peers[0]), "the oldest made room");
+        assert!(
+            !read.iter().any(|(peer, _)| *peer == peers[0]),
+            "the oldest made room"
+        );
         assert_eq!(KnownPeers::decode(b"garbage"), KnownPeers::default());
     }
 }

@@ -20,7 +20,9 @@ const PUBLIC: [&str; 4] = [
 
 /// The public entry points with their peer ids.
 pub(crate) fn public() -> impl Iterator<Item = (PeerId, Multiaddr)> {
-    PUBLIC.iter().filter_map(|address| with_peer(&address.parse().ok()?))
+    PUBLIC
+        .iter()
+        .filter_map(|address| with_peer(&address.parse().ok()?))
 }
 
 /// The peer that an address ends in, and the address; `None` if it names none.

@@ -54,13 +54,24 @@ impl Registry {
     pub(crate) fn new(directory: Option<&Path>, local: PeerId) -> Option<Self> {
         let directory = match directory {
             Some(directory) => directory.to_owned(),
-            None => directories::BaseDirs::new()?.home_dir().join(".cache").join("p2p_peers"),
+            None => directories::BaseDirs::new()?
+                .home_dir()
+                .join(".cache")
+                .join("p2p_peers"),
         };
-        Some(Self { directory, local, written: None })
+        Some(Self {
+            directory,
+            local,
+            written: None,
+        })
     }
 
     /// Writes the own entry if it is due, and reads those of the others.
-    pub(crate) fn sync(&mut self, addresses: &[Multiaddr], now: Duration) -> io::Result<Vec<Found>> {
+    pub(crate) fn sync(
+        &mut self,
+        addresses: &[Multiaddr],
+        now: Duration,
+    ) -> io::Result<Vec<Found>> {
         self.write(addresses, now)?;
         self.read(now)
     }
@@ -80,7 +91,11 @@ impl Registry {
     fn write(&mut self, addresses: &[Multiaddr], now: Duration) -> io::Result<()> {
         let entry = Entry {
             peer_id: self.local.to_string(),
-            multiaddrs: addresses.iter().take(MAX_ADDRESSES).map(ToString::to_string).collect(),
+            multiaddrs: addresses
+                .iter()
+                .take(MAX_ADDRESSES)
+                .map(ToString::to_string)
+                .collect(),
             pid: std::process::id(),
             last_seen: now.as_secs(),
         };
@@ -124,7 +139,9 @@ impl Registry {
                 && peer != self.local
             {
                 let addresses = entry.multiaddrs.iter().take(MAX_ADDRESSES);
-                let addresses = addresses.filter_map(|address| address.parse().ok()).collect();
+                let addresses = addresses
+                    .filter_map(|address| address.parse().ok())
+                    .collect();
                 found.push(Found { peer, addresses });
             }
         }
@@ -136,13 +153,20 @@ impl Registry {
 fn read_entry(path: &Path) -> Option<Entry> {
     use io::Read as _;
     let mut bytes = Vec::new();
-    fs::File::open(path).ok()?.take(MAX_ENTRY_BYTES).read_to_end(&mut bytes).ok()?;
+    fs::File::open(path)
+        .ok()?
+        .take(MAX_ENTRY_BYTES)
+        .read_to_end(&mut bytes)
+        .ok()?;
     serde_json::from_slice(&bytes).ok()
 }
 
 #[cfg(unix)]
 fn is_alive(pid: u32) -> bool {
-    let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else {
+    let Some(pid) = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+    else {
         return false;
     };
     // EPERM: alive, but not ours.
@@ -174,7 +198,13 @@ mod tests {
         let (mut a, mut b) = (registry(directory.path()), registry(directory.path()));
         assert_eq!(a.sync(&addresses(), NOW).unwrap(), []);
         let found = b.sync(&[], NOW).unwrap();
-        assert_eq!(found, [Found { peer: a.local, addresses: addresses() }]);
+        assert_eq!(
+            found,
+            [Found {
+                peer: a.local,
+                addresses: addresses()
+            }]
+        );
         assert_eq!(a.sync(&addresses(), NOW).unwrap()[0].peer, b.local);
 
         a.deregister().unwrap();
@@ -190,7 +220,10 @@ mod tests {
         assert!(!a.path().exists(), "the stale file is gone");
 
         // Beyond the largest process id of Linux.
-        let dead = Entry { pid: 1 << 22 | 1, ..a.written.clone().unwrap() };
+        let dead = Entry {
+            pid: 1 << 22 | 1,
+            ..a.written.clone().unwrap()
+        };
         fs::write(a.path(), serde_json::to_vec(&dead).unwrap()).unwrap();
         assert_eq!(b.sync(&[], NOW).unwrap(), []);
         assert!(!a.path().exists(), "so is that of the dead process");

@@ -139,7 +139,10 @@ impl Fetches {
             let priority = Priority(state.shared.options.priority);
             let ticket = bitswap.want(state.bitswap, cid, priority);
             self.tickets.insert(ticket, (session, cid));
-            Want { ticket, waiters: Vec::new() }
+            Want {
+                ticket,
+                waiters: Vec::new(),
+            }
         });
         want.waiters.push(reply);
     }
@@ -182,7 +185,9 @@ impl Fetches {
             && state.waiting.is_none()
         {
             state.waiting = Some((now, allowed));
-            state.shared.emit(SessionEvent::WaitingForDirect { peer, allowed });
+            state
+                .shared
+                .emit(SessionEvent::WaitingForDirect { peer, allowed });
         }
     }
 

@@ -39,7 +39,11 @@ pub struct SessionOptions {
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { peers: Vec::new(), priority: 1, patience: Duration::from_secs(60) }
+        Self {
+            peers: Vec::new(),
+            priority: 1,
+            patience: Duration::from_secs(60),
+        }
     }
 }
 
@@ -147,7 +151,11 @@ impl Shared {
         };
         let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
         let [relayed, direct] = &mut *first;
-        let first = if path == Path::Relayed { relayed } else { direct };
+        let first = if path == Path::Relayed {
+            relayed
+        } else {
+            direct
+        };
         if first.is_none() {
             *first = Some(now.saturating_duration_since(self.started));
             self.emit(SessionEvent::FirstBytes { path });
@@ -192,7 +200,12 @@ impl Session {
         });
         // Dials start now, not with the first want. If the queue is full, the first want does it.
         let _ = commands.try_send(Command::NewSession(shared.clone()));
-        Self { shared, store, commands, first_reader: Mutex::new(Some(first_reader)) }
+        Self {
+            shared,
+            store,
+            commands,
+            first_reader: Mutex::new(Some(first_reader)),
+        }
     }
 
     /// The block, from the store or from peers; it is verified, and stored unpinned on the way if
@@ -208,7 +221,11 @@ impl Session {
                 return Ok(data);
             }
             let (reply, answer) = oneshot::channel();
-            let want = Command::Want { session: self.shared.clone(), cid, reply };
+            let want = Command::Want {
+                session: self.shared.clone(),
+                cid,
+                reply,
+            };
             self.commands.send(want).await.map_err(|_| Stopped)?;
             match answer.await.map_err(|_| Stopped)? {
                 Reply::Block(data) => return Ok(data),
@@ -221,8 +238,13 @@ impl Session {
     /// What happens to the session's paths. The first reader sees everything since the start, later
     /// ones what comes.
     pub fn events(&self) -> impl futures::Stream<Item = SessionEvent> + Send + Unpin + use<> {
-        let mut first = self.first_reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let receiver = first.take().unwrap_or_else(|| self.shared.events.subscribe());
+        let mut first = self
+            .first_reader
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let receiver = first
+            .take()
+            .unwrap_or_else(|| self.shared.events.subscribe());
         Box::pin(stream::unfold(receiver, |mut receiver| async {
             match receiver.recv().await {
                 Ok(event) => Some((event, receiver)),
@@ -237,8 +259,11 @@ impl Session {
     /// What was delivered so far.
     #[must_use]
     pub fn progress(&self) -> SessionProgress {
-        let [first_relayed, first_direct] =
-            *self.shared.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let [first_relayed, first_direct] = *self
+            .shared
+            .first
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         SessionProgress {
             local: self.shared.local.load(Ordering::Relaxed),
             relayed: self.shared.relayed.load(Ordering::Relaxed),
@@ -261,7 +286,9 @@ impl Session {
             }
         };
         if let Some(data) = &data {
-            self.shared.local.fetch_add(data.len() as u64, Ordering::Relaxed);
+            self.shared
+                .local
+                .fetch_add(data.len() as u64, Ordering::Relaxed);
         }
         Ok(data)
     }
@@ -269,7 +296,9 @@ impl Session {
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("id", &self.shared.id).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("id", &self.shared.id)
+            .finish_non_exhaustive()
     }
 }
 

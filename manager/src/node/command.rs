@@ -17,17 +17,32 @@ pub(crate) enum Command {
     Status(oneshot::Sender<Status>),
     Peers(oneshot::Sender<Vec<PeerStatus>>),
     Metrics(oneshot::Sender<String>),
-    Connect { address: Multiaddr, reply: oneshot::Sender<Result<PeerId, ConnectError>> },
-    Provide { cid: Cid, reply: oneshot::Sender<Result<(), DhtError>> },
-    StopProviding { cid: Cid },
-    FindProviders { cid: Cid, reply: oneshot::Sender<Result<Vec<PeerId>, DhtError>> },
+    Connect {
+        address: Multiaddr,
+        reply: oneshot::Sender<Result<PeerId, ConnectError>>,
+    },
+    Provide {
+        cid: Cid,
+        reply: oneshot::Sender<Result<(), DhtError>>,
+    },
+    StopProviding {
+        cid: Cid,
+    },
+    FindProviders {
+        cid: Cid,
+        reply: oneshot::Sender<Result<Vec<PeerId>, DhtError>>,
+    },
     OpenStream(OpenRequest),
     Register {
         protocol: StreamProtocol,
         reply: oneshot::Sender<Result<IncomingStreams, RegisterError>>,
     },
     NewSession(Arc<Shared>),
-    Want { session: Arc<Shared>, cid: Cid, reply: oneshot::Sender<Reply> },
+    Want {
+        session: Arc<Shared>,
+        cid: Cid,
+        reply: oneshot::Sender<Reply>,
+    },
     EndSession(u64),
     NotifyBlocks(Vec<Cid>),
     Shutdown(oneshot::Sender<()>),

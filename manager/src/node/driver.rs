@@ -126,7 +126,7 @@ impl Driver {
     ) -> Self {
         let local = *swarm.local_peer_id();
         let now = now();
-        let metrics = Metrics::new(swarm.behaviour_mut());
+        let metrics = Metrics::new(swarm.behaviour_mut(), &store);
         let registry = config
             .file_registry()
             .then(|| Registry::new(config.file_registry_dir(), local))
@@ -165,16 +165,22 @@ impl Driver {
             self.swarm.add_external_address(address.clone());
         }
         let behaviour = self.swarm.behaviour_mut();
-        behaviour.relay_server.set_status(if self.config.enable_relay_server() {
-            server::Status::Enabled
-        } else {
-            server::Status::Disabled
-        });
+        behaviour
+            .relay_server
+            .set_status(if self.config.enable_relay_server() {
+                server::Status::Enabled
+            } else {
+                server::Status::Disabled
+            });
         if self.config.enable_relay_client() {
             for address in self.config.relays() {
-                behaviour.relay_client.add_relay(address.clone()).map_err(|source| {
-                    StartError::Relay { address: address.clone(), source: source.into() }
-                })?;
+                behaviour
+                    .relay_client
+                    .add_relay(address.clone())
+                    .map_err(|source| StartError::Relay {
+                        address: address.clone(),
+                        source: source.into(),
+                    })?;
             }
         }
         self.set_public(!self.config.external_addrs().is_empty());
@@ -257,14 +263,17 @@ impl Driver {
             Command::FindProviders { cid, reply } => match self.dht() {
                 Some(dht) => {
                     let ticket = dht.find_providers(cid);
-                    self.dht_waiters.insert(ticket, DhtWaiter::Find(Vec::new(), reply));
+                    self.dht_waiters
+                        .insert(ticket, DhtWaiter::Find(Vec::new(), reply));
                 }
                 None => drop(reply.send(Err(DhtError::Disabled))),
             },
             Command::OpenStream(request) => {
                 let peer = request.peer;
                 self.swarm.behaviour_mut().streams.open(request);
-                if !self.swarm.is_connected(&peer) && !self.strategy.want(peer, [], Purpose::Once, now) {
+                if !self.swarm.is_connected(&peer)
+                    && !self.strategy.want(peer, [], Purpose::Once, now)
+                {
                     self.swarm.behaviour_mut().streams.fail_waiting(peer);
                 }
             }
@@ -272,7 +281,11 @@ impl Driver {
                 drop(reply.send(self.swarm.behaviour_mut().streams.register(protocol)));
             }
             Command::NewSession(shared) => self.open_session(&shared),
-            Command::Want { session, cid, reply } => {
+            Command::Want {
+                session,
+                cid,
+                reply,
+            } => {
                 self.open_session(&session);
                 // It may have come while the want was on its way.
                 if self.store.has(&cid) {
@@ -291,10 +304,18 @@ impl Driver {
     }
 
     fn dht(&mut self) -> Option<&mut dht::Behaviour> {
-        self.swarm.behaviour_mut().dht.as_mut().map(Unrelayed::inner_mut)
+        self.swarm
+            .behaviour_mut()
+            .dht
+            .as_mut()
+            .map(Unrelayed::inner_mut)
     }
 
-    fn connect(&mut self, address: Multiaddr, reply: oneshot::Sender<Result<PeerId, ConnectError>>) {
+    fn connect(
+        &mut self,
+        address: Multiaddr,
+        reply: oneshot::Sender<Result<PeerId, ConnectError>>,
+    ) {
         let Some((peer, address)) = with_peer(&address) else {
             self.dial_unknown(address.clone(), Some(Unknown::Connect(address, reply)));
             return;
@@ -347,7 +368,10 @@ impl Driver {
 
     fn protect(&mut self, peer: PeerId) {
         let protected = self.strategy.is_protected(&peer);
-        self.swarm.behaviour_mut().streams.set_keep_alive(peer, protected);
+        self.swarm
+            .behaviour_mut()
+            .streams
+            .set_keep_alive(peer, protected);
     }
 
     // ---- the swarm ------------------------------------------------------------------------------
@@ -360,10 +384,20 @@ impl Driver {
                     self.on_wiring(command);
                 }
             }
-            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                ..
+            } => {
                 self.on_established(peer_id, connection_id, &endpoint);
             }
-            SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
+            SwarmEvent::ConnectionClosed {
+                peer_id,
+                connection_id,
+                cause,
+                ..
+            } => {
                 tracing::debug!(peer = %peer_id, connection = %connection_id, ?cause, "connection closed");
                 if let Some(state) = self.peers.get_mut(&peer_id) {
                     state.connections.remove(&connection_id);
@@ -375,7 +409,11 @@ impl Driver {
                 self.strategy.on_closed(connection_id, now());
                 self.count_connections();
             }
-            SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
+            SwarmEvent::OutgoingConnectionError {
+                connection_id,
+                peer_id,
+                error,
+            } => {
                 self.on_unknown_failed(connection_id, &error);
                 if let Some(peer) = peer_id.filter(|_| self.dials.contains_key(&connection_id)) {
                     self.dial_errors.insert(peer, describe(&error));
@@ -396,7 +434,12 @@ impl Driver {
         }
     }
 
-    fn on_established(&mut self, peer: PeerId, connection: ConnectionId, endpoint: &ConnectedPoint) {
+    fn on_established(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        endpoint: &ConnectedPoint,
+    ) {
         let path = path_of(endpoint);
         let address = endpoint.get_remote_address().clone();
         tracing::debug!(%peer, %connection, %address, ?path, "connected");
@@ -438,7 +481,16 @@ impl Driver {
             drop(reply.send(Ok(peer)));
         }
         let quic = transport_of(&address) == "quic";
-        self.strategy.on_established(Established { connection, peer, path, quic, dial }, now());
+        self.strategy.on_established(
+            Established {
+                connection,
+                peer,
+                path,
+                quic,
+                dial,
+            },
+            now(),
+        );
         self.protect(peer);
         self.count_connections();
     }
@@ -465,12 +517,20 @@ impl Driver {
         let now = now();
         let behaviour = self.swarm.behaviour_mut();
         match command {
-            Wire::Observe { observer, local, observed } => {
-                behaviour.holepunch.on_observation(observer, local, observed);
+            Wire::Observe {
+                observer,
+                local,
+                observed,
+            } => {
+                behaviour
+                    .holepunch
+                    .on_observation(observer, local, observed);
                 self.strategy.on_observed(now);
             }
             Wire::Verdict(verdict) => {
-                behaviour.holepunch.on_autonat(verdict.server, verdict.address, verdict.reachable);
+                behaviour
+                    .holepunch
+                    .on_autonat(verdict.server, verdict.address, verdict.reachable);
             }
             Wire::AddRelayCandidate { peer, addresses } => {
                 behaviour.relay_client.add_candidate(peer, addresses);
@@ -504,7 +564,11 @@ impl Driver {
                     connection.limited = limited;
                 }
             }
-            Wire::AutoConnect { peer, addresses, by } => self.auto_connect(peer, addresses, by),
+            Wire::AutoConnect {
+                peer,
+                addresses,
+                by,
+            } => self.auto_connect(peer, addresses, by),
             Wire::PunchFailed { peer } => self.strategy.on_punch_failed(peer, now),
             Wire::SetPublic(public) => self.set_public(public),
             Wire::Identified { peer, agent } => {
@@ -512,8 +576,16 @@ impl Driver {
                     state.agent = Some(agent);
                 }
             }
-            Wire::Deliver { ticket, block, connection } => self.deliver(ticket, block, connection),
-            Wire::WaitingForDirect { ticket, peer, allowed } => {
+            Wire::Deliver {
+                ticket,
+                block,
+                connection,
+            } => self.deliver(ticket, block, connection),
+            Wire::WaitingForDirect {
+                ticket,
+                peer,
+                allowed,
+            } => {
                 self.fetches.on_waiting(ticket, peer, allowed, now);
             }
             Wire::DhtFound { ticket, providers } => {
@@ -558,7 +630,11 @@ impl Driver {
     fn set_public(&mut self, public: bool) {
         let public = public || !self.config.external_addrs().is_empty();
         if let Some(dht) = self.dht() {
-            dht.set_mode(if public { dht::Mode::Server } else { dht::Mode::Client });
+            dht.set_mode(if public {
+                dht::Mode::Server
+            } else {
+                dht::Mode::Client
+            });
         }
     }
 
@@ -595,7 +671,11 @@ impl Driver {
     fn drain_strategy(&mut self) {
         while let Some(output) = self.strategy.poll_output() {
             match output {
-                Output::Dial { dial, peer, addresses } => self.dial(dial, peer, addresses),
+                Output::Dial {
+                    dial,
+                    peer,
+                    addresses,
+                } => self.dial(dial, peer, addresses),
                 Output::Close { connection } => {
                     tracing::debug!(%connection, "closing: a better connection is there");
                     self.swarm.close_connection(connection);
@@ -609,8 +689,11 @@ impl Driver {
     fn dial(&mut self, dial: DialId, peer: PeerId, addresses: Vec<Multiaddr>) {
         tracing::debug!(%peer, ?addresses, "dialling");
         let opts = DialOpts::peer_id(peer).condition(PeerCondition::Always);
-        let opts =
-            if addresses.is_empty() { opts.build() } else { opts.addresses(addresses).build() };
+        let opts = if addresses.is_empty() {
+            opts.build()
+        } else {
+            opts.addresses(addresses).build()
+        };
         let connection = opts.connection_id();
         self.dials.insert(connection, dial);
         if let Err(error) = self.swarm.dial(opts) {
@@ -621,11 +704,17 @@ impl Driver {
 
     fn on_path(&mut self, peer: PeerId, best: Option<BestPath>) {
         self.fetches.on_path(peer, best);
-        self.emit(Event::PathChanged { peer, path: best.map(|best| best.path) });
+        self.emit(Event::PathChanged {
+            peer,
+            path: best.map(|best| best.path),
+        });
     }
 
     fn on_unreachable(&mut self, peer: PeerId) {
-        let reason = self.dial_errors.remove(&peer).unwrap_or_else(|| "no address worked".to_owned());
+        let reason = self
+            .dial_errors
+            .remove(&peer)
+            .unwrap_or_else(|| "no address worked".to_owned());
         for reply in self.connecting.remove(&peer).unwrap_or_default() {
             let (target, reason) = (peer.to_string(), reason.clone());
             drop(reply.send(Err(ConnectError::Unreachable { target, reason })));
@@ -673,7 +762,8 @@ impl Driver {
             self.next_save = now + SAVE_INTERVAL;
             if let Some(bytes) = self.known.encode_if_changed() {
                 let store = self.store.clone();
-                self.jobs.push(save(store, bytes).map(|()| Done::Saved).boxed());
+                self.jobs
+                    .push(save(store, bytes).map(|()| Done::Saved).boxed());
             }
         }
     }
@@ -748,7 +838,10 @@ impl Driver {
     /// Where others can reach this node, with its peer id.
     fn own_addresses(&self) -> Vec<Multiaddr> {
         let local = *self.swarm.local_peer_id();
-        let listeners = self.swarm.listeners().chain(self.swarm.external_addresses());
+        let listeners = self
+            .swarm
+            .listeners()
+            .chain(self.swarm.external_addresses());
         listeners
             .map(|address| match with_peer(address) {
                 Some(_) => address.clone(),
@@ -760,7 +853,10 @@ impl Driver {
     }
 
     fn counts(&self) -> ConnectionCounts {
-        let connections = self.peers.values().flat_map(|peer| peer.connections.values());
+        let connections = self
+            .peers
+            .values()
+            .flat_map(|peer| peer.connections.values());
         connections.fold(ConnectionCounts::default(), |mut counts, connection| {
             match connection.path {
                 Path::Direct => counts.direct += 1,
@@ -771,13 +867,17 @@ impl Driver {
     }
 
     fn count_connections(&self) {
-        self.metrics.set_connections(self.counts(), self.peers.len());
+        self.metrics
+            .set_connections(self.counts(), self.peers.len());
     }
 
     fn status(&self) -> Status {
         let behaviour = self.swarm.behaviour();
         let text = |addresses: Vec<&Multiaddr>| {
-            addresses.into_iter().map(ToString::to_string).collect::<Vec<_>>()
+            addresses
+                .into_iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
         };
         Status {
             peer_id: self.swarm.local_peer_id().to_string(),
@@ -861,8 +961,14 @@ async fn save(store: Store, bytes: Vec<u8>) {
 
 fn transport_of(address: &Multiaddr) -> &'static str {
     let quic = |part: &Protocol<'_>| matches!(part, Protocol::QuicV1 | Protocol::Quic);
-    let until_circuit = address.iter().take_while(|part| *part != Protocol::P2pCircuit);
-    if until_circuit.into_iter().any(|part| quic(&part)) { "quic" } else { "tcp" }
+    let until_circuit = address
+        .iter()
+        .take_while(|part| *part != Protocol::P2pCircuit);
+    if until_circuit.into_iter().any(|part| quic(&part)) {
+        "quic"
+    } else {
+        "tcp"
+    }
 }
 
 /// What each address of a failed dial said, in one line.
@@ -878,7 +984,12 @@ fn describe(error: &DialError) -> String {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the file registry's entries carry wall-clock time")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the file registry's entries carry wall-clock time"
+)]
 fn since_1970() -> Duration {
-    web_time::SystemTime::now().duration_since(web_time::UNIX_EPOCH).unwrap_or_default()
+    web_time::SystemTime::now()
+        .duration_since(web_time::UNIX_EPOCH)
+        .unwrap_or_default()
 }

@@ -22,7 +22,10 @@ pub(super) fn addresses(config: &Config) -> Result<Vec<Multiaddr>, StartError> {
             let last = DEFAULT_P2P_PORT + P2P_PORT_SEARCH_LIMIT;
             (DEFAULT_P2P_PORT..=last)
                 .find(|port| is_free(*port))
-                .ok_or(StartError::NoFreePort { first: DEFAULT_P2P_PORT, last })?
+                .ok_or(StartError::NoFreePort {
+                    first: DEFAULT_P2P_PORT,
+                    last,
+                })?
         }
     };
     Ok(everywhere(port))
@@ -30,22 +33,34 @@ pub(super) fn addresses(config: &Config) -> Result<Vec<Multiaddr>, StartError> {
 
 /// UDP first: its ports cannot be shared, so of two nodes that start at the same time one fails there.
 fn everywhere(port: u16) -> Vec<Multiaddr> {
-    let ips = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+    let ips = [
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    ];
     let ips = ips.into_iter().filter(|ip| ip.is_ipv4() || has_ipv6());
     let ips: Vec<_> = ips.collect();
     let udp = ips.iter().map(|ip| {
-        Multiaddr::from(*ip).with(Protocol::Udp(port)).with(Protocol::QuicV1)
+        Multiaddr::from(*ip)
+            .with(Protocol::Udp(port))
+            .with(Protocol::QuicV1)
     });
-    let tcp = ips.iter().map(|ip| Multiaddr::from(*ip).with(Protocol::Tcp(port)));
+    let tcp = ips
+        .iter()
+        .map(|ip| Multiaddr::from(*ip).with(Protocol::Tcp(port)));
     udp.chain(tcp).collect()
 }
 
 /// Whether nobody uses the port. libp2p's TCP listener shares ports (SO_REUSEPORT, which hole punching
 /// needs), so that a second node would not notice the first; this one does not share.
 fn is_free(port: u16) -> bool {
-    let free = |ip: IpAddr| [Type::STREAM, Type::DGRAM].iter().all(|kind| can_bind(ip, port, *kind));
+    let free = |ip: IpAddr| {
+        [Type::STREAM, Type::DGRAM]
+            .iter()
+            .all(|kind| can_bind(ip, port, *kind))
+    };
     port == 0
-        || (free(Ipv4Addr::UNSPECIFIED.into()) && (!has_ipv6() || free(Ipv6Addr::UNSPECIFIED.into())))
+        || (free(Ipv4Addr::UNSPECIFIED.into())
+            && (!has_ipv6() || free(Ipv6Addr::UNSPECIFIED.into())))
 }
 
 fn has_ipv6() -> bool {
@@ -64,7 +79,11 @@ fn can_bind(ip: IpAddr, port: u16, kind: Type) -> bool {
             socket.set_reuse_address(true)?;
         }
         socket.bind(&address.into())?;
-        if kind == Type::STREAM { socket.listen(1) } else { Ok(()) }
+        if kind == Type::STREAM {
+            socket.listen(1)
+        } else {
+            Ok(())
+        }
     };
     bind().is_ok()
 }
@@ -86,6 +105,11 @@ mod tests {
         let tcp = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
         let port = tcp.local_addr().unwrap().port();
         let config = Config::builder().p2p_port(Some(port)).build().unwrap();
-        assert!(addresses(&config).unwrap_err().to_string().contains(&port.to_string()));
+        assert!(
+            addresses(&config)
+                .unwrap_err()
+                .to_string()
+                .contains(&port.to_string())
+        );
     }
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicI64;
 
 use anypath_holepunch::metrics::Metrics as HolepunchMetrics;
 use anypath_relay::metrics::{ClientMetrics, ServerMetrics};
+use anypath_tiered_store::Store;
 use libp2p::metrics::{Metrics as StockMetrics, Recorder as _};
 use prometheus_client::{
     encoding::text::encode,
@@ -27,13 +28,19 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn new(behaviour: &mut Behaviour) -> Self {
+    pub(super) fn new(behaviour: &mut Behaviour, store: &Store) -> Self {
         let mut registry = Registry::default();
         let connections = Family::default();
         let peers = Gauge::default();
         let node = registry.sub_registry_with_prefix("anypath");
-        node.register("connections", "Open connections by path", connections.clone());
+        node.register(
+            "connections",
+            "Open connections by path",
+            connections.clone(),
+        );
         node.register("peers", "Connected peers", peers.clone());
+        store.register_metrics(&mut registry);
+        behaviour.bitswap.register_metrics(&mut registry);
         if let Some(dht) = behaviour.dht.as_mut() {
             dht.inner_mut().register_metrics(&mut registry);
         }

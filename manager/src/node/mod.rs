@@ -45,10 +45,7 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(40);
 /// does. Tasks must run on threads of their own or be polled while the application does other things.
 pub trait Executor: Fn(Pin<Box<dyn Future<Output = ()> + Send>>) + Send + Sync + 'static {}
 
-impl<F> Executor for F where
-    F: Fn(Pin<Box<dyn Future<Output = ()> + Send>>) + Send + Sync + 'static
-{
-}
+impl<F> Executor for F where F: Fn(Pin<Box<dyn Future<Output = ()> + Send>>) + Send + Sync + 'static {}
 
 /// A running node. Clones are handles to the same node; it stops when [`shutdown`](Self::shutdown)
 /// is called or the last handle is dropped.
@@ -115,14 +112,21 @@ impl Node {
     /// Connects to the peer at this address, which may be relayed; without `/p2p/<id>` at its end,
     /// to whoever answers there.
     pub async fn connect(&self, address: Multiaddr) -> Result<PeerId, ConnectError> {
-        self.ask(|reply| Command::Connect { address, reply }).await?
+        self.ask(|reply| Command::Connect { address, reply })
+            .await?
     }
 
     /// A fetch session. Its peers are dialled at once.
     #[must_use]
     pub fn session(&self, options: SessionOptions) -> Session {
         let id = self.sessions.fetch_add(1, Ordering::Relaxed);
-        Session::new(id, options, self.store.clone(), self.commands.clone(), now())
+        Session::new(
+            id,
+            options,
+            self.store.clone(),
+            self.commands.clone(),
+            now(),
+        )
     }
 
     /// Tells the DHT that this node has a block, and again at intervals until
@@ -138,7 +142,8 @@ impl Node {
 
     /// The peers of which the DHT says that they have a block.
     pub async fn find_providers(&self, cid: Cid) -> Result<Vec<PeerId>, DhtError> {
-        self.ask(|reply| Command::FindProviders { cid, reply }).await?
+        self.ask(|reply| Command::FindProviders { cid, reply })
+            .await?
     }
 
     /// Tells peers that wait for these blocks that they are in the store now.
@@ -154,7 +159,13 @@ impl Node {
         protocol: StreamProtocol,
     ) -> Result<Stream, OpenStreamError> {
         let opened = self
-            .ask(|reply| Command::OpenStream(OpenRequest { peer, protocol, reply }))
+            .ask(|reply| {
+                Command::OpenStream(OpenRequest {
+                    peer,
+                    protocol,
+                    reply,
+                })
+            })
             .boxed();
         let timeout = futures_timer::Delay::new(OPEN_TIMEOUT);
         match futures::future::select(opened, timeout).await {
@@ -169,7 +180,8 @@ impl Node {
         &self,
         protocol: StreamProtocol,
     ) -> Result<IncomingStreams, RegisterError> {
-        self.ask(|reply| Command::Register { protocol, reply }).await?
+        self.ask(|reply| Command::Register { protocol, reply })
+            .await?
     }
 
     /// What happens from now on. A reader that is more than 256 events behind loses the oldest and
@@ -211,11 +223,16 @@ impl Node {
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Node").field("peer_id", &self.peer_id).finish_non_exhaustive()
+        f.debug_struct("Node")
+            .field("peer_id", &self.peer_id)
+            .finish_non_exhaustive()
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the adapter reads the clock for the cores")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the adapter reads the clock for the cores"
+)]
 pub(crate) fn now() -> web_time::Instant {
     web_time::Instant::now()
 }

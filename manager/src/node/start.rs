@@ -75,17 +75,27 @@ fn swarm(
     let local = PeerId::from(keypair.public());
     let relays = usize::try_from(config.max_relay_reservations()).unwrap_or(usize::MAX);
     let relay_config = anypath_relay::client::Config::builder()
-        .target_reservations(if config.enable_relay_client() { relays } else { 0 })
+        .target_reservations(if config.enable_relay_client() {
+            relays
+        } else {
+            0
+        })
         .build()
-        .map_err(|source| StartError::Setup { part: "the relay client", source: source.into() })?;
+        .map_err(|source| StartError::Setup {
+            part: "the relay client",
+            source: source.into(),
+        })?;
     let (circuits, relay_client) = anypath_relay::client::new(local, relay_config);
-    let transport = transport::build(keypair, circuits)
-        .map_err(|source| StartError::Setup { part: "the transports", source: source.into() })?;
+    let transport = transport::build(keypair, circuits).map_err(|source| StartError::Setup {
+        part: "the transports",
+        source: source.into(),
+    })?;
     let behaviour = Behaviour::new(config, keypair, store, relay_client)?;
-    let swarm_config = swarm::Config::with_executor(move |task| executor(Box::pin(Compat::new(task))))
-        .with_idle_connection_timeout(IDLE_TIMEOUT)
-        .with_dial_concurrency_factor(DIAL_CONCURRENCY)
-        .with_substream_upgrade_protocol_override(libp2p::core::upgrade::Version::V1Lazy);
+    let swarm_config =
+        swarm::Config::with_executor(move |task| executor(Box::pin(Compat::new(task))))
+            .with_idle_connection_timeout(IDLE_TIMEOUT)
+            .with_dial_concurrency_factor(DIAL_CONCURRENCY)
+            .with_substream_upgrade_protocol_override(libp2p::core::upgrade::Version::V1Lazy);
     Ok(Swarm::new(transport, behaviour, local, swarm_config))
 }
 

@@ -174,7 +174,13 @@ impl Strategy {
 
     /// A connection is up.
     pub fn on_established(&mut self, established: Established, now: Instant) {
-        let Established { connection, peer, path, quic, dial } = established;
+        let Established {
+            connection,
+            peer,
+            path,
+            quic,
+            dial,
+        } = established;
         if let Some(dial) = dial {
             self.take_dial(dial);
         }
@@ -401,9 +407,16 @@ impl Strategy {
         let relay_state = self.peers.get(&relay);
         let connected = relay_state.is_some_and(|relay| relay.best().is_some());
         let dialled = relay_state.is_some_and(Peer::is_dialled);
-        let wait = if connected { self.config.observation_wait } else { self.config.relay_wait };
+        let wait = if connected {
+            self.config.observation_wait
+        } else {
+            self.config.relay_wait
+        };
         if let Some(state) = self.peers.get_mut(&peer) {
-            state.relay_wait = Some(RelayWait { relay, until: now + wait });
+            state.relay_wait = Some(RelayWait {
+                relay,
+                until: now + wait,
+            });
         }
         if !connected && !dialled {
             self.peers.entry(relay).or_default();
@@ -453,7 +466,11 @@ impl Strategy {
             Path::Direct => state.direct_dials.insert(dial),
             Path::Relayed => state.relayed_dials.insert(dial),
         };
-        self.outputs.push_back(Output::Dial { dial, peer, addresses });
+        self.outputs.push_back(Output::Dial {
+            dial,
+            peer,
+            addresses,
+        });
     }
 
     fn take_dial(&mut self, dial: DialId) -> Option<PeerId> {
@@ -502,14 +519,17 @@ impl Strategy {
         };
         let before = state.best();
         let superfluous = state.superfluous();
-        state.inspect_at =
-            (!superfluous.is_empty()).then_some(now + self.config.inspect_interval);
-        let direct_for = state.direct_since.map(|since| now.saturating_duration_since(since));
+        state.inspect_at = (!superfluous.is_empty()).then_some(now + self.config.inspect_interval);
+        let direct_for = state
+            .direct_since
+            .map(|since| now.saturating_duration_since(since));
         for id in superfluous {
             let Some(connection) = state.connections.get_mut(&id) else {
                 continue;
             };
-            let idle_for = connection.idle_since.map(|since| now.saturating_duration_since(since));
+            let idle_for = connection
+                .idle_since
+                .map(|since| now.saturating_duration_since(since));
             let replaced = connection.path == Path::Relayed && direct_for.is_some();
             let close = if let (true, Some(direct_for)) = (replaced, direct_for) {
                 let idle_for = idle_for.map(|idle| idle.min(direct_for));
@@ -574,8 +594,10 @@ fn add_addresses(
 
 /// The relay of a relayed address, and where it is.
 fn relay_of(address: &Multiaddr) -> Option<(PeerId, Multiaddr)> {
-    let transport: Multiaddr =
-        address.iter().take_while(|part| *part != Protocol::P2pCircuit).collect();
+    let transport: Multiaddr = address
+        .iter()
+        .take_while(|part| *part != Protocol::P2pCircuit)
+        .collect();
     match transport.iter().last() {
         Some(Protocol::P2p(relay)) => Some((relay, transport)),
         _ => None,

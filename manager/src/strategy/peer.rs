@@ -74,7 +74,9 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) fn open(&self) -> impl Iterator<Item = (&ConnectionId, &Connection)> {
-        self.connections.iter().filter(|(_, connection)| !connection.closing)
+        self.connections
+            .iter()
+            .filter(|(_, connection)| !connection.closing)
     }
 
     pub(super) fn has(&self, path: Path) -> bool {
@@ -92,7 +94,11 @@ impl Peer {
     }
 
     pub(super) fn addresses_of(&self, path: Path) -> Vec<Multiaddr> {
-        self.addresses.iter().filter(|address| Path::of(address) == path).cloned().collect()
+        self.addresses
+            .iter()
+            .filter(|address| Path::of(address) == path)
+            .cloned()
+            .collect()
     }
 
     pub(super) fn is_wanted(&self) -> bool {
@@ -115,13 +121,22 @@ impl Peer {
             .map(|(id, c)| (c.path, c.limited, c.idle_since.is_some(), !c.quic, *id))
             .collect();
         ranked.sort_unstable();
-        ranked.into_iter().skip(1).rev().map(|(.., id)| id).collect()
+        ranked
+            .into_iter()
+            .skip(1)
+            .rev()
+            .map(|(.., id)| id)
+            .collect()
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        [self.retry_at, self.inspect_at, self.relay_wait.map(|wait| wait.until)]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.retry_at,
+            self.inspect_at,
+            self.relay_wait.map(|wait| wait.until),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 }

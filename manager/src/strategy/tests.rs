@@ -42,7 +42,11 @@ impl Node {
         self.drain()
             .into_iter()
             .filter_map(|output| match output {
-                Output::Dial { dial, peer, addresses } => Some((dial, peer, addresses)),
+                Output::Dial {
+                    dial,
+                    peer,
+                    addresses,
+                } => Some((dial, peer, addresses)),
                 _ => None,
             })
             .collect()
@@ -71,7 +75,13 @@ impl Node {
     ) -> ConnectionId {
         let connection = ConnectionId::new_unchecked(self.next_connection);
         self.next_connection += 1;
-        let established = Established { connection, peer, path, quic, dial };
+        let established = Established {
+            connection,
+            peer,
+            path,
+            quic,
+            dial,
+        };
         self.strategy.on_established(established, self.now);
         connection
     }
@@ -82,7 +92,8 @@ impl Node {
         while self.now < end {
             self.now += TICK.min(end - self.now);
             for connection in self.strategy.contested() {
-                self.strategy.on_activity(connection, busy(connection), self.now);
+                self.strategy
+                    .on_activity(connection, busy(connection), self.now);
             }
             self.strategy.handle_timeout(self.now);
             while let Some(output) = self.strategy.poll_output() {
@@ -99,7 +110,10 @@ impl Node {
 
 fn peer(n: u8) -> PeerId {
     let mut secret = [n; 32];
-    libp2p::identity::Keypair::ed25519_from_bytes(&mut secret).unwrap().public().to_peer_id()
+    libp2p::identity::Keypair::ed25519_from_bytes(&mut secret)
+        .unwrap()
+        .public()
+        .to_peer_id()
 }
 
 /// Two ids, the smaller one first.
@@ -113,7 +127,9 @@ fn direct() -> Multiaddr {
 }
 
 fn relayed(relay: PeerId) -> Multiaddr {
-    format!("/ip4/198.51.100.1/tcp/9100/p2p/{relay}/p2p-circuit").parse().unwrap()
+    format!("/ip4/198.51.100.1/tcp/9100/p2p/{relay}/p2p-circuit")
+        .parse()
+        .unwrap()
 }
 
 fn idle(_: ConnectionId) -> bool {
@@ -128,7 +144,12 @@ const fn secs(secs: u64) -> Duration {
 fn direct_and_relayed_addresses_are_dialled_at_the_same_time() {
     let mut node = Node::new(peer(1));
     node.strategy.on_observed(node.now);
-    node.strategy.want(peer(2), [direct(), relayed(peer(9))], Purpose::Session, node.now);
+    node.strategy.want(
+        peer(2),
+        [direct(), relayed(peer(9))],
+        Purpose::Session,
+        node.now,
+    );
     let dials = node.dials();
     assert_eq!(dials.len(), 2);
     assert_eq!(dials[0].2, [direct()]);
@@ -139,7 +160,8 @@ fn direct_and_relayed_addresses_are_dialled_at_the_same_time() {
 fn a_fresh_node_dials_the_relay_first_and_the_circuit_once_it_was_observed() {
     let (target, relay) = (peer(2), peer(9));
     let mut node = Node::new(peer(1));
-    node.strategy.want(target, [relayed(relay)], Purpose::Session, node.now);
+    node.strategy
+        .want(target, [relayed(relay)], Purpose::Session, node.now);
     let dials = node.dials();
     assert_eq!(dials.len(), 1);
     assert_eq!(dials[0].1, relay);
@@ -157,7 +179,8 @@ fn a_fresh_node_dials_the_relay_first_and_the_circuit_once_it_was_observed() {
 fn a_relay_that_never_identifies_us_delays_the_circuit_by_one_second() {
     let (target, relay) = (peer(2), peer(9));
     let mut node = Node::new(peer(1));
-    node.strategy.want(target, [relayed(relay)], Purpose::Session, node.now);
+    node.strategy
+        .want(target, [relayed(relay)], Purpose::Session, node.now);
     let dial = node.dials()[0].0;
     node.connect(relay, Path::Direct, Some(dial));
     node.pass(Duration::from_millis(950), idle);
@@ -217,12 +240,20 @@ fn of_two_direct_connections_the_two_sides_never_close_different_ones() {
     let b_first = b.connect(small, Path::Direct, None);
 
     a.pass(secs(20), idle);
-    assert_eq!(a.closed(), [], "the smaller id leaves the choice to the other");
+    assert_eq!(
+        a.closed(),
+        [],
+        "the smaller id leaves the choice to the other"
+    );
     b.pass(secs(20), idle);
     let closed = b.closed();
     assert_eq!(closed.len(), 1);
     // The other side sees the same connection close, and has nothing left to decide.
-    let same = if closed[0] == b_first { a_first } else { a_second };
+    let same = if closed[0] == b_first {
+        a_first
+    } else {
+        a_second
+    };
     let _ = b_second;
     a.strategy.on_closed(same, a.now);
     a.pass(secs(60), idle);
@@ -259,7 +290,10 @@ fn of_duplicates_the_busy_one_stays_and_else_the_quic_one() {
 fn the_limit_of_a_circuit_travels_with_the_connection() {
     let mut node = Node::new(peer(1));
     let limited = node.connect(peer(2), Path::Relayed, None);
-    assert!(node.strategy.best(&peer(2)).unwrap().limited, "until the relay says otherwise");
+    assert!(
+        node.strategy.best(&peer(2)).unwrap().limited,
+        "until the relay says otherwise"
+    );
     let unlimited = node.connect(peer(2), Path::Relayed, None);
     node.strategy.on_circuit(limited, true);
     node.strategy.on_circuit(unlimited, false);
@@ -271,7 +305,8 @@ fn the_limit_of_a_circuit_travels_with_the_connection() {
 fn a_peer_of_a_session_that_dies_is_dialled_again_until_it_is_back() {
     let target = peer(2);
     let mut node = Node::new(peer(1));
-    node.strategy.want(target, [direct()], Purpose::Session, node.now);
+    node.strategy
+        .want(target, [direct()], Purpose::Session, node.now);
     let dial = node.dials()[0].0;
     let connection = node.connect(target, Path::Direct, Some(dial));
     node.drain();
@@ -290,7 +325,10 @@ fn a_peer_of_a_session_that_dies_is_dialled_again_until_it_is_back() {
         dials = node.dials();
     }
     // 0.5 + 1 + 2 + 4 s, then every 5 s, give or take the jitter.
-    assert!((11..=20).contains(&attempts), "{attempts} attempts in a minute");
+    assert!(
+        (11..=20).contains(&attempts),
+        "{attempts} attempts in a minute"
+    );
 
     node.strategy.release(target, Purpose::Session);
     for (dial, ..) in dials {
@@ -304,7 +342,12 @@ fn a_peer_of_a_session_that_dies_is_dialled_again_until_it_is_back() {
 fn one_attempt_ends_with_one_answer() {
     let mut node = Node::new(peer(1));
     node.strategy.on_observed(node.now);
-    node.strategy.want(peer(2), [direct(), relayed(peer(9))], Purpose::Once, node.now);
+    node.strategy.want(
+        peer(2),
+        [direct(), relayed(peer(9))],
+        Purpose::Once,
+        node.now,
+    );
     let dials = node.dials();
     node.strategy.on_dial_failed(dials[0].0, node.now);
     assert_eq!(node.drain(), [], "the other dial may still succeed");
@@ -319,7 +362,12 @@ fn a_failed_punch_is_followed_by_direct_dials_once_a_minute() {
     let target = peer(2);
     let mut node = Node::new(peer(1));
     node.strategy.on_observed(node.now);
-    node.strategy.want(target, [direct(), relayed(peer(9))], Purpose::Session, node.now);
+    node.strategy.want(
+        target,
+        [direct(), relayed(peer(9))],
+        Purpose::Session,
+        node.now,
+    );
     let dials = node.dials();
     node.connect(target, Path::Relayed, Some(dials[1].0));
     node.strategy.on_dial_failed(dials[0].0, node.now);
@@ -336,9 +384,16 @@ fn more_targets_and_addresses_than_allowed_are_not_kept() {
     let mut node = Node::new(peer(1));
     let max = Config::default().max_targets;
     for _ in 0..max {
-        assert!(node.strategy.want(PeerId::random(), [direct()], Purpose::Static, node.now));
+        assert!(
+            node.strategy
+                .want(PeerId::random(), [direct()], Purpose::Static, node.now)
+        );
     }
-    assert!(!node.strategy.want(peer(2), [direct()], Purpose::Static, node.now));
+    assert!(
+        !node
+            .strategy
+            .want(peer(2), [direct()], Purpose::Static, node.now)
+    );
 
     let mut node = Node::new(peer(1));
     let many = (1..=100).map(|port| format!("/ip4/192.0.2.1/tcp/{port}").parse().unwrap());
@@ -350,7 +405,11 @@ fn more_targets_and_addresses_than_allowed_are_not_kept() {
 fn the_node_never_dials_itself() {
     let mut node = Node::new(peer(1));
     let id = node.id;
-    assert!(!node.strategy.want(id, [direct()], Purpose::Static, node.now));
+    assert!(
+        !node
+            .strategy
+            .want(id, [direct()], Purpose::Static, node.now)
+    );
     assert_eq!(node.drain(), []);
 }
 

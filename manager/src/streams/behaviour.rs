@@ -80,7 +80,9 @@ impl Behaviour {
     pub(crate) fn fail_waiting(&mut self, peer: PeerId) {
         for request in std::mem::take(&mut self.waiting) {
             if request.peer == peer {
-                let _ = request.reply.send(Err(OpenStreamError::Unreachable { peer }));
+                let _ = request
+                    .reply
+                    .send(Err(OpenStreamError::Unreachable { peer }));
             } else {
                 self.waiting.push_back(request);
             }
@@ -130,7 +132,9 @@ impl Behaviour {
 
     /// Streams open on a connection.
     pub(crate) fn streams_on(&self, connection: ConnectionId) -> usize {
-        self.counts.get(&connection).map_or(0, |count| count.load(Ordering::Relaxed))
+        self.counts
+            .get(&connection)
+            .map_or(0, |count| count.load(Ordering::Relaxed))
     }
 
     fn of<'a>(
@@ -186,7 +190,14 @@ impl Behaviour {
         let count = Arc::<AtomicUsize>::default();
         self.counts.insert(connection, count.clone());
         let keep_alive = self.kept_alive.contains(&peer);
-        Handler::new(peer, connection, path, self.protocols.clone(), count, keep_alive)
+        Handler::new(
+            peer,
+            connection,
+            path,
+            self.protocols.clone(),
+            count,
+            keep_alive,
+        )
     }
 }
 
@@ -229,7 +240,8 @@ impl NetworkBehaviour for Behaviour {
                 self.serve_waiting(event.peer_id);
             }
             FromSwarm::ConnectionClosed(event) => {
-                self.connections.remove(&(event.peer_id, event.connection_id));
+                self.connections
+                    .remove(&(event.peer_id, event.connection_id));
                 self.counts.remove(&event.connection_id);
             }
             // A connection that another behaviour refused after the handler was made.
@@ -265,7 +277,11 @@ impl NetworkBehaviour for Behaviour {
 }
 
 pub(crate) fn path_of(endpoint: &ConnectedPoint) -> Path {
-    if endpoint.is_relayed() { Path::Relayed } else { Path::Direct }
+    if endpoint.is_relayed() {
+        Path::Relayed
+    } else {
+        Path::Direct
+    }
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -36,7 +36,12 @@ impl Stream {
         path: Path,
         counted: Counted,
     ) -> Self {
-        Self { inner, connection, path, _counted: counted }
+        Self {
+            inner,
+            connection,
+            path,
+            _counted: counted,
+        }
     }
 
     /// The connection that carries the stream.

@@ -49,32 +49,50 @@ fn what_a_direct_peer_observed_reaches_holepunch_as_it_is() {
 fn what_a_relayed_peer_observed_is_ignored() {
     let mut wiring = Wiring::new(true);
     let observes = |commands: &[Command]| {
-        commands.iter().any(|command| matches!(command, Command::Observe { .. }))
+        commands
+            .iter()
+            .any(|command| matches!(command, Command::Observe { .. }))
     };
-    assert!(!observes(&wiring.on_event(identified(peer(), connection(1), &[]))));
+    assert!(!observes(&wiring.on_event(identified(
+        peer(),
+        connection(1),
+        &[]
+    ))));
     wiring.on_direct(connection(2), None);
     wiring.on_closed(connection(2));
-    assert!(!observes(&wiring.on_event(identified(peer(), connection(2), &[]))));
+    assert!(!observes(&wiring.on_event(identified(
+        peer(),
+        connection(2),
+        &[]
+    ))));
 }
 
 #[test]
 fn a_peer_that_relays_is_a_candidate_with_its_direct_addresses_while_we_need_relays() {
     let candidates = |wiring: &mut Wiring| {
-        let commands =
-            wiring.on_event(identified(peer(), connection(1), &[relay::HOP_PROTOCOL_NAME]));
+        let commands = wiring.on_event(identified(
+            peer(),
+            connection(1),
+            &[relay::HOP_PROTOCOL_NAME],
+        ));
         commands.into_iter().find_map(|command| match command {
             Command::AddRelayCandidate { addresses, .. } => Some(addresses.len()),
             _ => None,
         })
     };
-    assert_eq!(candidates(&mut Wiring::new(true)), Some(1), "its relayed address does not count");
+    assert_eq!(
+        candidates(&mut Wiring::new(true)),
+        Some(1),
+        "its relayed address does not count"
+    );
     assert_eq!(candidates(&mut Wiring::new(false)), None);
     let mut public = Wiring::new(true);
-    let commands =
-        public.on_event(BehaviourEvent::Holepunch(holepunch::Event::NatStatusChanged {
+    let commands = public.on_event(BehaviourEvent::Holepunch(
+        holepunch::Event::NatStatusChanged {
             old: NatStatus::Unknown,
             new: NatStatus::Public,
-        }));
+        },
+    ));
     assert!(matches!(commands[0], Command::SetPublic(true)));
     assert_eq!(candidates(&mut public), None);
 }
@@ -90,25 +108,44 @@ fn a_dht_server_enters_the_routing_table() {
 #[test]
 fn peers_of_the_local_network_are_connected() {
     let addresses: Vec<Multiaddr> = vec!["/ip4/10.0.0.2/tcp/9100".parse().unwrap()];
-    let commands =
-        Wiring::new(true).on_event(BehaviourEvent::Mdns(mdns::Event::Discovered {
-            peer: peer(),
-            addresses,
-        }));
-    assert!(
-        commands
-            .iter()
-            .any(|command| matches!(command, Command::AutoConnect { by: Discovery::Mdns, .. }))
-    );
+    let commands = Wiring::new(true).on_event(BehaviourEvent::Mdns(mdns::Event::Discovered {
+        peer: peer(),
+        addresses,
+    }));
+    assert!(commands.iter().any(|command| matches!(
+        command,
+        Command::AutoConnect {
+            by: Discovery::Mdns,
+            ..
+        }
+    )));
 }
 
 #[test]
 fn the_limit_of_a_circuit_reaches_everybody_who_uses_it() {
     let limits = [
         (None, false),
-        (Some(relay::CircuitLimit { bytes: Some(1 << 17), duration: None }), true),
-        (Some(relay::CircuitLimit { bytes: None, duration: Some(Duration::from_secs(120)) }), true),
-        (Some(relay::CircuitLimit { bytes: None, duration: Some(LONG_CIRCUIT) }), false),
+        (
+            Some(relay::CircuitLimit {
+                bytes: Some(1 << 17),
+                duration: None,
+            }),
+            true,
+        ),
+        (
+            Some(relay::CircuitLimit {
+                bytes: None,
+                duration: Some(Duration::from_secs(120)),
+            }),
+            true,
+        ),
+        (
+            Some(relay::CircuitLimit {
+                bytes: None,
+                duration: Some(LONG_CIRCUIT),
+            }),
+            false,
+        ),
     ];
     for (limit, expected) in limits {
         let event = client::Event::Circuit {
