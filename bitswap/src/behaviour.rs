@@ -272,6 +272,8 @@ impl Behaviour {
         self.client.on_message(peer, key, message, now);
         if !message.entries.is_empty() || message.full {
             self.server
+                .on_asked(peer, key, &|cid| source.size(cid), now);
+            self.server
                 .on_message(peer, message, &|cid| source.size(cid), now);
         }
     }

@@ -32,40 +32,54 @@ const CIRCUIT_RESERVE_BYTES: u64 = 4 * 1024;
 
 /// The connections of one peer.
 #[derive(Debug, Default)]
-pub(super) struct Paths(SmallVec<[(ConnKey, Path, bool); 2]>);
+pub(super) struct Paths {
+    open: SmallVec<[(ConnKey, Path, bool); 2]>,
+    /// Wins over its equals.
+    preferred: Option<ConnKey>,
+}
 
 impl Paths {
     pub(super) fn insert(&mut self, conn: ConnKey, path: Path) {
         self.remove(conn);
-        self.0.push((conn, path, true));
+        self.open.push((conn, path, true));
     }
 
     pub(super) fn remove(&mut self, conn: ConnKey) {
-        self.0.retain(|(key, ..)| *key != conn);
+        self.open.retain(|(key, ..)| *key != conn);
+        self.preferred = self.preferred.filter(|key| *key != conn);
+    }
+
+    /// The peer uses this one: it wins over its equals.
+    pub(super) fn prefer(&mut self, conn: ConnKey) {
+        self.preferred = Some(conn);
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.open.is_empty()
     }
 
     pub(super) fn set_path(&mut self, conn: ConnKey, path: Path) {
-        for entry in self.0.iter_mut().filter(|(key, ..)| *key == conn) {
+        for entry in self.open.iter_mut().filter(|(key, ..)| *key == conn) {
             entry.1 = path;
         }
     }
 
     /// Whether the peer speaks bitswap on this connection.
     pub(super) fn set_usable(&mut self, conn: ConnKey, usable: bool) {
-        for entry in self.0.iter_mut().filter(|(key, ..)| *key == conn) {
+        for entry in self.open.iter_mut().filter(|(key, ..)| *key == conn) {
             entry.2 = usable;
         }
     }
 
-    /// Direct beats relayed beats limited; among equals the one that came first.
+    /// Direct beats relayed beats limited; among equals the preferred one, then the one that came
+    /// first.
     pub(super) fn best(&self) -> Option<(ConnKey, Path)> {
-        let usable = self.0.iter().filter(|(.., usable)| *usable);
+        let usable = self.open.iter().filter(|(.., usable)| *usable);
         usable
-            .min_by_key(|(key, path, _)| (std::cmp::Reverse(path.rank()), *key))
+            .min_by_key(|(key, path, _)| {
+                let preferred = self.preferred == Some(*key);
+                (std::cmp::Reverse((path.rank(), preferred)), *key)
+            })
             .map(|(key, path, _)| (*key, *path))
     }
 
@@ -79,7 +93,7 @@ impl Paths {
 
     /// Counts bytes that went through a connection.
     pub(super) fn spend(&mut self, conn: ConnKey, bytes: u64) {
-        for (_, path, _) in self.0.iter_mut().filter(|(key, ..)| *key == conn) {
+        for (_, path, _) in self.open.iter_mut().filter(|(key, ..)| *key == conn) {
             if let Path::Limited(left) = path {
                 *left = left.saturating_sub(bytes);
             }

@@ -183,6 +183,16 @@ impl Server {
         }
     }
 
+    /// The peer asks on this connection; call it before [`on_message`](Self::on_message). Answers go
+    /// the same way unless there is a better one: of two equal connections (both ends dialled at
+    /// once) the peer may be about to close the other, and after a crash the other is dead.
+    pub fn on_asked(&mut self, peer: PeerId, conn: ConnKey, lookup: Lookup<'_>, now: Instant) {
+        self.now = now;
+        if let Some(key) = self.keys.get(&peer).copied() {
+            self.change_paths(key, lookup, |paths| paths.prefer(conn));
+        }
+    }
+
     /// Applies a change; if another connection is the best one then, what is not written moves.
     fn change_paths(&mut self, key: PeerKey, lookup: Lookup<'_>, change: impl FnOnce(&mut Paths)) {
         let Some(peer) = self.peers.get_mut(&key) else {

@@ -449,6 +449,28 @@ fn what_is_not_written_moves_to_the_better_connection() {
 }
 
 #[test]
+fn of_two_equal_connections_the_one_that_asks_is_answered_on() {
+    let mut bench = Bench::with(100);
+    let (first, second, relayed) = (ConnKey(0), ConnKey(7), ConnKey(8));
+    for (conn, path) in [(second, Path::Direct), (relayed, Path::Relayed)] {
+        bench
+            .server
+            .on_connected(peer(0), conn, path, &bench.size, bench.now);
+    }
+    let mut ask = |conn: ConnKey, number| {
+        bench
+            .server
+            .on_asked(peer(0), conn, &bench.size, bench.now);
+        bench.message(0, &wants(vec![entry(cid(number))]));
+        bench.blocks.last().map(|(conn, ..)| ConnKey(*conn))
+    };
+    assert_eq!(ask(second, 1), Some(second));
+    assert_eq!(ask(first, 2), Some(first));
+    // A worse connection is no answer, whoever asks on it.
+    assert_ne!(ask(relayed, 3), Some(relayed));
+}
+
+#[test]
 fn a_block_too_large_for_the_circuit_is_told_and_sent_when_a_direct_path_is_up() {
     let mut bench = Bench::with(200_000);
     let narrow = Path::Limited(100_000);
