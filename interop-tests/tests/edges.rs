@@ -1,4 +1,9 @@
 //! Which crate may depend on which, read from `cargo metadata`.
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use serde_json::Value;
 use std::collections::BTreeSet;

@@ -2,7 +2,11 @@
 //!
 //! Needs the release binary (`ANYPATH_BIN`, or `target/release/anypath`), hence behind `natlab`.
 #![cfg(feature = "natlab")]
-#![expect(missing_docs, reason = "a test binary has no API")]
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use std::{
     fs::File,
