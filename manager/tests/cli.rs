@@ -609,3 +609,26 @@ fn the_api_answers_this_machine_only_and_changes_need_the_token() {
     let mut node = node;
     assert!(node.ended());
 }
+
+#[test]
+fn a_file_larger_than_the_store_streams_through() {
+    let (serving, getting) = (Home::new(), Home::new());
+    let data = content(90_000_000);
+    serving.write("file", &data);
+    let server = serving.start();
+    let cid = serving.run(&["add", "file"])[0]["cid"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    fs::create_dir_all(getting.path("data")).unwrap();
+    getting.write("data/config.toml", b"disk_capacity = \"64MiB\"");
+    let got = getting
+        .get(&cid, server.address(), &getting.path("out"))
+        .output()
+        .unwrap();
+    assert!(got.status.success(), "{}", text(&got));
+    assert!(
+        fs::read(getting.path("out")).unwrap() == data,
+        "other bytes came out"
+    );
+}
