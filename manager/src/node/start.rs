@@ -27,6 +27,10 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The interfaces report their addresses within milliseconds; a host without any starts all the same.
 const LISTEN_WAIT: Duration = Duration::from_secs(2);
 
+/// A listener on all interfaces reports them one after the other; this long after the last one the
+/// list is taken for complete.
+const LISTEN_SETTLE: Duration = Duration::from_millis(20);
+
 /// Addresses of one peer that are dialled at the same time; go-libp2p's limit for one peer.
 const DIAL_CONCURRENCY: std::num::NonZeroU8 = std::num::NonZeroU8::new(8).unwrap();
 
@@ -119,20 +123,23 @@ async fn listen(
         pending.insert(listener.to_string());
     }
     let mut timeout = futures_timer::Delay::new(LISTEN_WAIT);
-    while !pending.is_empty() {
+    loop {
         match futures::future::select(swarm.next(), &mut timeout).await {
             Either::Left((Some(SwarmEvent::NewListenAddr { listener_id, .. }), _)) => {
                 pending.remove(&listener_id.to_string());
+                if pending.is_empty() {
+                    timeout.reset(LISTEN_SETTLE);
+                }
             }
             Either::Left((Some(SwarmEvent::ListenerError { error, .. }), _)) => {
                 tracing::warn!(%error, "a listener failed");
             }
             Either::Left(_) => {}
-            Either::Right(_) => {
-                tracing::warn!("some listeners have no address yet");
-                break;
-            }
+            Either::Right(_) => break,
         }
+    }
+    if !pending.is_empty() {
+        tracing::warn!("some listeners have no address yet");
     }
     Ok(swarm.listeners().cloned().collect())
 }
