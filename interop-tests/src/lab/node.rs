@@ -279,7 +279,7 @@ pub struct GetReport {
     pub done: Option<Done>,
     /// The exit code.
     pub exit: Option<i32>,
-    /// Everything on standard error.
+    /// What it said of its failure, and everything on standard error.
     pub errors: String,
 }
 
@@ -294,6 +294,8 @@ pub struct Done {
     pub direct: u64,
     /// Bytes of blocks that were there before.
     pub local: u64,
+    /// Bytes of the file that an interrupted run had left in the partial output.
+    pub resumed: u64,
     /// From its beginning to its end.
     pub elapsed: Duration,
 }
@@ -354,7 +356,7 @@ impl Get {
     pub fn finish(mut self, deadline: Instant) -> Result<GetReport, LabError> {
         self.until(deadline, |_| false)?;
         self.report.exit = self.program.wait(deadline)?.code();
-        self.report.errors = std::fs::read_to_string(self.program.log()).unwrap_or_default();
+        self.report.errors += &std::fs::read_to_string(self.program.log()).unwrap_or_default();
         Ok(self.report)
     }
 
@@ -386,8 +388,16 @@ impl GetReport {
                     relayed: number("relayed_bytes"),
                     direct: number("direct_bytes"),
                     local: number("local_bytes"),
+                    resumed: number("resumed_bytes"),
                     elapsed: Duration::from_millis(number("elapsed_ms")),
                 });
+            }
+            Some("error") => {
+                self.errors += event
+                    .get("message")
+                    .and_then(Value::as_str)
+                    .unwrap_or_default();
+                self.errors.push('\n');
             }
             // Progress and what later versions add.
             _ => {}

@@ -274,8 +274,8 @@ impl fmt::Display for GetReport {
         match self.done {
             Some(done) => write!(
                 formatter,
-                ", done {:.0?}: {} bytes, blocks {} relayed + {} direct + {} local",
-                done.elapsed, done.bytes, done.relayed, done.direct, done.local,
+                ", done {:.0?}: {} bytes, {} relayed + {} direct + {} local + {} left from before",
+                done.elapsed, done.bytes, done.relayed, done.direct, done.local, done.resumed,
             ),
             None => write!(formatter, ", not done (exit {:?})", self.exit),
         }
