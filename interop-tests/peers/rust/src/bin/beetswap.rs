@@ -10,7 +10,8 @@ use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, Swarm, SwarmBuilder, noise, tcp, yamux};
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 type Store = InMemoryBlockstore<64>;
 type Bitswap = beetswap::Behaviour<64, Store>;
@@ -79,12 +80,12 @@ async fn leech(task: &Task, window: usize, address: &str) -> Result<()> {
     }
     while !open.is_empty() {
         match swarm.select_next_some().await {
-            SwarmEvent::Behaviour(beetswap::Event::GetQueryResponse { query_id, data }) => {
-                if open.remove(&query_id) {
-                    bytes += data.len() as u64;
-                    if let Some(cid) = next.next() {
-                        open.insert(swarm.behaviour_mut().get(cid));
-                    }
+            SwarmEvent::Behaviour(beetswap::Event::GetQueryResponse { query_id, data })
+                if open.remove(&query_id) =>
+            {
+                bytes += data.len() as u64;
+                if let Some(cid) = next.next() {
+                    open.insert(swarm.behaviour_mut().get(cid));
                 }
             }
             SwarmEvent::Behaviour(beetswap::Event::GetQueryError { error, .. }) => {

@@ -12,7 +12,8 @@ use litep2p::transport::tcp::config::Config as TcpConfig;
 use litep2p::types::multiaddr::{Multiaddr, Protocol};
 use litep2p::{Litep2p, Litep2pEvent, PeerId};
 use std::collections::{HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// A request sent at once after `ConnectionEstablished` is sometimes lost without an error.
 const SETTLE: Duration = Duration::from_millis(20);
