@@ -67,6 +67,8 @@ pub(crate) fn open(config: Config) -> Result<Shared, OpenError> {
         }
     };
     check_format(&*vfs, &dir)?;
+    // A process that died between making a name and syncing it left one that shows and is not durable.
+    vfs.sync_dir(&dir).map_err(io("syncing the directory"))?;
     let shared = Shared::new(config, lock);
     let mut log = Log::default();
     recover(&shared, &mut log).map_err(io("reading the log"))?;
