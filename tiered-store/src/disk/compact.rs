@@ -248,6 +248,7 @@ fn copy_some(
     let mut done = true;
     for item in compaction.items.by_ref() {
         let Some(what) = live(shared, log, compaction.id, &item, now) else {
+            compaction.has_news |= outlived(shared, log, &item);
             continue;
         };
         let raw = shared
@@ -296,6 +297,14 @@ fn copy_some(
         shared.retain(log, place.segment, len);
     }
     Ok(done)
+}
+
+/// Whether a value's time ended since the checkpoint. Without its record an older one of the same key would count again, if the log
+/// still has one.
+fn outlived(shared: &Shared, log: &Log, item: &Item) -> bool {
+    item.kind == Kind::Value
+        && item.seq > log.checkpoint_seq
+        && std::str::from_utf8(&item.key).is_ok_and(|key| !shared.values.read().contains_key(key))
 }
 
 /// What points to a record, if something still does. Forgets it if its time is over.
