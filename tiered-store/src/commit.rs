@@ -474,6 +474,11 @@ fn apply(shared: &Shared, log: &mut Log, staged: Staged, places: &[Place]) {
         let old = shared.index.insert(entry);
         if let Some(old) = old {
             shared.release(log, old.segment, old.record_len());
+            if old.pins > 0 {
+                // The name may be of another length.
+                shared.counters.pinned.add(entry.record_len());
+                shared.counters.pinned.sub(old.record_len());
+            }
         }
         shared.retain(log, place.segment, entry.record_len());
         if shared.memory.capacity() > 0 {

@@ -10,22 +10,41 @@
 mod common;
 
 use std::{
-    io::IoSlice,
+    io::{self, IoSlice},
     time::Duration,
 };
 
 use anypath_tiered_store::{
-    PutOptions,
-    vfs::{SimVfs, Vfs},
+    Durability, PutOptions,
+    vfs::{Fault, Op, SimVfs, Vfs},
 };
 use bytes::Bytes;
-use common::{MIB, block, open_sim, run};
+use cid::Cid;
+use common::{MIB, block, cid_of, open_sim, run};
 
 fn ttl(seconds: u64) -> PutOptions {
     PutOptions {
         ttl: Some(Duration::from_secs(seconds)),
         ..PutOptions::default()
     }
+}
+
+/// The record of one multihash is two bytes longer under version 1.
+#[test]
+fn a_pinned_block_that_is_put_under_another_name_is_accounted_for() {
+    run(async {
+        let store = open_sim(&SimVfs::new(), MIB).await;
+        let (v1, data) = block(1, 1000);
+        let v0 = Cid::new_v0(*v1.hash()).unwrap();
+        let mut options = ttl(60);
+        options.pin = Some("p".to_owned());
+        store.put_with(v0, data.clone(), options).await.unwrap();
+        store.put(v1, data).await.unwrap();
+        let stats = store.stats().disk;
+        assert_eq!(stats.pinned_bytes, stats.live_bytes);
+        store.unpin("p", &[v1]).await.unwrap();
+        assert_eq!(store.stats().disk.pinned_bytes, 0);
+    });
 }
 
 /// A process dies after it created a segment and before it synced the directory; the next one goes on in that segment.
@@ -85,5 +104,36 @@ fn a_replaced_value_does_not_come_back_when_its_successor_expires() {
         let vfs = SimVfs::from_image(vfs.live_image(), vfs.now_ms());
         let store = open_sim(&vfs, MIB).await;
         assert_eq!(store.get_value("k").await.unwrap(), None);
+    });
+}
+
+/// A relaxed write of a block that is pinned already is lost with the segment; the pin stays with its block.
+#[test]
+fn a_pin_never_passes_to_another_block() {
+    run(async {
+        let vfs = SimVfs::new();
+        let store = open_sim(&vfs, MIB).await;
+        let data = Bytes::from_static(b"pinned");
+        let cid = cid_of(&data);
+        let mut options = ttl(60);
+        options.pin = Some("p".to_owned());
+        store.put_with(cid, data.clone(), options).await.unwrap();
+        let relaxed = PutOptions {
+            durability: Some(Durability::Relaxed),
+            ..PutOptions::default()
+        };
+        store.put_with(cid, data.clone(), relaxed).await.unwrap();
+        vfs.inject(|_, op| (op == Op::Sync).then_some(Fault::Error(io::ErrorKind::Other)));
+        assert!(store.flush().await.is_err());
+        vfs.heal();
+        // They take the index entries that are free.
+        for n in 0..200 {
+            let (cid, data) = block(n, 100);
+            store.put(cid, data).await.unwrap();
+        }
+        assert_eq!(store.pins("p"), [cid]);
+        assert!(store.is_pinned(&cid));
+        store.put(cid, data.clone()).await.unwrap();
+        assert_eq!(store.get(&cid).await.unwrap(), Some(data));
     });
 }

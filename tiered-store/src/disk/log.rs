@@ -223,11 +223,17 @@ impl Log {
         let mut lost = Vec::new();
         shared.index.for_each(|entry| {
             if entry.segment == active.id && u64::from(entry.offset) >= active.synced {
-                lost.push(entry.key());
+                lost.push((entry.key(), entry.pins > 0));
             }
         });
-        for key in lost {
-            shared.forget(self, &key);
+        for (key, pinned) in lost {
+            if pinned {
+                // One that was put again: its pins name this entry. It waits for the next put.
+                shared.index.update(&key, |entry| entry.set_damaged());
+                shared.memory.remove(&key);
+            } else {
+                shared.forget(self, &key);
+            }
         }
     }
 
