@@ -17,6 +17,7 @@ use crate::{
         index::Entry,
         log::{Draft, Log, Place},
         record::{HEADER, Kind, MORE, put_cid},
+        segment,
     },
     error::WriteFailure,
     key::Key,
@@ -361,18 +362,19 @@ fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bo
     };
     // A block that expires is written again for good, even where a pin holds it for now.
     let there = there && (expiry_ms != 0 || entry.is_none_or(|entry| entry.expiry_s == 0));
-    let record_len = (HEADER + key_bytes.len() + put.data.len()) as u64;
+    let key_len = key_bytes.len() as u64;
+    let bytes = segment::footprint(HEADER as u64 + key_len + put.data.len() as u64, key_len);
     let already_pinned =
         entry.is_some_and(|entry| entry.pins > 0) || staged.pinned_keys.contains(&key);
-    let adds_live = if there { 0 } else { record_len };
+    let adds_live = if there { 0 } else { bytes };
     let adds_pinned = if put.options.pin.is_some() && !already_pinned {
-        record_len
+        bytes
     } else {
         0
     };
     let pinned = shared.counters.pinned.get() + staged.pinned;
     let unpinned_floor = if put.options.pin.is_none() && !there {
-        record_len
+        bytes
     } else {
         0
     };
@@ -429,7 +431,7 @@ fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bo
 }
 
 fn write_staged(shared: &Shared, log: &mut Log, staged: &Staged) -> Result<Vec<Place>, PutError> {
-    let bytes = staged.drafts.iter().map(Draft::record_len).sum();
+    let bytes = staged.drafts.iter().map(Draft::footprint).sum();
     match compact::make_room(shared, log, staged.live, bytes, &staged.keep) {
         Ok(()) => {}
         Err(NoRoom::Full { needed }) => {
@@ -473,14 +475,14 @@ fn apply(shared: &Shared, log: &mut Log, staged: Staged, places: &[Place]) {
         );
         let old = shared.index.insert(entry);
         if let Some(old) = old {
-            shared.release(log, old.segment, old.record_len());
+            shared.release(log, old.segment, old.footprint());
             if old.pins > 0 {
                 // The name may be of another length.
-                shared.counters.pinned.add(entry.record_len());
-                shared.counters.pinned.sub(old.record_len());
+                shared.counters.pinned.add(entry.footprint());
+                shared.counters.pinned.sub(old.footprint());
             }
         }
-        shared.retain(log, place.segment, entry.record_len());
+        shared.retain(log, place.segment, entry.footprint());
         if shared.memory.capacity() > 0 {
             // A copy, as the caller's bytes may be a small part of a large buffer that would stay with them.
             shared.memory.set_expiry(&block.key, block.expiry_ms);

@@ -62,7 +62,7 @@ pub(crate) fn pin(shared: &Shared, log: &mut Log, set: &str, cids: &[Cid]) -> Re
     let entries = unique.iter().filter_map(|key| shared.index.get(key));
     let needed: u64 = entries
         .filter(|entry| entry.pins == 0)
-        .map(|entry| entry.record_len())
+        .map(|entry| entry.footprint())
         .sum();
     if needed > 0 && shared.counters.pinned.get() + needed > shared.live_limit() {
         return Err(PinError::Full {

@@ -69,6 +69,11 @@ pub(crate) struct Value {
 }
 
 impl Value {
+    /// Bytes that it takes on the disk.
+    pub(crate) fn footprint(&self, key: &str) -> u64 {
+        segment::footprint(u64::from(self.len), key.len() as u64)
+    }
+
     pub(crate) fn is_expired(&self, now_ms: u64) -> bool {
         self.expiry_ms != 0 && self.expiry_ms <= now_ms
     }
@@ -336,7 +341,7 @@ impl Shared {
         if let Some(entry) = self.index.remove(key) {
             self.memory.remove(key);
             self.kinds.forget(key);
-            self.release(log, entry.segment, entry.record_len());
+            self.release(log, entry.segment, entry.footprint());
         }
     }
 

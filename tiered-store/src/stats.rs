@@ -46,7 +46,7 @@ pub struct MemoryStats {
 pub struct DiskStats {
     /// Blocks on the disk.
     pub blocks: u64,
-    /// Bytes of records that are still needed.
+    /// Bytes of records that are still needed, footers included.
     pub live_bytes: u64,
     /// Bytes of records whose block is pinned; part of `live_bytes`.
     pub pinned_bytes: u64,

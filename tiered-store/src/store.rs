@@ -402,7 +402,7 @@ impl Store {
         .await?
     }
 
-    /// Bytes of records that a new pinned add may take: blocks with about 80 bytes for each.
+    /// Bytes that a new pinned add may take: blocks with about 140 bytes for each.
     pub fn room_for_pinned(&self) -> u64 {
         self.shared
             .live_limit()

@@ -48,7 +48,8 @@ pub(crate) fn put(
         payload_crc,
     };
     let len = draft.record_len();
-    match compact::make_room(shared, log, len, len, &HashSet::new()) {
+    let bytes = draft.footprint();
+    match compact::make_room(shared, log, bytes, bytes, &HashSet::new()) {
         Ok(()) => {}
         Err(NoRoom::Full { needed }) => {
             return Err(ValueError::Full {
@@ -70,7 +71,7 @@ pub(crate) fn put(
             expiry_ms,
         };
         shared.values.write().insert(key.clone(), value);
-        shared.retain(log, place.segment, len);
+        shared.retain(log, place.segment, bytes);
     }
     Ok(())
 }

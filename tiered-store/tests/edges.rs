@@ -29,6 +29,28 @@ fn ttl(seconds: u64) -> PutOptions {
     }
 }
 
+/// The footer takes nearly as much as the records of tiny blocks. It is not garbage that compaction could win.
+#[test]
+fn tiny_blocks_fill_the_disk_tier_and_no_more() {
+    run(async {
+        let vfs = SimVfs::new();
+        let store = open_sim(&vfs, MIB).await;
+        // Compaction that wins nothing would go on for ever.
+        vfs.inject(|call, _| (call > 20_000).then_some(Fault::Error(io::ErrorKind::Other)));
+        let blocks: Vec<_> = (0..12_000).map(|n| block(n, 16)).collect();
+        for some in blocks.chunks(500) {
+            store
+                .put_many(some.to_vec(), PutOptions::default())
+                .await
+                .unwrap();
+            let used = store.stats().disk.used_bytes;
+            assert!(used <= MIB + 64 * 1024, "{used} bytes");
+        }
+        let (cid, data) = &blocks[11_999];
+        assert_eq!(store.get(cid).await.unwrap().as_ref(), Some(data));
+    });
+}
+
 /// The record of one multihash is two bytes longer under version 1.
 #[test]
 fn a_pinned_block_that_is_put_under_another_name_is_accounted_for() {

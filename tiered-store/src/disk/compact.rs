@@ -61,7 +61,7 @@ impl Budget {
     }
 }
 
-/// Makes room for a group: `live` bytes that stay and `bytes` of log. Evicts the coldest blocks but for `keep`, then compacts.
+/// Makes room for a group: `live` bytes that stay and `bytes` of log, footers included. Evicts the coldest blocks but for `keep`, then compacts.
 pub(crate) fn make_room(
     shared: &Shared,
     log: &mut Log,
@@ -79,8 +79,11 @@ pub(crate) fn make_room(
             return Err(NoRoom::Full { needed: left });
         }
     }
-    while shared.counters.used.get() + bytes > shared.capacity() {
-        if !reclaim_one(shared, log, 1).map_err(NoRoom::Failed)? {
+    // Each at most once, so that it ends even where copying wins next to nothing.
+    for _ in 0..=log.segments.len() {
+        if shared.counters.used.get() + bytes <= shared.capacity()
+            || !reclaim_one(shared, log, 1).map_err(NoRoom::Failed)?
+        {
             break;
         }
     }
@@ -143,7 +146,6 @@ fn start(shared: &Shared, log: &mut Log, percent: u64) -> Result<bool, WriteFail
             )
         })
         .filter(|(permille, _)| *permille >= percent * 10)
-        // The footer of a segment is garbage too, and there must be something to win.
         .max_by_key(|(permille, id)| (*permille, u32::MAX - id));
     let Some((_, id)) = victim else {
         return Ok(false);
@@ -280,7 +282,7 @@ fn copy_some(
     let places = log.append(shared, &drafts)?;
     log.sync(shared)?;
     for ((what, place), draft) in whats.into_iter().zip(places).zip(&drafts) {
-        let len = draft.record_len();
+        let len = draft.footprint();
         match what {
             Copied::Block(key) => {
                 shared.index.update(&key, |entry| {
@@ -359,7 +361,7 @@ fn damaged(shared: &Shared, log: &mut Log, what: &Copied) {
 pub(crate) fn forget_value(shared: &Shared, log: &mut Log, key: &str) {
     let old = shared.values.write().remove(key);
     if let Some(old) = old {
-        shared.release(log, old.segment, u64::from(old.len));
+        shared.release(log, old.segment, old.footprint(key));
     }
 }
 
@@ -437,7 +439,7 @@ pub(crate) fn evict(shared: &Shared, log: &mut Log, bytes: u64, keep: &HashSet<K
         if may_go(entry)
             && let Some(bin) = bins.get_mut(bin(entry.heat))
         {
-            *bin += entry.record_len();
+            *bin += entry.footprint();
         }
     });
     let (mut sum, mut last) = (0, BINS - 1);
@@ -455,11 +457,11 @@ pub(crate) fn evict(shared: &Shared, log: &mut Log, bytes: u64, keep: &HashSet<K
         for entry in entries.iter().filter(|entry| may_go(entry)) {
             match bin(entry.heat) {
                 at if at < last => {
-                    freed += entry.record_len();
+                    freed += entry.footprint();
                     shared.counters.evictions.add(1);
                     shared.forget(log, &entry.key());
                 }
-                at if at == last => marginal.push((entry.heat, entry.key(), entry.record_len())),
+                at if at == last => marginal.push((entry.heat, entry.key(), entry.footprint())),
                 _ => {}
             }
         }

@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use super::log::Place;
+use super::{log::Place, record::HEADER, segment};
 use crate::{heat::Heat, key::Key};
 
 const SHARD_BITS: u32 = 4;
@@ -75,6 +75,12 @@ impl Entry {
     /// Bytes of the record.
     pub(crate) fn record_len(&self) -> u64 {
         u64::from(self.head) + u64::from(self.len())
+    }
+
+    /// Bytes that it takes on the disk.
+    pub(crate) fn footprint(&self) -> u64 {
+        let key_len = u64::from(self.head).saturating_sub(HEADER as u64);
+        segment::footprint(self.record_len(), key_len)
     }
 
     pub(crate) fn is_damaged(&self) -> bool {

@@ -34,7 +34,7 @@ pub(crate) struct Log {
 pub(crate) struct Segment {
     /// Bytes of the file.
     pub(crate) len: u64,
-    /// Bytes of the records that an index points to.
+    /// Footprints of the records that an index points to.
     pub(crate) live: u64,
 }
 
@@ -78,6 +78,10 @@ impl Draft {
 
     pub(crate) fn record_len(&self) -> u64 {
         (super::record::HEADER + self.key.len() + self.payload.len()) as u64
+    }
+
+    pub(crate) fn footprint(&self) -> u64 {
+        segment::footprint(self.record_len(), self.key.len() as u64)
     }
 }
 

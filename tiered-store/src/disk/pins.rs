@@ -46,7 +46,7 @@ impl Pins {
             .sum()
     }
 
-    /// Returns the record bytes that became pinned by it.
+    /// Returns the bytes on disk that became pinned by it.
     pub(crate) fn pin(&mut self, index: &Index, set: &str, key: &Key) -> u64 {
         let Some(id) = index.id(key) else { return 0 };
         if !self.sets.entry(set.to_owned()).or_default().insert(id) {
@@ -55,10 +55,10 @@ impl Pins {
         let entry = index.update(key, |entry| entry.pins = entry.pins.saturating_add(1));
         entry
             .filter(|entry| entry.pins == 1)
-            .map_or(0, |entry| entry.record_len())
+            .map_or(0, |entry| entry.footprint())
     }
 
-    /// Returns the record bytes that are not pinned any more.
+    /// Returns the bytes on disk that are not pinned any more.
     pub(crate) fn unpin(&mut self, index: &Index, set: &str, key: &Key) -> u64 {
         let Some(id) = index.id(key) else { return 0 };
         let Some(members) = self.sets.get_mut(set) else {
@@ -106,6 +106,6 @@ impl Pins {
         });
         entry
             .filter(|entry| entry.pins == 0)
-            .map_or(0, |entry| entry.record_len())
+            .map_or(0, |entry| entry.footprint())
     }
 }

@@ -462,7 +462,7 @@ fn settle(shared: &Shared, log: &mut Log, pins: PinsByKey) {
     shared.index.for_each(|entry| {
         let end = u64::from(entry.offset) + entry.record_len();
         match log.segments.get(&entry.segment) {
-            Some(segment) if end <= segment.len => there.push((entry.segment, entry.record_len())),
+            Some(segment) if end <= segment.len => there.push((entry.segment, entry.footprint())),
             _ => gone.push(entry.key()),
         }
     });
@@ -478,8 +478,8 @@ fn settle(shared: &Shared, log: &mut Log, pins: PinsByKey) {
             .get(&value.segment)
             .is_some_and(|segment| u64::from(value.offset) + u64::from(value.len) <= segment.len)
     });
-    for value in values.values() {
-        shared.retain(log, value.segment, u64::from(value.len));
+    for (key, value) in values.iter() {
+        shared.retain(log, value.segment, value.footprint(key));
     }
     let mut table = shared.pins.write();
     for (set, keys) in pins {

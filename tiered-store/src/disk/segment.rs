@@ -22,6 +22,14 @@ const FOOTER_MAGIC: &[u8; 8] = b"ANYPFOOT";
 /// A segment is sealed early when its list of records reaches this, so that tiny blocks do not fill the memory: 8 MiB.
 pub(crate) const MOST_ITEM_BYTES: usize = 8 * 1024 * 1024;
 
+/// Bytes of a footer's item before its key.
+const ITEM: u64 = 28;
+
+/// What a record takes of a segment, its item in the footer included.
+pub(crate) fn footprint(record_len: u64, key_len: u64) -> u64 {
+    record_len + ITEM + key_len
+}
+
 /// Longest key of a record: a CID has at most 104 bytes.
 const MOST_KEY: usize = MAX_NAME_BYTES;
 
