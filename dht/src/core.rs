@@ -65,6 +65,8 @@ struct Query<Q> {
     id: Option<Q>,
     reported: BTreeSet<PeerId>,
     error: Option<QueryError>,
+    /// The user does not provide the key any more.
+    withdrawn: bool,
     deadline: Instant,
 }
 
@@ -118,6 +120,7 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
             id: None,
             reported,
             error: None,
+            withdrawn: false,
             deadline,
         };
         self.queries.insert(ticket, query);
@@ -228,6 +231,10 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
     /// The user does not provide this key any more.
     pub(crate) fn on_stopped_providing(&mut self, key: &[u8]) {
         self.unannounced.remove(key);
+        for query in self.queries.values_mut() {
+            query.withdrawn |=
+                matches!(&query.question, Question::Provide(cid) if cid.hash().to_bytes() == key);
+        }
     }
 
     /// End a query early. Its terminal event comes with what was found.
@@ -310,6 +317,7 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
             match &result {
                 Ok(()) => self.unannounced.remove(&key),
                 Err(QueryError::StoreFull) => false,
+                Err(_) if query.withdrawn => false,
                 Err(_) => self.unannounced.insert(key),
             };
         }

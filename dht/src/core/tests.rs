@@ -274,3 +274,17 @@ fn a_thousand_waiting_keys_are_announced_a_few_at_a_time() {
     assert_eq!(announced.len(), 1000);
     assert!(core.unannounced.is_empty() && core.announcing.is_empty());
 }
+
+#[test]
+fn what_is_no_longer_provided_is_not_announced_later_because_its_announcement_failed() {
+    let mut core = core(Config::builder());
+    ask(&mut core, Question::Provide(cid(1)), 1);
+    ask(&mut core, Question::Provide(cid(2)), 2);
+    core.on_stopped_providing(&key(1));
+    for id in [1, 2] {
+        core.on_finished(id, Answer::Done, true, Err(QueryError::Timeout));
+    }
+    drain(&mut core);
+    core.on_joined();
+    assert_eq!(drain(&mut core), [Output::Announce(key(2))]);
+}
