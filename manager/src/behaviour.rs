@@ -22,9 +22,6 @@ pub(crate) const AGENT: &str = concat!("anypath/", env!("CARGO_PKG_VERSION"));
 /// Connections to one peer: two transports from each side, a relayed one, and some to spare.
 const MAX_CONNECTIONS_PER_PEER: u32 = 8;
 
-/// How often the AutoNAT client looks for addresses that nobody has tested (libp2p-autonat's default).
-const AUTONAT_TICK: Duration = Duration::from_secs(5);
-
 /// The node's behaviours. The order matters in one place: limits come first, so that a refused
 /// connection is seen by nobody else.
 #[derive(NetworkBehaviour)]
@@ -77,9 +74,9 @@ impl Behaviour {
             autonat_client: config
                 .enable_autonat()
                 .then(|| {
-                    autonat_client::Behaviour::new(
-                        autonat::v2::client::Config::default().with_probe_interval(AUTONAT_TICK),
-                    )
+                    autonat_client::Behaviour::new(autonat_client::Timing::every(
+                        config.autonat_query_interval(),
+                    ))
                 })
                 .into(),
             autonat_server: config

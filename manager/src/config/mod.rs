@@ -127,7 +127,8 @@ keys! {
     Time copy mdns_query_interval: Duration = Duration::from_secs(60), "value::time";
     /// Time between two announcements over gossipsub. Range 1 s and up, default 10 s (seed and js-libp2p).
     Time copy pubsub_announce_interval: Duration = Duration::from_secs(10), "value::time";
-    /// Time between two AutoNAT probes. Range 1 s and up, default 300 s (seed).
+    /// Time between two AutoNAT tests of the same address, once three have told something (20 s before, if that is
+    /// less) and not while one is under way, which takes up to 12 s. Range 1 s and up, default 300 s (seed).
     Time copy autonat_query_interval: Duration = Duration::from_secs(300), "value::time";
     /// Dial the public IPFS bootstrap peers. Default true (seed). Peers in `bootstrap_peers` are dialled either way.
     Flag copy connect_to_bootstrap: bool = true, "value::plain";
