@@ -7,7 +7,10 @@
 
 mod peer;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use cid::{Cid, multihash::Multihash};
@@ -25,6 +28,9 @@ use crate::{
 
 /// Bytes a peer of weight 1 may be sent in one turn.
 const QUANTUM: f64 = 256.0 * 1024.0;
+/// A peer that takes nothing for so long is stuck: while others wait for room in the pipelines it
+/// gives back all but what is being written, and gets one block at a time until it reads again.
+const STUCK: Duration = Duration::from_secs(1);
 /// Links remembered of one descent.
 const MAX_STACK: usize = 1024;
 /// Answers to one peer that wait for its socket; above that the oldest are dropped.
@@ -139,7 +145,7 @@ impl Server {
                 let ledger = self.ledgers.remove(&peer).unwrap_or_default();
                 let weight = self.weights.get(&peer).copied().unwrap_or(1.0);
                 self.keys.insert(peer, key);
-                self.peers.insert(key, Peer::new(peer, weight, ledger));
+                self.peers.insert(key, Peer::new(peer, weight, ledger, now));
                 key
             }
         };
@@ -534,8 +540,9 @@ impl Server {
                 }
                 continue;
             };
-            let room = peer.in_pipe == 0
-                || peer.in_pipe + u64::from(size) <= self.config.max_pipeline_bytes_per_peer();
+            let limit = self.config.max_pipeline_bytes_per_peer();
+            let room =
+                peer.in_pipe == 0 || (!peer.stuck && peer.in_pipe + u64::from(size) <= limit);
             if !room || peer.paths.best().is_none() {
                 // `activate` brings it back.
                 peer.turn = Turn::Blocked;
@@ -558,6 +565,42 @@ impl Server {
             }
             peer.deficit -= u64::from(size);
             self.start_read(key, cid, size);
+        }
+        self.reclaim();
+    }
+
+    /// When the next peer counts as stuck, if others wait for its room.
+    fn reclaim_at(&self) -> Option<Instant> {
+        let full = self.in_pipe >= self.config.max_pipeline_bytes();
+        let waiting = !self.fresh.is_empty() || !self.old.is_empty();
+        let holding = |peer: &&Peer| !peer.stuck && !peer.handed.is_empty();
+        let last = || {
+            self.peers
+                .values()
+                .filter(holding)
+                .map(|peer| peer.taken_at)
+        };
+        (full && waiting)
+            .then(last)
+            .and_then(Iterator::min)
+            .map(|at| at + STUCK)
+    }
+
+    /// Takes room in the pipelines from the peers that do not use it.
+    fn reclaim(&mut self) {
+        if self.reclaim_at().is_none_or(|at| self.now < at) {
+            return;
+        }
+        for peer in self.peers.values_mut() {
+            if peer.handed.is_empty() || peer.stuck || self.now < peer.taken_at + STUCK {
+                continue;
+            }
+            peer.stuck = true;
+            self.outputs
+                .extend(peer.handed.keys().map(|conn| Output::Withdraw {
+                    peer: peer.id,
+                    conn: *conn,
+                }));
         }
     }
 
@@ -629,6 +672,9 @@ impl Server {
             return;
         };
         let bytes = block.data().len() as u64;
+        if peer.handed.is_empty() {
+            peer.taken_at = self.now;
+        }
         peer.in_pipe += bytes;
         self.in_pipe += bytes;
         *peer.handed.entry(conn).or_insert(0) += bytes;
@@ -701,6 +747,8 @@ impl Server {
         if let Some(state) = self.peers.get_mut(&key) {
             state.ledger.blocks_sent += blocks;
             state.ledger.bytes_sent += bytes;
+            state.taken_at = now;
+            state.stuck = false;
         }
         self.unhand(key, conn, bytes);
         self.activate(key);
@@ -729,7 +777,7 @@ impl Server {
         }
     }
 
-    /// Blocks come back unwritten: they go to a better connection, if there is one.
+    /// Blocks come back unwritten: they go to a better connection, if there is one, else into the queue.
     pub fn on_returned(&mut self, peer: PeerId, conn: ConnKey, blocks: Vec<Block>, now: Instant) {
         self.now = now;
         let Some(key) = self.keys.get(&peer).copied() else {
@@ -738,24 +786,45 @@ impl Server {
         let bytes = blocks.iter().map(|block| block.data().len() as u64).sum();
         self.unhand(key, conn, bytes);
         let best = self.peers.get(&key).and_then(|state| state.paths.best());
-        if let Some((best, _)) = best.filter(|(best, _)| *best != conn) {
-            for block in blocks {
-                self.hand(key, best, block, None);
+        let better = best.filter(|(best, _)| *best != conn);
+        for block in blocks {
+            match better {
+                Some((better, _)) => self.hand(key, better, block, None),
+                None => self.requeue(key, &block),
             }
         }
         self.activate(key);
     }
 
+    /// The block is wanted as before it was read.
+    fn requeue(&mut self, key: PeerKey, block: &Block) {
+        let cid = *block.cid();
+        let Some(peer) = self.peers.get(&key) else {
+            return;
+        };
+        let is_full = peer.wants.len() >= self.config.max_wants_per_peer();
+        if let (Ok(size), false) = (u32::try_from(block.data().len()), is_full)
+            && !peer.wants.contains_key(&cid)
+        {
+            self.insert(key, cid, 0, WantType::Block, true, Descent::default());
+            if let Some(peer) = self.peers.get_mut(&key) {
+                peer.set(&cid, Status::Ready(size), 0);
+            }
+        }
+    }
+
     // ---- time and outputs ----
 
-    /// When old wants are looked for next.
+    /// When old wants are looked for next, or room is to be taken from a stuck peer.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        (!self.by_hash.is_empty()).then_some(self.sweep_at)
+        let sweep = (!self.by_hash.is_empty()).then_some(self.sweep_at);
+        sweep.into_iter().chain(self.reclaim_at()).min()
     }
 
     /// Time has passed: wants nobody renewed or cancelled for `want_ttl` are forgotten.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.now = now;
+        self.dirty |= self.reclaim_at().is_some_and(|at| at <= now);
         if now < self.sweep_at {
             return;
         }

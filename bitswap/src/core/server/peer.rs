@@ -86,11 +86,15 @@ pub(super) struct Peer {
     pub(super) in_pipe: u64,
     /// Bytes handed to connections.
     pub(super) handed: BTreeMap<ConnKey, u64>,
+    /// When a connection last took something.
+    pub(super) taken_at: Instant,
+    /// It did not for too long, while others waited.
+    pub(super) stuck: bool,
     pub(super) ledger: Ledger,
 }
 
 impl Peer {
-    pub(super) fn new(id: PeerId, weight: f64, ledger: Ledger) -> Self {
+    pub(super) fn new(id: PeerId, weight: f64, ledger: Ledger, now: Instant) -> Self {
         Self {
             id,
             paths: Paths::default(),
@@ -105,6 +109,8 @@ impl Peer {
             turn: Turn::Idle,
             in_pipe: 0,
             handed: BTreeMap::new(),
+            taken_at: now,
+            stuck: false,
             ledger,
         }
     }
