@@ -139,7 +139,13 @@ fn a_failed_sync_is_reported_and_the_segment_never_synced_again() {
             let (cid, data) = block(n, 3000);
             store.put(cid, data).await.unwrap();
         }
-        vfs.inject(|_, op| (op == Op::Sync).then_some(Fault::Error(io::ErrorKind::Other)));
+        // The file cannot be cut after that either.
+        let mut synced = false;
+        vfs.inject(move |_, op| {
+            let cut = op == Op::Write && std::mem::take(&mut synced);
+            synced |= op == Op::Sync;
+            (cut || synced).then_some(Fault::Error(io::ErrorKind::Other))
+        });
         // A deletion that failed must not come true later.
         let deleted = store.delete(&block(0, 3000).0).await;
         assert!(

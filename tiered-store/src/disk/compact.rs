@@ -1,7 +1,8 @@
 //! Room: forgetting what is over or cold, and copying what is needed out of segments that are mostly garbage.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
+use bytes::Bytes;
 use hashbrown::HashSet;
 use web_time::Instant;
 
@@ -253,9 +254,12 @@ fn copy_some(
             compaction.has_news |= outlived(shared, log, &item);
             continue;
         };
-        let raw = shared
-            .read(compaction.id, item.offset, item.record_len() as u64)
-            .map_err(WriteFailure::from_io)?;
+        let raw = match shared.read(compaction.id, item.offset, item.record_len() as u64) {
+            Ok(raw) => raw,
+            // The file was cut since: nothing of the record is left to check.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Bytes::new(),
+            Err(error) => return Err(WriteFailure::from_io(error)),
+        };
         log.budget.spend(raw.len() as u64);
         let Some(record) = Record::parse(&raw) else {
             // Copying would give damaged bytes a fresh checksum.

@@ -223,6 +223,11 @@ impl Log {
         if self.next_seq > first_seq {
             self.aborts.push((first_seq, self.next_seq - 1));
         }
+        // Should the process die before it can write that: the pages that the device refused may still be read, and would pass for
+        // durable at the next opening.
+        if active.file.set_len(active.synced).is_ok() {
+            self.set_len(shared, active.id, active.synced);
+        }
         // Relaxed writes that were acknowledged without a sync are lost, as their durability says.
         let mut lost = Vec::new();
         shared.index.for_each(|entry| {
