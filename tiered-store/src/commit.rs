@@ -1,6 +1,10 @@
 //! Writes on their way to the disk: a bounded queue, and one job at a time that takes them in groups, one fdatasync for each group.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use cid::Cid;
@@ -154,9 +158,27 @@ pub(crate) async fn task<T: Send + 'static>(
     answer.await.map_err(|_| WriteFailure::Closed)
 }
 
+/// Closes the store if the job panics (it should not; a [`Vfs`](crate::vfs::Vfs) may): nobody else would answer those who wait.
+struct CloseOnPanic<'a>(&'a Shared);
+
+impl Drop for CloseOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("the writing job panicked; the store is closed");
+            self.0.closed.store(true, Relaxed);
+            let mut state = self.0.queue.state.lock();
+            state.ops.clear();
+            state.waiting.clear();
+            state.bytes = 0;
+            state.running = false;
+        }
+    }
+}
+
 /// The job: runs while there is something to do.
 fn run(shared: &Arc<Shared>) {
     let mut log = shared.log.lock();
+    let _close_on_panic = CloseOnPanic(shared);
     let mut last = 0;
     loop {
         let (group, bytes) = take(shared, &log, last);

@@ -15,12 +15,13 @@ use std::{
 };
 
 use anypath_tiered_store::{
-    Durability, PutOptions,
+    Durability, PutError, PutOptions,
     vfs::{Fault, Op, SimVfs, Vfs},
 };
 use bytes::Bytes;
 use cid::Cid;
 use common::{MIB, block, cid_of, open_sim, run};
+use futures::future;
 
 fn ttl(seconds: u64) -> PutOptions {
     PutOptions {
@@ -178,5 +179,35 @@ fn what_a_failed_sync_left_does_not_pass_for_durable_at_the_next_opening() {
         let store = open_sim(&vfs, MIB).await;
         assert!(!store.has(&second));
         assert_eq!(store.get(&first).await.unwrap(), Some(data));
+    });
+}
+
+/// A panic in the writing job must not leave its callers waiting for ever.
+#[test]
+fn a_panic_while_writing_closes_the_store() {
+    run(async {
+        let vfs = SimVfs::new();
+        let store = open_sim(&vfs, MIB).await;
+        vfs.inject(|_, op| {
+            if op == Op::Write {
+                panic!("injected")
+            } else {
+                None
+            }
+        });
+        let (one, two) = (block(1, 100), block(2, 100));
+        let put = future::join(store.put(one.0, one.1), store.put(two.0, two.1));
+        let limit = async {
+            smol::Timer::after(Duration::from_secs(20)).await;
+            panic!("the puts are not answered");
+        };
+        let (one, two) = smol::future::or(put, limit).await;
+        assert!(matches!(one, Err(PutError::Closed)), "{one:?}");
+        assert!(matches!(two, Err(PutError::Closed)), "{two:?}");
+        assert!(store.get(&block(1, 100).0).await.is_err());
+        vfs.heal();
+        drop(store);
+        let store = open_sim(&vfs, MIB).await;
+        store.put(block(1, 100).0, block(1, 100).1).await.unwrap();
     });
 }
