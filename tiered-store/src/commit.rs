@@ -236,7 +236,14 @@ fn take(shared: &Shared, log: &Log, last: usize) -> (Vec<Op>, usize) {
         }
         state.lingering = false;
     }
-    let room = log.room_in_segment(shared).clamp(1, GROUP_BYTES);
+    // A group larger than what pins leave would find no room, where its ops one after the other do.
+    let unpinned = shared
+        .live_limit()
+        .saturating_sub(shared.counters.pinned.get());
+    let room = log
+        .room_in_segment(shared)
+        .min(unpinned)
+        .clamp(1, GROUP_BYTES);
     let each = |op: &Op| match op {
         Op::Put(put) => {
             put.options.durability.unwrap_or(shared.config.durability) == Durability::Each
@@ -263,6 +270,8 @@ fn take(shared: &Shared, log: &Log, last: usize) -> (Vec<Op>, usize) {
 
 /// Upper bound of what an op writes.
 fn record_bytes(op: &Op) -> u64 {
+    // Twice a CID and a footer's item around it.
+    const OVERHEAD: usize = HEADER + 256;
     let bytes = match op {
         Op::Put(put) => {
             let pin = put
@@ -270,9 +279,9 @@ fn record_bytes(op: &Op) -> u64 {
                 .pin
                 .as_ref()
                 .map_or(0, |set| HEADER + set.len() + 128);
-            HEADER + 128 + put.data.len() + pin
+            OVERHEAD + put.data.len() + pin
         }
-        Op::Delete(_) => HEADER + 128,
+        Op::Delete(_) => OVERHEAD,
         Op::Task(_) => 0,
     };
     bytes as u64

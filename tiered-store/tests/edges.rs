@@ -211,3 +211,22 @@ fn a_panic_while_writing_closes_the_store() {
         store.put(block(1, 100).0, block(1, 100).1).await.unwrap();
     });
 }
+
+/// Writes that come together go in groups; a group must not need more room than pins leave, where each block alone finds it.
+#[test]
+fn many_puts_at_once_find_the_little_room_that_pins_leave() {
+    run(async {
+        let store = open_sim(&SimVfs::new(), MIB).await;
+        for n in 0..208 {
+            let (cid, data) = block(n, 4096);
+            let pinned = PutOptions::pinned("p");
+            store.put_with(cid, data, pinned).await.unwrap();
+        }
+        let room = store.room_for_pinned();
+        assert!((20_000..50_000).contains(&room), "{room} bytes");
+        let many = (1000..1100).map(|n| block(n, 4096)).collect();
+        store.put_many(many, PutOptions::default()).await.unwrap();
+        assert!(store.has(&block(1099, 4096).0));
+        assert_eq!(store.pins("p").len(), 208);
+    });
+}
