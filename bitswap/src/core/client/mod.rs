@@ -551,20 +551,24 @@ impl Client {
         };
         if let Some(state) = self.peers.get_mut(&key) {
             state.paths.spend(conn, message.frame_bytes as u64);
-            if !message.blocks.is_empty() || !message.presences.is_empty() {
-                state.last_progress = now;
-                state.stalls = 0;
-                self.dirty = true;
-            }
+            self.dirty |= !message.blocks.is_empty() || !message.presences.is_empty();
         }
+        let mut answers = false;
         for block in &message.blocks {
-            self.on_block(key, conn, block, false);
+            answers |= self.on_block(key, conn, block, false);
         }
         for block in &message.legacy_blocks {
-            self.on_block(key, conn, block, true);
+            answers |= self.on_block(key, conn, block, true);
         }
         for presence in &message.presences {
-            self.on_presence(key, conn, &presence.cid, presence.have);
+            answers |= self.on_presence(key, conn, &presence.cid, presence.have);
+        }
+        // A peer that talks about something else holds what it was asked for no longer than a silent one.
+        if let Some(state) = self.peers.get_mut(&key)
+            && (answers || state.requests.is_empty())
+        {
+            state.last_progress = now;
+            state.stalls = 0;
         }
         if let Some(state) = self.peers.get_mut(&key)
             && state.credit.values().any(|credit| *credit > 0)
@@ -575,7 +579,8 @@ impl Client {
         }
     }
 
-    fn on_block(&mut self, key: PeerKey, conn: ConnKey, block: &Block, any_version: bool) {
+    /// Whether it was wanted, or may be pushed.
+    fn on_block(&mut self, key: PeerKey, conn: ConnKey, block: &Block, any_version: bool) -> bool {
         let wants: SmallVec<[WantId; 1]> = self
             .by_hash
             .get(block.cid().hash())
@@ -592,13 +597,12 @@ impl Client {
             .collect();
         let bytes = block.data().len() as u64;
         let Some(peer) = self.peers.get_mut(&key) else {
-            return;
+            return false;
         };
         peer.take_promise(block.cid());
         let from = peer.id;
         if wants.is_empty() {
-            self.on_unwanted(key, conn, block);
-            return;
+            return self.on_unwanted(key, conn, block);
         }
         peer.useful += 1;
         peer.useful_bytes += bytes;
@@ -623,6 +627,7 @@ impl Client {
                 self.deliver(ticket, block.clone(), Some((from, conn)));
             }
         }
+        true
     }
 
     fn deliver(&mut self, ticket: Ticket, block: Block, from: Option<(PeerId, ConnKey)>) {
@@ -638,10 +643,10 @@ impl Client {
         });
     }
 
-    /// A block that is pushed as asked goes to the stash; anything else is counted.
-    fn on_unwanted(&mut self, key: PeerKey, conn: ConnKey, block: &Block) {
+    /// A block that is pushed as asked goes to the stash: true. Anything else is counted.
+    fn on_unwanted(&mut self, key: PeerKey, conn: ConnKey, block: &Block) -> bool {
         let Some(peer) = self.peers.get_mut(&key) else {
-            return;
+            return false;
         };
         let creditor = peer.credit.iter_mut().find(|(_, credit)| **credit > 0);
         if let Some((session, credit)) = creditor {
@@ -649,7 +654,7 @@ impl Client {
             if let Some(session) = self.sessions.get_mut(session) {
                 let max = self.config.max_stash_bytes();
                 session.stash.insert(block.clone(), peer.id, conn, max);
-                return;
+                return true;
             }
         }
         peer.unwanted_bytes += block.data().len() as u64;
@@ -660,18 +665,21 @@ impl Client {
                 bytes: peer.unwanted_bytes,
             });
         }
+        false
     }
 
-    fn on_presence(&mut self, key: PeerKey, conn: ConnKey, cid: &Cid, have: bool) {
+    /// Whether it ends an open request.
+    fn on_presence(&mut self, key: PeerKey, conn: ConnKey, cid: &Cid, have: bool) -> bool {
         let Some(ids) = self.by_hash.get(cid.hash()).cloned() else {
-            return;
+            return false;
         };
+        let mut answers = false;
         for id in ids {
             let Some(want) = self.wants.get_mut(&id).filter(|want| want.cid == *cid) else {
                 continue;
             };
             let Some(peer) = self.peers.get_mut(&key) else {
-                return;
+                return false;
             };
             let asked = peer.asked.contains(&id) || peer.registered.contains(&id);
             let current = match want.state {
@@ -692,6 +700,7 @@ impl Client {
                     }
                 }
                 (false, Some(number)) => {
+                    answers = true;
                     self.drop_request(key, number);
                     self.refuse(key, id);
                     self.set_state(id, State::Pending);
@@ -700,6 +709,7 @@ impl Client {
                 (_, None) => {}
             }
         }
+        answers
     }
 
     /// HAVE in answer to a want-block: the peer has it but cannot send it over this circuit. It is

@@ -6,7 +6,7 @@ use super::sim::{Link, Sim, block, cid, cids, peer};
 use crate::{
     Config, Priority, SessionOptions, WantOptions,
     core::{Path, client::Output},
-    message::{Message, Version, WantType},
+    message::{Message, Presence, Version, WantType},
 };
 
 const MIB: usize = 1024 * 1024;
@@ -149,6 +149,37 @@ fn a_silent_seeder_loses_its_requests_to_the_others() {
     sim.run_until_got(0, 100, secs(10));
     sim.stall(1, 0, conns[0]);
     sim.run_until_got(0, 400, secs(30));
+}
+
+#[test]
+fn a_seeder_that_talks_about_other_blocks_loses_its_requests_like_a_silent_one() {
+    let mut sim = Sim::new(3);
+    let wanted = cids(400);
+    let mut conns = Vec::new();
+    for seeder in [1, 2] {
+        sim.give(seeder, &wanted, CHUNK);
+        conns.push(sim.connect(0, seeder, Link::new(20, 20e6)));
+    }
+    let session = sim.session(0, &[1, 2]);
+    sim.want_all(0, session, &wanted);
+    sim.run_until_got(0, 100, secs(10));
+    sim.stall(1, 0, conns[0]);
+    let chatter = Message {
+        presences: vec![Presence {
+            cid: cid(1_000_000),
+            have: true,
+        }],
+        blocks: vec![block(cid(1_000_001), 1)],
+        ..Message::default()
+    };
+    for _ in 0..600 {
+        let now = sim.now;
+        let client = &mut sim.nodes[0].client;
+        client.on_message(peer(1), conns[0], &chatter, now);
+        sim.drain(0);
+        sim.run_for(Duration::from_millis(50));
+    }
+    assert_eq!(sim.nodes[0].got.len(), 400);
 }
 
 #[test]
