@@ -20,8 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const FIRST_BYTES: Duration = Duration::from_millis(400);
 /// Issue 2: after the relayed connection is up.
 const DIRECT: Duration = Duration::from_secs(2);
-/// A machine busy with other things may miss a bound in time; three times running it does not.
-const TRIES: u32 = 3;
+/// A machine busy with other things may miss a bound in time, but not every time. (Over QUIC the first
+/// leaf of 256 KiB takes most of its bound: slow start and pacing on both of the relay's hops.)
+const TRIES: u32 = 5;
 
 fn lab(test: impl FnOnce() -> Result<(), LabError>) {
     if let Err(error) = test() {

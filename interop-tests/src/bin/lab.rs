@@ -157,6 +157,7 @@ fn demo(file: &Path, scenario: Scenario) -> Result<(), LabError> {
                 direct.saturating_sub(relayed)
             );
         }
+        (None, Some(_)) => println!("Direct path     was there before the command"),
         _ => println!("Direct path     none: these two NATs leave only the relay"),
     }
     show_connections(&pair)?;
