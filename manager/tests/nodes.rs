@@ -8,11 +8,15 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{
+    io::{Seek as _, SeekFrom, Write as _},
+    time::Duration,
+};
 
 use anypath::{
-    ConnectError, FetchError, Path, Session, SessionEvent, SessionOptions,
-    libp2p::{Multiaddr, StreamProtocol, multiaddr::Protocol},
+    ConnectError, FetchError, Node, Path, Session, SessionEvent, SessionOptions,
+    libp2p::{Multiaddr, StreamProtocol, identity::Keypair, multiaddr::Protocol},
+    tiered_store,
 };
 use common::{Host, QUIC, SOON, TCP, alone, blocks, tokio_executor};
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _, future::join_all};
@@ -75,6 +79,47 @@ async fn calls_for_one_block_share_one_request() {
     );
     let progress = session.progress();
     assert_eq!(progress.direct, 50_000, "it came once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_is_damaged_on_the_disk_is_fetched_again() {
+    let (a, directory) = (host(&[TCP]).await, tempfile::tempdir().unwrap());
+    // Nothing in memory, so that every read is one of the disk.
+    let config = tiered_store::Config::builder()
+        .path(directory.path())
+        .memory_capacity(0);
+    let store = tiered_store::Store::open(config.build().unwrap())
+        .await
+        .unwrap();
+    let (config, keypair) = (alone(&[TCP]).build().unwrap(), Keypair::generate_ed25519());
+    let b = Node::start(config, keypair, store.clone(), tokio_executor())
+        .await
+        .unwrap();
+    let data = [7; 50_000];
+    let cid = a.put(&data).await;
+    store.put(cid, data.to_vec().into()).await.unwrap();
+    damage(directory.path(), &data);
+
+    let session = b.session(SessionOptions::default().peers(a.addresses()));
+    let got = timeout(SOON, session.get(cid)).await.unwrap().unwrap();
+    assert_eq!(&got[..], &data[..]);
+    assert_eq!(session.progress().direct, 50_000, "it came from the peer");
+}
+
+/// Flips a bit of `data` in whatever file of the store holds it.
+fn damage(store: &std::path::Path, data: &[u8]) {
+    let mut damaged = 0;
+    for file in std::fs::read_dir(store).unwrap() {
+        let path = file.unwrap().path();
+        let content = std::fs::read(&path).unwrap_or_default();
+        if let Some(at) = content.windows(data.len()).position(|part| part == data) {
+            let mut file = std::fs::File::options().write(true).open(path).unwrap();
+            file.seek(SeekFrom::Start(at as u64 + 10)).unwrap();
+            file.write_all(&[0]).unwrap();
+            damaged += 1;
+        }
+    }
+    assert_eq!(damaged, 1, "files that hold the block");
 }
 
 #[tokio::test(flavor = "multi_thread")]

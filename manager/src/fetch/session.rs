@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anypath_tiered_store::Store;
+use anypath_tiered_store::{GetError, Store};
 use bytes::Bytes;
 use cid::Cid;
 use futures::stream;
@@ -277,9 +277,13 @@ impl Session {
         if !self.store.has(cid) {
             return Ok(None);
         }
-        // A block that is damaged on disk is fetched again.
         let data = match self.store.get(cid).await {
             Ok(data) => data,
+            // From now on the store counts it as absent: it is fetched again.
+            Err(GetError::Corrupt { .. }) => {
+                tracing::warn!(%cid, "the stored block is damaged");
+                return Ok(None);
+            }
             Err(error) => {
                 tracing::warn!(%cid, %error, "the stored block cannot be read");
                 return Err(FetchError::Store(error.into()));
