@@ -11,7 +11,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let directory = std::env::temp_dir().join("anypath-example");
     let store = tiered_store::Store::open(tiered_store::Config::new(directory)).await?;
     let config = Config::builder().private(true).p2p_port(Some(0)).build()?;
-    #[expect(clippy::disallowed_methods, reason = "this program chooses its runtime")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this program chooses its runtime"
+    )]
     let executor = |task| drop(tokio::spawn(task));
     let node = Node::start(config, Keypair::generate_ed25519(), store, executor).await?;
 
