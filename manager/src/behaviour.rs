@@ -56,6 +56,7 @@ impl Behaviour {
             limits: connection_limits::Behaviour::new(
                 connection_limits::ConnectionLimits::default()
                     .with_max_established(Some(config.max_connections().get()))
+                    .with_max_established_incoming(Some(max_incoming(config)))
                     .with_max_established_per_peer(Some(MAX_CONNECTIONS_PER_PEER))
                     .with_max_pending_incoming(Some(config.max_connections().get())),
             ),
@@ -94,6 +95,13 @@ impl Behaviour {
             streams: streams::Behaviour::default(),
         })
     }
+}
+
+/// Strangers cannot take all connections: some are left for those that this node wants.
+fn max_incoming(config: &Config) -> u32 {
+    let max = config.max_connections().get();
+    let reserved = (max / 8).max(1);
+    (max - reserved).max(1)
 }
 
 fn setup<E: std::error::Error + Send + Sync + 'static>(

@@ -10,6 +10,7 @@ mod common;
 
 use std::{
     io::{Seek as _, SeekFrom, Write as _},
+    num::NonZeroU32,
     time::Duration,
 };
 
@@ -386,6 +387,23 @@ async fn two_nodes_of_one_user_meet_through_the_file_registry() {
         0,
         "both deregistered"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_cannot_take_all_connections() {
+    const MAX: NonZeroU32 = NonZeroU32::new(8).unwrap();
+    let config = alone(&[TCP]).max_connections(MAX);
+    let full = Host::start(config, tokio_executor()).await;
+    let mut strangers = Vec::new();
+    for _ in 0..8 {
+        let stranger = host(&[TCP]).await;
+        // The last one is refused.
+        let _ = stranger.node.connect(full.addresses()[0].clone()).await;
+        strangers.push(stranger);
+    }
+    let wanted = host(&[TCP]).await;
+    let connect = full.node.connect(wanted.addresses()[0].clone());
+    timeout(SOON, connect).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -111,7 +111,8 @@ keys! {
     Flag copy enable_relay_server: bool = false, "value::plain";
     /// Punch holes, so that a relayed connection becomes a direct one (DCUtR). Default true (seed).
     Flag copy enable_dcutr: bool = true, "value::plain";
-    /// Established connections, inbound and outbound together. Range 1 and up, default 1,000 (seed).
+    /// Established connections, inbound and outbound together. Range 1 and up, default 1,000 (seed). Inbound ones get
+    /// seven eighths of them at most, so that strangers cannot keep this node from dialling.
     Count copy max_connections: NonZeroU32 = const { NonZeroU32::new(1000).unwrap() }, "value::plain";
     /// Relays that this node wants a reservation on at the same time. Range 0 to 64, default 3 (seed).
     Count copy max_relay_reservations: u32 = 3, "value::plain";
