@@ -17,6 +17,9 @@ const WINDOW_BYTES: u64 = 32 * 1024 * 1024;
 const MAX_BLOCKS_AHEAD: usize = 1024;
 /// Branches asked for at the same time; each may bring thousands of slots.
 const MAX_BRANCHES_ASKED: usize = 16;
+/// Slots from which on only the branch that is next in the file is asked for: trees of small blocks
+/// can name millions of subtrees.
+const MAX_SLOTS: usize = 65_536;
 /// Depth of a tree. Balanced trees of 1 EiB are 6 deep; a chain of nodes with one link each must end.
 const MAX_DEPTH: u8 = 32;
 /// The multihash code of inlined data.
@@ -150,11 +153,14 @@ impl Plan {
 
     fn next_wanted(&self) -> Option<u64> {
         let mut branches = 0;
+        let is_full = self.slots.len() >= MAX_SLOTS;
         let window = self.written.saturating_add(WINDOW_BYTES);
-        for (offset, slot) in self.slots.range(..window).take(MAX_BLOCKS_AHEAD) {
+        let near = self.slots.range(..window).take(MAX_BLOCKS_AHEAD);
+        for (index, (offset, slot)) in near.enumerate() {
             let is_branch = slot.cid.codec() != RAW;
             match slot.state {
                 State::Wanted if is_branch && branches >= MAX_BRANCHES_ASKED => {}
+                State::Wanted if is_branch && is_full && index > 0 => {}
                 State::Wanted => return Some(*offset),
                 State::Asked if is_branch => branches += 1,
                 _ => {}
@@ -260,5 +266,81 @@ impl Plan {
             self.written = self.written.saturating_add(size);
             self.kept = self.kept.saturating_add(size);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use multihash_codetable::{Code, MultihashDigest as _};
+
+    use super::*;
+
+    fn dag_pb(block: &[u8]) -> Cid {
+        Cid::new_v1(0x70, Code::Sha2_256.digest(block))
+    }
+
+    fn field(number: u8, value: &[u8], out: &mut Vec<u8>) {
+        out.push(number << 3 | 2);
+        varint(value.len() as u64, out);
+        out.extend(value);
+    }
+
+    fn varint(mut value: u64, out: &mut Vec<u8>) {
+        while value >= 0x80 {
+            out.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        out.push(value as u8);
+    }
+
+    /// A node of a file above these subtrees.
+    fn branch(children: &[(Cid, u64)]) -> Bytes {
+        let mut node = Vec::new();
+        let mut data = vec![8, 2, 0x18];
+        varint(children.iter().map(|(_, size)| size).sum(), &mut data);
+        for (cid, size) in children {
+            let mut link = Vec::new();
+            field(1, &cid.to_bytes(), &mut link);
+            field(2, b"", &mut link);
+            field(2, &link, &mut node);
+            data.push(0x20);
+            varint(*size, &mut data);
+        }
+        field(1, &data, &mut node);
+        node.into()
+    }
+
+    /// Ten blocks, each of which links the one below 16 times and thousands of others once.
+    #[test]
+    fn a_tree_that_names_more_and_more_subtrees_is_held_only_in_part() {
+        let mut blocks = HashMap::new();
+        let (mut top, mut size) = (dag_pb(b"never comes"), 1);
+        for _ in 0..10 {
+            let mut children = vec![(top, size); 16];
+            children.resize(8000, (dag_pb(b"nor does this"), 1));
+            let block = branch(&children);
+            (top, size) = (dag_pb(&block), 16 * size + 7984);
+            blocks.insert(top, block);
+        }
+        let mut plan = Plan::new(top);
+        loop {
+            // All that is asked for comes at once.
+            let mut asked = Vec::new();
+            while let Some(request) = plan.poll_request().unwrap() {
+                asked.push(request);
+            }
+            let known = asked.iter().filter_map(|request| match request {
+                Request::Fetch(cid) => Some((*cid, blocks.get(cid)?)),
+                Request::Compare { .. } => None,
+            });
+            let known: Vec<_> = known.collect();
+            if known.is_empty() {
+                break;
+            }
+            for (cid, block) in known {
+                plan.on_block(cid, block).unwrap();
+            }
+        }
+        assert!(plan.slots.len() < 5 * MAX_SLOTS, "{}", plan.slots.len());
     }
 }
