@@ -323,3 +323,27 @@ async fn a_relayed_external_address_does_not_switch_the_server_on() {
         .filter(|protocol| matches!(protocol, Protocol::P2pCircuit));
     assert_eq!(circuits.count(), 1);
 }
+
+/// A peer can bring this about: it asks for a renewal at the last moment and takes the answer late.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_that_is_answered_after_the_end_of_the_reservation_does_not_stop_the_relay() {
+    let config = server::Config::builder()
+        .reservation_duration(Duration::from_secs(4))
+        .build()
+        .unwrap();
+    let (relay, at) = relay(config).await;
+    let (mut node, _) = client(impatient()).await;
+    node.with(move |swarm| swarm.behaviour_mut().client.add_relay(at))
+        .await
+        .unwrap();
+    node.reserved().await;
+    // The client renews after 3 s. The relay's connection sees that, and the end after 4 s; its swarm sees both at once.
+    relay
+        .with(|_| std::thread::sleep(Duration::from_secs(5)))
+        .await;
+    node.reserved().await;
+    let held = relay
+        .with(|swarm| swarm.behaviour().relay.reservations())
+        .await;
+    assert_eq!(held, 1);
+}

@@ -330,13 +330,9 @@ impl NetworkBehaviour for Behaviour {
             .stock
             .handle_pending_outbound_connection(connection, peer, addresses, role)?;
         if let Some(relay) = peer {
-            found.extend(self.auto_relay.addresses(&relay).map(|transport| {
-                RelayAddress {
-                    relay,
-                    transport: transport.clone(),
-                }
-                .dial()
-            }));
+            // As the stock client writes it, without `/p2p`: the swarm drops what is the same to the
+            // letter, and would dial the relay twice otherwise.
+            found.extend(self.auto_relay.addresses(&relay).cloned());
         }
         Ok(found)
     }

@@ -21,6 +21,8 @@ enum Place {
     Promised,
     /// The peer has its answer.
     Accepted,
+    /// It has, and asked again; the answer to that is on its way.
+    Renewing,
 }
 
 impl Admission {
@@ -34,7 +36,10 @@ impl Admission {
 
     /// Whether there is room for a request on `connection`. If so, the place is taken.
     pub(crate) fn admit(&mut self, connection: ConnectionId) -> bool {
-        if self.held.contains_key(&connection) {
+        if let Some(place) = self.held.get_mut(&connection) {
+            if *place == Place::Accepted {
+                *place = Place::Renewing;
+            }
             return true;
         }
         let room = self.held.len() < self.max;
@@ -46,7 +51,8 @@ impl Admission {
 
     /// The peer has its reservation, or its renewal. True if it is new.
     pub(crate) fn on_accepted(&mut self, connection: ConnectionId) -> bool {
-        let new = self.held.insert(connection, Place::Accepted) != Some(Place::Accepted);
+        let before = self.held.insert(connection, Place::Accepted);
+        let new = matches!(before, None | Some(Place::Promised));
         if new {
             self.accepted += 1;
         }
@@ -56,14 +62,22 @@ impl Admission {
     /// The request came to nothing after all: another rule refused it, or the answer was lost. A
     /// reservation that was to be renewed stays.
     pub(crate) fn on_refused(&mut self, connection: ConnectionId) {
-        if self.held.get(&connection) == Some(&Place::Promised) {
-            self.held.remove(&connection);
+        match self.held.get_mut(&connection) {
+            Some(Place::Promised) => drop(self.held.remove(&connection)),
+            Some(place) => *place = Place::Accepted,
+            None => {}
         }
+    }
+
+    /// Whether an answer to a renewal is on its way.
+    pub(crate) fn is_renewing(&self, connection: ConnectionId) -> bool {
+        self.held.get(&connection) == Some(&Place::Renewing)
     }
 
     /// A connection closed or its reservation expired. True if it held a reservation.
     pub(crate) fn on_ended(&mut self, connection: ConnectionId) -> bool {
-        let held = self.held.remove(&connection) == Some(Place::Accepted);
+        let place = self.held.remove(&connection);
+        let held = matches!(place, Some(Place::Accepted | Place::Renewing));
         if held {
             self.accepted -= 1;
         }

@@ -8,7 +8,7 @@ use futures::task::noop_waker_ref;
 use libp2p_core::{Endpoint, Multiaddr, transport::PortUse};
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
-    ConnectionDenied, ConnectionId, ExternalAddresses, FromSwarm, ListenAddresses,
+    CloseConnection, ConnectionDenied, ConnectionId, ExternalAddresses, FromSwarm, ListenAddresses,
     NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
     behaviour::{ExternalAddrConfirmed, ExternalAddrExpired},
 };
@@ -352,6 +352,15 @@ impl NetworkBehaviour for Behaviour {
         connection: ConnectionId,
         event: THandlerOutEvent<Self>,
     ) {
+        let renewing = self.shared().admission.is_renewing(connection);
+        if renewing && is_reservation_timeout(&event) {
+            // libp2p-relay 0.22 forgets the connection now and panics when the handler reports the answer to the renewal.
+            self.actions.push_back(ToSwarm::CloseConnection {
+                peer_id: peer,
+                connection: CloseConnection::One(connection),
+            });
+            return;
+        }
         self.shared().asking = Some(connection);
         self.stock
             .on_connection_handler_event(peer, connection, event);
@@ -370,6 +379,11 @@ impl NetworkBehaviour for Behaviour {
         self.waker = Some(cx.waker().clone());
         Poll::Pending
     }
+}
+
+/// libp2p-relay 0.22 keeps its handler's events private; their text is all that tells.
+fn is_reservation_timeout(event: &THandlerOutEvent<Behaviour>) -> bool {
+    format!("{event:?}").contains("Event::ReservationTimedOut")
 }
 
 fn stock_config(config: &Config, shared: Arc<Mutex<Shared>>) -> libp2p_relay::Config {

@@ -200,7 +200,9 @@ pub async fn relay_as(
         relay: behaviour,
         ping: quick_ping(),
     };
-    let swarm = Swarm::new(transport, behaviour, id, Config::with_tokio_executor());
+    // Room for all pings of a swarm that pauses for some seconds.
+    let config = Config::with_tokio_executor().with_per_connection_event_buffer_size(1024);
+    let swarm = Swarm::new(transport, behaviour, id, config);
     let mut relay = Running::start(swarm, listen);
     let address = listening(&mut relay).await;
     (relay, address)
