@@ -21,7 +21,6 @@ use anypath_tiered_store::{
 use bytes::Bytes;
 use cid::Cid;
 use common::{MIB, block, cid_of, open_sim, run};
-use futures::future;
 
 fn ttl(seconds: u64) -> PutOptions {
     PutOptions {
@@ -196,12 +195,16 @@ fn a_panic_while_writing_closes_the_store() {
             }
         });
         let (one, two) = (block(1, 100), block(2, 100));
-        let put = future::join(store.put(one.0, one.1), store.put(two.0, two.1));
+        // The second one comes while the job unwinds, or after that.
+        let puts = async {
+            let first = store.put(one.0, one.1).await;
+            (first, store.put(two.0, two.1).await)
+        };
         let limit = async {
             smol::Timer::after(Duration::from_secs(20)).await;
             panic!("the puts are not answered");
         };
-        let (one, two) = smol::future::or(put, limit).await;
+        let (one, two) = smol::future::or(puts, limit).await;
         assert!(matches!(one, Err(PutError::Closed)), "{one:?}");
         assert!(matches!(two, Err(PutError::Closed)), "{two:?}");
         assert!(store.get(&block(1, 100).0).await.is_err());
