@@ -86,7 +86,7 @@ impl Api {
 
     async fn announce(&self, root: cid::Cid) {
         if let Err(error) = self.node.provide(root).await {
-            tracing::debug!(%root, %error, "the DHT was not told; it will be at the next start");
+            tracing::debug!(%root, %error, "the DHT was not told yet; it will be once this node has joined it");
         }
     }
 }

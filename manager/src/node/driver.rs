@@ -416,7 +416,7 @@ impl Driver {
             } => {
                 self.on_unknown_failed(connection_id, &error);
                 if let Some(peer) = peer_id.filter(|_| self.dials.contains_key(&connection_id)) {
-                    self.dial_errors.insert(peer, describe(&error));
+                    self.note_dial_error(peer, &error);
                 }
                 self.on_dial_failed(connection_id, &error);
             }
@@ -697,8 +697,15 @@ impl Driver {
         let connection = opts.connection_id();
         self.dials.insert(connection, dial);
         if let Err(error) = self.swarm.dial(opts) {
-            self.dial_errors.insert(peer, describe(&error));
+            self.note_dial_error(peer, &error);
             self.on_dial_failed(connection, &error);
+        }
+    }
+
+    /// Remembers what to tell those who wait for the peer; nobody else asks.
+    fn note_dial_error(&mut self, peer: PeerId, error: &DialError) {
+        if self.connecting.contains_key(&peer) {
+            self.dial_errors.insert(peer, describe(error));
         }
     }
 
