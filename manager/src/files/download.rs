@@ -51,7 +51,7 @@ pub enum DownloadEvent {
     FirstBytes {
         /// When.
         t_ms: u64,
-        /// How the first block came; none if from this node's own store.
+        /// How they came; none if from this node's own store.
         path: Option<Path>,
     },
     /// The relay allows too little for the rest, which waits for a direct connection.
@@ -158,7 +158,7 @@ impl<E: FnMut(DownloadEvent)> Report<E> {
             let t_ms = self.elapsed_ms();
             (self.on_event)(DownloadEvent::FirstBytes {
                 t_ms,
-                path: first_path(session),
+                path: first_path(session, progress.written.saturating_sub(progress.resumed)),
             });
         }
         let Progress {
@@ -189,10 +189,14 @@ impl<E: FnMut(DownloadEvent)> Report<E> {
     }
 }
 
-/// How the first block that was not in the store came.
-fn first_path(session: &Session) -> Option<Path> {
+/// How the first `bytes` of the file came: over the path that delivered as many, the earlier one if both did. (The
+/// blocks above the first leaf are small, and may have come another way.)
+fn first_path(session: &Session, bytes: u64) -> Option<Path> {
     let progress = session.progress();
-    match (progress.first_relayed, progress.first_direct) {
+    let first = |delivered: u64, first| if delivered >= bytes { first } else { None };
+    let relayed = first(progress.relayed, progress.first_relayed);
+    let direct = first(progress.direct, progress.first_direct);
+    match (relayed, direct) {
         (Some(relayed), Some(direct)) if direct < relayed => Some(Path::Direct),
         (Some(_), _) => Some(Path::Relayed),
         (None, Some(_)) => Some(Path::Direct),
