@@ -148,3 +148,80 @@ fn no_published_crate_depends_on_async_std() {
         .filter(|edge| edge.from != TESTS && edge.to == "async-std" && edge.kind != Kind::Dev);
     assert_eq!(show(wrong), Vec::<String>::new());
 }
+
+#[test]
+fn each_crate_builds_on_the_package_that_the_design_names() {
+    let (_, edges) = workspace();
+    let missing: Vec<_> = [
+        ("anypath-relay", "libp2p-relay"),
+        ("anypath-holepunch", "libp2p-dcutr"),
+        ("anypath-discovery-mdns", "libp2p-mdns"),
+        ("anypath-discovery-pubsub", "libp2p-gossipsub"),
+        ("anypath-dht", "libp2p-kad"),
+        ("anypath-bitswap", "libp2p-swarm"),
+        ("anypath-bitswap", "prost"),
+        ("anypath-discovery-pubsub", "prost"),
+        // With its `autonat`, `gossipsub`, `identify`, … features.
+        (NODE, "libp2p"),
+    ]
+    .into_iter()
+    .filter(|(from, to)| {
+        !edges
+            .iter()
+            .any(|edge| edge.from == *from && edge.to == *to && edge.kind == Kind::Normal)
+    })
+    .collect();
+    assert_eq!(missing, []);
+}
+
+#[test]
+fn every_published_crate_has_its_readme_changelog_tests_bench_and_schemas() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("workspace root");
+    let folders = PROTOCOLS
+        .into_iter()
+        .chain([STORE])
+        .map(|name| name.trim_start_matches("anypath-"))
+        .chain(["manager"]);
+    for folder in folders {
+        let folder = root.join(folder);
+        for room in [
+            "README.md",
+            "CHANGELOG.md",
+            "src/lib.rs",
+            "tests",
+            "benches",
+        ] {
+            assert!(
+                folder.join(room).exists(),
+                "{} is missing {room}",
+                folder.display()
+            );
+        }
+        let manifest = std::fs::read_to_string(folder.join("Cargo.toml")).expect("a manifest");
+        assert!(
+            manifest.contains("criterion.workspace"),
+            "{}",
+            folder.display()
+        );
+        assert!(
+            !manifest.contains("publish = false"),
+            "{}",
+            folder.display()
+        );
+        // Generated code comes from a schema, and a test says that it is fresh.
+        let generated = folder.join("src/generated").exists();
+        assert_eq!(
+            generated,
+            folder.join("proto").exists(),
+            "{}",
+            folder.display()
+        );
+        assert!(
+            !generated || folder.join("tests/codegen.rs").exists(),
+            "{}",
+            folder.display()
+        );
+    }
+}

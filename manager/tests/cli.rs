@@ -548,11 +548,13 @@ fn the_api_answers_this_machine_only_and_changes_need_the_token() {
         serde_json::from_str::<Value>(&body).unwrap()["peer_id"],
         node.peer_id()
     );
-    let (status, page) = node.http(&format!("GET / HTTP/1.1\r\n{local}"), "");
-    assert!(
-        status == 200 && page.contains(node.peer_id()) && page.starts_with("<!doctype html>"),
-        "{page}"
-    );
+    for path in ["/", "/dashboard"] {
+        let (status, page) = node.http(&format!("GET {path} HTTP/1.1\r\n{local}"), "");
+        assert!(
+            status == 200 && page.contains(node.peer_id()) && page.starts_with("<!doctype html>"),
+            "{page}"
+        );
+    }
     for path in ["/api/peers", "/api/mcp/peers"] {
         assert_eq!(
             node.http(&format!("GET {path} HTTP/1.1\r\n{local}"), ""),

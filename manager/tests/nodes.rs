@@ -390,6 +390,46 @@ async fn two_nodes_of_one_user_meet_through_the_file_registry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn dead_bootstrap_peers_do_not_stop_a_node() {
+    let directory = tempfile::tempdir().unwrap();
+    let nobody = Protocol::P2p(Keypair::generate_ed25519().public().to_peer_id());
+    let dead: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
+    let config = || {
+        alone(&[TCP])
+            .bootstrap_peers(vec![dead.clone().with(nobody.clone())])
+            .file_registry(true)
+            .file_registry_dir(Some(directory.path().to_owned()))
+    };
+    let a = Host::start(config(), tokio_executor()).await;
+    let b = Host::start(config(), tokio_executor()).await;
+    // Local discovery goes on beside the failing dials.
+    let met = async {
+        while b.node.peers().await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, met).await.unwrap();
+    let peers = b.node.peers().await.unwrap();
+    assert_eq!(peers[0].peer_id, a.node.peer_id().to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_bootstrap_peer_is_connected_without_a_call() {
+    let a = host(&[TCP]).await;
+    // `connect_to_bootstrap` is about the public ones only.
+    let config = alone(&[TCP])
+        .connect_to_bootstrap(false)
+        .bootstrap_peers(a.addresses());
+    let b = Host::start(config, tokio_executor()).await;
+    let met = async {
+        while b.node.peers().await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, met).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn strangers_cannot_take_all_connections() {
     const MAX: NonZeroU32 = NonZeroU32::new(8).unwrap();
     let config = alone(&[TCP]).max_connections(MAX);

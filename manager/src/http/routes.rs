@@ -27,6 +27,7 @@ const EVENTS: usize = 64;
 pub(super) fn router(api: Api) -> Router {
     Router::new()
         .route("/", get(status_page))
+        .route("/dashboard", get(status_page))
         .route("/api/status", get(status))
         .route("/api/peers", get(peers))
         .route("/api/mcp/peers", get(peers))
