@@ -1,7 +1,6 @@
 //! Feature `tiered-store`: what is put into a store is served from it.
 
 #![cfg(feature = "tiered-store")]
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use anypath_bitswap::{Block, BlockSource};
 use anypath_tiered_store::{Config, Store};
