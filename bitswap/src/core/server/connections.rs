@@ -1,0 +1,151 @@
+//! Connections that come, change and go, and what moves between them.
+
+use cid::Cid;
+use libp2p_identity::PeerId;
+use web_time::Instant;
+
+use super::{
+    Lookup, Output, Server,
+    peer::{Peer, PeerKey, Status},
+};
+use crate::core::{ConnKey, Path, paths::Paths};
+
+impl Server {
+    /// A connection is up.
+    pub fn on_connected(
+        &mut self,
+        peer: PeerId,
+        conn: ConnKey,
+        path: Path,
+        lookup: Lookup<'_>,
+        now: Instant,
+    ) {
+        self.now = now;
+        let key = match self.keys.get(&peer) {
+            Some(key) => *key,
+            None => {
+                let key = PeerKey(self.id());
+                let ledger = self.ledgers.remove(&peer).unwrap_or_default();
+                let weight = self.weights.get(&peer).copied().unwrap_or(1.0);
+                self.keys.insert(peer, key);
+                self.peers.insert(key, Peer::new(peer, weight, ledger, now));
+                key
+            }
+        };
+        self.change_paths(key, lookup, |paths| paths.insert(conn, path));
+    }
+
+    /// A connection turned out better or worse than it seemed.
+    pub fn on_path(
+        &mut self,
+        peer: PeerId,
+        conn: ConnKey,
+        path: Path,
+        lookup: Lookup<'_>,
+        now: Instant,
+    ) {
+        self.now = now;
+        if let Some(key) = self.keys.get(&peer).copied() {
+            self.change_paths(key, lookup, |paths| paths.set_path(conn, path));
+        }
+    }
+
+    /// The peer takes no bitswap messages on a connection.
+    pub fn on_unsupported(
+        &mut self,
+        peer: PeerId,
+        conn: ConnKey,
+        lookup: Lookup<'_>,
+        now: Instant,
+    ) {
+        self.now = now;
+        if let Some(key) = self.keys.get(&peer).copied() {
+            self.change_paths(key, lookup, |paths| paths.set_usable(conn, false));
+        }
+    }
+
+    /// The peer speaks bitswap on a connection.
+    pub fn on_version(&mut self, peer: PeerId, conn: ConnKey, now: Instant) {
+        self.now = now;
+        if let Some(peer) = self.keys.get(&peer).and_then(|key| self.peers.get_mut(key)) {
+            peer.paths.set_usable(conn, true);
+        }
+    }
+
+    /// The peer asks on this connection; call it before [`on_message`](Self::on_message). Answers go
+    /// the same way unless there is a better one: of two equal connections (both ends dialled at
+    /// once) the peer may be about to close the other, and after a crash the other is dead.
+    pub fn on_asked(&mut self, peer: PeerId, conn: ConnKey, lookup: Lookup<'_>, now: Instant) {
+        self.now = now;
+        if let Some(key) = self.keys.get(&peer).copied() {
+            self.change_paths(key, lookup, |paths| paths.prefer(conn));
+        }
+    }
+
+    /// Applies a change; if another connection is the best one then, what is not written moves.
+    fn change_paths(&mut self, key: PeerKey, lookup: Lookup<'_>, change: impl FnOnce(&mut Paths)) {
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        let before = peer.paths.best();
+        change(&mut peer.paths);
+        let after = peer.paths.best();
+        if before == after {
+            return;
+        }
+        if let Some((old, _)) = before
+            && after.is_some_and(|(new, _)| new != old)
+            && peer.handed.get(&old).is_some_and(|bytes| *bytes > 0)
+        {
+            self.outputs.push_back(Output::Withdraw {
+                peer: peer.id,
+                conn: old,
+            });
+        }
+        let withheld: Vec<Cid> = peer
+            .order
+            .values()
+            .filter(|cid| {
+                peer.wants
+                    .get(*cid)
+                    .is_some_and(|want| want.status == Status::Withheld)
+            })
+            .copied()
+            .collect();
+        for cid in withheld {
+            self.evaluate(key, &cid, lookup, false);
+        }
+        self.activate(key);
+    }
+
+    /// A connection is gone; with the last one everything about the peer but its ledger.
+    pub fn on_disconnected(&mut self, peer: PeerId, conn: ConnKey, now: Instant) {
+        self.now = now;
+        self.dirty = true;
+        let Some(key) = self.keys.get(&peer).copied() else {
+            return;
+        };
+        let Some(state) = self.peers.get_mut(&key) else {
+            return;
+        };
+        state.paths.remove(conn);
+        state.answering = false;
+        let lost = state.handed.remove(&conn).unwrap_or(0);
+        state.in_pipe = state.in_pipe.saturating_sub(lost);
+        self.in_pipe = self.in_pipe.saturating_sub(lost);
+        if !state.paths.is_empty() {
+            self.activate(key);
+            return;
+        }
+        for cid in state.order.values().copied().collect::<Vec<_>>() {
+            self.forget(key, &cid);
+        }
+        self.keys.remove(&peer);
+        if let Some(state) = self.peers.remove(&key) {
+            self.in_pipe = self.in_pipe.saturating_sub(state.in_pipe);
+            self.keep_ledger(peer, state.ledger);
+        }
+        self.fresh.retain(|other| *other != key);
+        self.old.retain(|other| *other != key);
+    }
+}
