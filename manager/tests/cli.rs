@@ -527,7 +527,7 @@ fn a_file_that_does_not_fit_is_refused_before_it_is_written() {
         let _node = node.map(|()| home.start());
         let error = home.fails(&["add", "large"]);
         assert!(
-            error.contains("disk_capacity") && error.contains("1074014544"),
+            error.contains("disk_capacity") && error.contains("1074805776"),
             "{error}"
         );
     }

@@ -5,7 +5,10 @@ use std::{io, path::PathBuf};
 use axum::{
     Json, Router,
     body::Body,
-    extract::{DefaultBodyLimit, Query, State},
+    extract::{
+        DefaultBodyLimit, Query, State,
+        rejection::{JsonRejection, QueryRejection},
+    },
     http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware,
     response::{Html, IntoResponse, Response},
@@ -36,6 +39,7 @@ pub(super) fn router(api: Api) -> Router {
         .route("/api/get", post(download))
         .route("/api/connect", post(connect))
         .route("/api/shutdown", post(shutdown))
+        .fallback(unknown)
         .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
         .layer(middleware::from_fn_with_state(api.clone(), guard))
         .with_state(api)
@@ -69,6 +73,25 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         (self.status, Json(json!({ "error": self.message }))).into_response()
     }
+}
+
+impl From<JsonRejection> for Failure {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for Failure {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+async fn unknown() -> Failure {
+    Failure::new(
+        StatusCode::NOT_FOUND,
+        "nothing is here; /api/status, /api/peers, /metrics, or / for the status page",
+    )
 }
 
 async fn status_page(State(api): State<Api>) -> Result<impl IntoResponse, Failure> {
@@ -128,10 +151,11 @@ struct AddQuery {
 
 async fn add(
     State(api): State<Api>,
-    Query(query): Query<AddQuery>,
+    query: Result<Query<AddQuery>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Failure> {
+    let Query(query) = query?;
     let profile = match &query.profile {
         None => Profile::default(),
         Some(name) => Profile::by_name(name).ok_or_else(|| {
@@ -198,8 +222,9 @@ struct GetRequest {
 
 async fn download(
     State(api): State<Api>,
-    Json(request): Json<GetRequest>,
+    request: Result<Json<GetRequest>, JsonRejection>,
 ) -> Result<impl IntoResponse, Failure> {
+    let Json(request) = request?;
     const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
     let cid: Cid = request
         .cid
@@ -260,8 +285,9 @@ struct ConnectRequest {
 
 async fn connect(
     State(api): State<Api>,
-    Json(request): Json<ConnectRequest>,
+    request: Result<Json<ConnectRequest>, JsonRejection>,
 ) -> Result<Json<Value>, Failure> {
+    let Json(request) = request?;
     let peer = api.node.connect(request.address).await;
     let peer = peer.map_err(|error| Failure::new(StatusCode::BAD_GATEWAY, error))?;
     Ok(Json(json!({ "peer_id": peer.to_string() })))

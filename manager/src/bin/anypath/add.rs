@@ -13,6 +13,7 @@ use crate::{
     args::{AddFlags, NodeFlags},
     client::Client,
     context::Context,
+    query::with_peer,
 };
 
 /// Bytes read from the file at a time.
@@ -49,11 +50,26 @@ pub(crate) async fn run(context: &Context, flags: &AddFlags) -> Result<(), Error
     context.output.print(&added, &cid);
     if context.output.is_terminal() {
         context.output.note(match address {
-            Some(address) => format!("\non another machine:\n  anypath get {cid} --peer {address}"),
+            Some(address) => format!(
+                "\non another machine:\n  anypath get {cid}{} --peer {address}",
+                output_flag(&flags.file)
+            ),
             None => "\nrun `anypath start` so that others can get it".to_owned(),
         });
     }
     Ok(())
+}
+
+/// ` -o NAME` if the name needs no quotes in any shell.
+fn output_flag(file: &Path) -> String {
+    let is_plain = |name: &&str| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        !name.starts_with('-') && name.bytes().all(plain)
+    };
+    let name = file.file_name().and_then(|name| name.to_str());
+    name.filter(is_plain)
+        .map(|name| format!(" -o {name}"))
+        .unwrap_or_default()
 }
 
 /// Before a gigabyte is sent only to be refused. The node checks again.
@@ -126,11 +142,7 @@ async fn best_address(client: &Client) -> Result<Option<String>, Error> {
         .or_else(|| listen.iter().find(is_relayed))
         .or_else(|| listen.iter().find(|address| !is_loopback(address)))
         .or_else(|| listen.first());
-    let with_peer = |address: &String| match address.ends_with(peer_id) {
-        true => address.clone(),
-        false => format!("{address}/p2p/{peer_id}"),
-    };
-    Ok(best.map(with_peer))
+    Ok(best.map(|address| with_peer(address, peer_id)))
 }
 
 /// The bytes to add.

@@ -41,7 +41,7 @@ pub(crate) enum Command {
     /// Connect to a peer
     Connect {
         /// Its address, as in /ip4/192.0.2.1/udp/9100/quic-v1/p2p/12D3Koo…
-        #[arg(value_name = "MULTIADDR")]
+        #[arg(value_name = "MULTIADDR", value_parser = multiaddr)]
         address: Multiaddr,
     },
     /// Show what the running node is doing
@@ -89,19 +89,35 @@ impl ProfileName {
 
 #[derive(Debug, Args)]
 pub(crate) struct GetFlags {
-    /// The file's CID
+    /// The file's CID, as `anypath add` prints it
+    #[arg(value_parser = cid)]
     pub(crate) cid: Cid,
     /// Where to write it [default: the CID, in this directory]
     #[arg(short, long, value_name = "PATH")]
     pub(crate) output: Option<PathBuf>,
     /// A peer that probably has it; may be given several times
-    #[arg(long, value_name = "MULTIADDR")]
+    #[arg(long, value_name = "MULTIADDR", value_parser = multiaddr)]
     pub(crate) peer: Vec<Multiaddr>,
     /// Replace the output if it exists
     #[arg(long)]
     pub(crate) force: bool,
-    #[command(flatten)]
+    #[command(
+        flatten,
+        next_help_heading = "For a node of its own (without effect when one is running here)"
+    )]
     pub(crate) node: NodeFlags,
+}
+
+fn multiaddr(text: &str) -> Result<Multiaddr, String> {
+    text.parse().map_err(|error| {
+        format!("{error}; expected one as in /ip4/192.0.2.1/tcp/9100/p2p/12D3Koo…, which the other side's `anypath status` shows")
+    })
+}
+
+fn cid(text: &str) -> Result<Cid, String> {
+    text.parse().map_err(|error| {
+        format!("not a CID ({error}); expected one as in bafybei…, which `anypath add` prints")
+    })
 }
 
 /// What the configuration says too; a flag beats the file and the environment.

@@ -24,6 +24,8 @@ pub(crate) struct Context {
     pub(crate) output: Output,
     /// Given with `--port`.
     pub(crate) port: Option<u16>,
+    /// Whether the data directory was named, by flag or environment.
+    is_data_dir_given: bool,
     config_file: Option<PathBuf>,
 }
 
@@ -36,6 +38,7 @@ impl Context {
             data,
             output,
             port,
+            is_data_dir_given: arguments.data_dir.is_some(),
             config_file: arguments.config.clone(),
         })
     }
@@ -79,7 +82,12 @@ impl Context {
                 .map(|port| format!(" --port {port}"))
                 .unwrap_or_default();
             let path = self.data.path().display();
-            format!("no node is running on {path}; start one with `anypath{port} start`").into()
+            let same = match self.is_data_dir_given {
+                true => " and the same --data-dir",
+                false => "",
+            };
+            format!("no node is running on {path}; start one with `anypath{port} start`{same}")
+                .into()
         })
     }
 

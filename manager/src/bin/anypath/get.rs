@@ -12,11 +12,16 @@ use serde_json::{Value, json};
 
 use crate::{Error, args::GetFlags, client::Client, context::Context, output::Output};
 
+const INTERRUPTED: &str = "interrupted; run the same command again to continue";
+
 pub(crate) async fn run(context: &Context, flags: &GetFlags) -> Result<(), Error> {
     let output = flags
         .output
         .clone()
         .unwrap_or_else(|| PathBuf::from(flags.cid.to_string()));
+    if output == Path::new("-") {
+        return Err("get writes to a file that an interrupted run can continue, not to standard output; name one with -o".into());
+    }
     let output = std::path::absolute(&output)?;
     if let Some(parent) = output.parent().filter(|parent| !parent.is_dir()) {
         let parent = parent.display();
@@ -25,9 +30,20 @@ pub(crate) async fn run(context: &Context, flags: &GetFlags) -> Result<(), Error
         )
         .into());
     }
+    let client = context.client().await?;
+    if let (Some(_), Some(setting)) = (&client, flags.node.settings().first()) {
+        let flag = setting.flag;
+        context.output.note(format!(
+            "the running node fetches the file; {flag} is for a node of get's own and has no effect"
+        ));
+    }
     let view = View::new(context.output, flags, &output);
-    match context.client().await? {
-        Some(client) => through_running_node(&client, flags, &output, view).await,
+    match client {
+        Some(client) => tokio::select! {
+            done = through_running_node(&client, flags, &output, view) => done,
+            // The node notices that nobody reads and stops the transfer.
+            _ = tokio::signal::ctrl_c() => Err(INTERRUPTED.into()),
+        },
         None => with_own_node(context, flags, &output, view).await,
     }
 }
@@ -96,13 +112,16 @@ async fn with_own_node(
         _ = tokio::signal::ctrl_c() => {
             node.shutdown().await;
             store.close().await?;
-            return Err("interrupted; run the same command again to continue".into());
+            return Err(INTERRUPTED.into());
         }
     };
     node.shutdown().await;
     store.close().await?;
     Ok(done?)
 }
+
+/// Until the first byte is there, or a connection is reported.
+const SEARCHING: &str = "looking for a peer that has it";
 
 /// Shows a download's events.
 struct View {
@@ -117,9 +136,11 @@ struct View {
 impl View {
     #[expect(clippy::disallowed_methods, reason = "the command's own clock")]
     fn new(output: Output, flags: &GetFlags, path: &Path) -> Self {
+        let bar = output.progress_bar(Some(0));
+        bar.set_message(SEARCHING);
         Self {
             output,
-            bar: output.progress_bar(Some(0)),
+            bar,
             cid: flags.cid.to_string(),
             path: path.display().to_string(),
             begin: std::time::Instant::now(),
@@ -138,6 +159,9 @@ impl View {
             "progress" => {
                 self.bar.set_length(number("total"));
                 self.bar.set_position(number("written"));
+                if self.bar.message() == SEARCHING && number("written") > 0 {
+                    self.bar.set_message("");
+                }
                 return;
             }
             "relayed" => self.bar.set_message("over a relay"),
@@ -150,14 +174,19 @@ impl View {
             "done" => self.is_done = true,
             _ => {}
         }
-        let done = format!(
-            "{} ({}; {} relayed, {} direct, {} local)",
-            self.path,
-            indicatif::BinaryBytes(number("bytes")),
-            indicatif::BinaryBytes(number("relayed_bytes")),
-            indicatif::BinaryBytes(number("direct_bytes")),
-            indicatif::BinaryBytes(number("local_bytes")),
-        );
+        let mut done = format!("{} ({}", self.path, indicatif::BinaryBytes(number("bytes")));
+        for (key, label) in [
+            ("resumed_bytes", "from an earlier run"),
+            ("relayed_bytes", "relayed"),
+            ("direct_bytes", "direct"),
+            ("local_bytes", "from this node's store"),
+        ] {
+            if number(key) > 0 {
+                let bytes = indicatif::BinaryBytes(number(key));
+                done.push_str(&format!("; {bytes} {label}"));
+            }
+        }
+        done.push(')');
         let since_begin = u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX);
         if let Value::Object(fields) = &mut event {
             // Since the command began, not the download.

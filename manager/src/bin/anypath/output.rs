@@ -78,6 +78,20 @@ impl Output {
     }
 }
 
+/// Prints what clap says: help and version as they are, mistakes as JSON where that was asked for.
+pub(crate) fn fail_arguments(error: &clap::Error) -> ExitCode {
+    let is_json = std::env::args_os().any(|argument| argument == "--json");
+    if error.use_stderr() && is_json {
+        let text = error.to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        let message = text.lines().next().unwrap_or_default();
+        Output::new(true).print(&json!({ "event": "error", "message": message }), "");
+    } else {
+        let _ = error.print();
+    }
+    u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
 /// The error's text and those of its causes that it does not quote already.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut message = error.to_string();

@@ -65,7 +65,8 @@ pub(crate) async fn connect(context: &Context, address: &Multiaddr) -> Result<()
 pub(crate) async fn status(context: &Context) -> Result<(), Error> {
     let status = context.running().await?.get("/api/status").await?;
     let mut text = String::new();
-    let _ = writeln!(text, "peer id      {}", string(&status, "peer_id"));
+    let peer_id = string(&status, "peer_id");
+    let _ = writeln!(text, "peer id      {peer_id}");
     for (label, key) in [
         ("listening on", "listen_addrs"),
         ("reachable at", "external_addrs"),
@@ -76,7 +77,9 @@ pub(crate) async fn status(context: &Context) -> Result<(), Error> {
             .into_iter()
             .flatten()
         {
-            let _ = writeln!(text, "{label} {}", address.as_str().unwrap_or_default());
+            // Whole, for `--peer` and `connect` on another machine.
+            let address = with_peer(address.as_str().unwrap_or_default(), peer_id);
+            let _ = writeln!(text, "{label} {address}");
         }
     }
     let _ = writeln!(text, "NAT          {}", string(&status, "nat_status"));
@@ -132,6 +135,14 @@ pub(crate) async fn shutdown(context: &Context) -> Result<(), Error> {
         .output
         .print(&json!({ "event": "stopped" }), "stopped");
     Ok(())
+}
+
+/// The address with the peer id that others need to use it.
+pub(crate) fn with_peer(address: &str, peer_id: &str) -> String {
+    match address.ends_with(peer_id) {
+        true => address.to_owned(),
+        false => format!("{address}/p2p/{peer_id}"),
+    }
 }
 
 fn string<'a>(value: &'a Value, key: &str) -> &'a str {

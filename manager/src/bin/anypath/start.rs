@@ -7,6 +7,7 @@ use anypath::{
     config::DEFAULT_API_PORT,
     data_dir::ApiFile,
     http::{self, Api},
+    libp2p::{Multiaddr, multiaddr::Protocol},
 };
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -22,11 +23,17 @@ const SHUTDOWN: Duration = Duration::from_secs(10);
 
 pub(crate) async fn run(context: &Context, flags: &StartFlags) -> Result<(), Error> {
     let config = context.config(&flags.node)?;
-    let is_first = !context.data.identity_file().exists();
     // The signals are caught before anything runs that has to be put away.
     let mut signal = Signal::new()?;
     let store = context.store(&config).await?;
     let listener = listen(config.api_port()).await?;
+    if !config.private() {
+        // Before anything is sent there.
+        context.output.note(
+            "This node joins the public IPFS network: anyone with a CID can fetch what is added here; `anypath start \
+             --private` stays out.",
+        );
+    }
     let node = context.start_node(&config, store.clone()).await?;
 
     let token = hex::encode(rand::random::<[u8; 32]>());
@@ -37,12 +44,6 @@ pub(crate) async fn run(context: &Context, flags: &StartFlags) -> Result<(), Err
         token,
         pid: std::process::id(),
     })?;
-    if is_first && !config.private() {
-        context.output.note(
-            "This node joins the public IPFS network: anyone with a CID can fetch what is added here; `anypath start \
-             --private` stays out.",
-        );
-    }
     announce_start(context, &config, &node, address);
     let announcing = api.clone();
     spawn(Box::pin(
@@ -79,8 +80,9 @@ pub(crate) async fn run(context: &Context, flags: &StartFlags) -> Result<(), Err
 
 fn announce_start(context: &Context, config: &Config, node: &Node, api: std::net::SocketAddr) {
     let peer_id = node.peer_id();
-    let listen: Vec<_> = node
-        .listen_addrs()
+    let mut listen = node.listen_addrs().to_vec();
+    listen.sort_by_cached_key(reach);
+    let listen: Vec<_> = listen
         .iter()
         .map(|address| format!("{address}/p2p/{peer_id}"))
         .collect();
@@ -100,6 +102,16 @@ fn announce_start(context: &Context, config: &Config, node: &Node, api: std::net
         "private": config.private(),
     });
     context.output.print(&event, text);
+}
+
+/// Sorts addresses that others can use first, and IPv4, which is easier to read, before IPv6.
+fn reach(address: &Multiaddr) -> (bool, bool, String) {
+    let (is_near, is_v6) = match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => (ip.is_loopback(), false),
+        Some(Protocol::Ip6(ip)) => (ip.is_loopback() || ip.is_unicast_link_local(), true),
+        _ => (false, true),
+    };
+    (is_near, is_v6, address.to_string())
 }
 
 async fn listen(port: u16) -> Result<TcpListener, Error> {
