@@ -1,0 +1,120 @@
+//! What the handles ask for, and the fetch sessions they open.
+
+use std::sync::Arc;
+
+use anypath_dht as dht;
+use libp2p::PeerId;
+
+use super::{Driver, dials::Unknown, wiring::DhtWaiter};
+use crate::{
+    bootstrap::with_peer,
+    error::DhtError,
+    fetch::{Reply, Shared},
+    node::{Command, now},
+    strategy::Purpose,
+    unrelayed::Unrelayed,
+};
+
+impl Driver {
+    pub(super) fn on_command(&mut self, command: Command) {
+        let now = now();
+        match command {
+            Command::Status(reply) => drop(reply.send(self.status())),
+            Command::Peers(reply) => drop(reply.send(self.peer_statuses())),
+            Command::Metrics(reply) => drop(reply.send(self.metrics.text())),
+            Command::Connect { address, reply } => self.connect(address, reply),
+            Command::Provide { cid, reply } => match self.dht() {
+                Some(dht) => {
+                    let ticket = dht.provide(cid);
+                    self.dht_waiters.insert(ticket, DhtWaiter::Provide(reply));
+                }
+                None => drop(reply.send(Err(DhtError::Disabled))),
+            },
+            Command::StopProviding { cid } => {
+                if let Some(dht) = self.dht() {
+                    dht.stop_providing(&cid);
+                }
+            }
+            Command::FindProviders { cid, reply } => match self.dht() {
+                Some(dht) => {
+                    let ticket = dht.find_providers(cid);
+                    self.dht_waiters
+                        .insert(ticket, DhtWaiter::Find(Vec::new(), reply));
+                }
+                None => drop(reply.send(Err(DhtError::Disabled))),
+            },
+            Command::OpenStream(request) => {
+                let peer = request.peer;
+                self.swarm.behaviour_mut().streams.open(request);
+                if !self.swarm.is_connected(&peer)
+                    && !self.strategy.want(peer, [], Purpose::Once, now)
+                {
+                    self.swarm.behaviour_mut().streams.fail_waiting(peer);
+                }
+            }
+            Command::Register { protocol, reply } => {
+                drop(reply.send(self.swarm.behaviour_mut().streams.register(protocol)));
+            }
+            Command::NewSession(shared) => self.open_session(&shared),
+            Command::Want {
+                session,
+                cid,
+                reply,
+            } => {
+                self.open_session(&session);
+                // It may have come while the want was on its way.
+                if self.store.has(&cid) {
+                    drop(reply.send(Reply::Stored));
+                    return;
+                }
+                let bitswap = &mut self.swarm.behaviour_mut().bitswap;
+                self.fetches.want(session.id, cid, reply, bitswap, now);
+            }
+            Command::EndSession(session) => self.close_session(session),
+            Command::NotifyBlocks(cids) => {
+                self.swarm.behaviour_mut().bitswap.notify_new_blocks(&cids);
+            }
+            Command::Shutdown(reply) => self.shutdown.push(reply),
+        }
+    }
+
+    pub(super) fn dht(&mut self) -> Option<&mut dht::Behaviour> {
+        self.swarm
+            .behaviour_mut()
+            .dht
+            .as_mut()
+            .map(Unrelayed::inner_mut)
+    }
+
+    fn open_session(&mut self, shared: &Arc<Shared>) {
+        let bitswap = &mut self.swarm.behaviour_mut().bitswap;
+        for address in self.fetches.open(shared, bitswap, now()) {
+            match with_peer(&address) {
+                Some((peer, address)) => {
+                    let best = self.strategy.best(&peer);
+                    let bitswap = &mut self.swarm.behaviour_mut().bitswap;
+                    self.fetches.add_peer(shared.id, peer, best, bitswap);
+                    self.strategy.want(peer, [address], Purpose::Session, now());
+                    self.protect(peer);
+                }
+                None => self.dial_unknown(address, Some(Unknown::Session(shared.id))),
+            }
+        }
+    }
+
+    pub(super) fn close_session(&mut self, session: u64) {
+        let bitswap = &mut self.swarm.behaviour_mut().bitswap;
+        for peer in self.fetches.close(session, bitswap) {
+            self.strategy.release(peer, Purpose::Session);
+            self.protect(peer);
+        }
+    }
+
+    pub(super) fn protect(&mut self, peer: PeerId) {
+        let protected = self.strategy.is_protected(&peer);
+        self.swarm
+            .behaviour_mut()
+            .streams
+            .set_keep_alive(peer, protected);
+    }
+}

@@ -1,0 +1,159 @@
+//! Does what the wiring makes of the behaviours' events.
+
+use anypath_bitswap as bitswap;
+use anypath_dht as dht;
+use futures::FutureExt as _;
+use libp2p::{PeerId, swarm::ConnectionId};
+use tokio::sync::oneshot;
+
+use super::{Driver, housekeeping::Done};
+use crate::{error::DhtError, fetch::Delivery, node::now, unrelayed::Unrelayed, wiring};
+
+/// Who waits for a DHT query.
+pub(super) enum DhtWaiter {
+    Provide(oneshot::Sender<Result<(), DhtError>>),
+    Find(Vec<PeerId>, oneshot::Sender<Result<Vec<PeerId>, DhtError>>),
+}
+
+impl Driver {
+    pub(super) fn on_wiring(&mut self, command: wiring::Command) {
+        use wiring::Command as Wire;
+        let now = now();
+        let behaviour = self.swarm.behaviour_mut();
+        match command {
+            Wire::Observe {
+                observer,
+                local,
+                observed,
+            } => {
+                behaviour
+                    .holepunch
+                    .on_observation(observer, local, observed);
+                self.strategy.on_observed(now);
+            }
+            Wire::Verdict(verdict) => {
+                behaviour
+                    .holepunch
+                    .on_autonat(verdict.server, verdict.address, verdict.reachable);
+            }
+            Wire::AddRelayCandidate { peer, addresses } => {
+                behaviour.relay_client.add_candidate(peer, addresses);
+            }
+            Wire::AddDhtAddress { peer, addresses } => {
+                if let Some(dht) = behaviour.dht.as_mut().map(Unrelayed::inner_mut) {
+                    for address in addresses {
+                        dht.add_address(peer, address);
+                    }
+                }
+            }
+            Wire::FindProviders { ticket, cid } => {
+                if let Some(dht) = behaviour.dht.as_mut().map(Unrelayed::inner_mut) {
+                    let query = dht.find_providers(cid);
+                    self.wiring.on_search(query, ticket);
+                }
+            }
+            Wire::AddProviders { ticket, peers } => behaviour.bitswap.add_providers(ticket, peers),
+            Wire::SetCircuitLimit {
+                peer,
+                connection,
+                limit,
+                limited,
+            } => {
+                behaviour.bitswap.set_circuit_limit(connection, limit);
+                behaviour.streams.set_limited(peer, connection, limited);
+                self.strategy.on_circuit(connection, limited);
+                if let Some(state) = self.peers.get_mut(&peer)
+                    && let Some(connection) = state.connections.get_mut(&connection)
+                {
+                    connection.limited = limited;
+                }
+            }
+            Wire::AutoConnect {
+                peer,
+                addresses,
+                by,
+            } => self.auto_connect(peer, addresses, by),
+            Wire::PunchFailed { peer } => self.strategy.on_punch_failed(peer, now),
+            Wire::SetPublic(public) => self.set_public(public),
+            Wire::Identified { peer, agent } => {
+                if let Some(state) = self.peers.get_mut(&peer) {
+                    state.agent = Some(agent);
+                }
+            }
+            Wire::Deliver {
+                ticket,
+                block,
+                connection,
+            } => self.deliver(ticket, block, connection),
+            Wire::WaitingForDirect {
+                ticket,
+                peer,
+                allowed,
+            } => {
+                self.fetches.on_waiting(ticket, peer, allowed, now);
+            }
+            Wire::DhtFound { ticket, providers } => {
+                if let Some(DhtWaiter::Find(found, _)) = self.dht_waiters.get_mut(&ticket) {
+                    found.extend(providers);
+                }
+            }
+            Wire::DhtFinished { ticket, result } => {
+                let failed = |reason: String| DhtError::Query(reason.into());
+                match self.dht_waiters.remove(&ticket) {
+                    Some(DhtWaiter::Provide(reply)) => drop(reply.send(result.map_err(failed))),
+                    // What was found counts, even if the search ended early.
+                    Some(DhtWaiter::Find(found, reply)) if !found.is_empty() => {
+                        drop(reply.send(Ok(found)));
+                    }
+                    Some(DhtWaiter::Find(found, reply)) => {
+                        drop(reply.send(result.map(|()| found).map_err(failed)));
+                    }
+                    None => {}
+                }
+            }
+            Wire::Disconnect { peer } => {
+                let _ = self.swarm.disconnect_peer_id(peer);
+            }
+            Wire::Emit(event) => self.emit(event),
+        }
+    }
+
+    pub(super) fn set_public(&mut self, public: bool) {
+        let public = public || !self.config.external_addrs().is_empty();
+        if let Some(dht) = self.dht() {
+            dht.set_mode(if public {
+                dht::Mode::Server
+            } else {
+                dht::Mode::Client
+            });
+        }
+    }
+
+    fn deliver(
+        &mut self,
+        ticket: bitswap::Ticket,
+        block: bitswap::Block,
+        connection: Option<(PeerId, ConnectionId)>,
+    ) {
+        let bytes = block.data().len();
+        let path = connection.and_then(|(peer, connection)| {
+            Some(self.peers.get(&peer)?.connections.get(&connection)?.path)
+        });
+        match self.fetches.deliver(ticket, block, path, now()) {
+            Some(Delivery { ticket, cid, data }) => {
+                let store = self.store.clone();
+                self.jobs.push(
+                    async move {
+                        // The block is delivered whether or not there is room for it.
+                        if let Err(error) = store.put(cid, data).await {
+                            tracing::debug!(%cid, %error, "a fetched block is not kept");
+                        }
+                        Done::Stored(ticket, cid, bytes)
+                    }
+                    .boxed(),
+                );
+            }
+            None => self.swarm.behaviour_mut().bitswap.taken(ticket, bytes),
+        }
+    }
+}
