@@ -13,7 +13,7 @@ use crate::{
     args::{AddFlags, NodeFlags},
     client::Client,
     context::Context,
-    query::with_peer,
+    query::{addresses, with_peer},
 };
 
 /// Bytes read from the file at a time.
@@ -120,27 +120,15 @@ async fn best_address(client: &Client) -> Result<Option<String>, Error> {
         .get("peer_id")
         .and_then(Value::as_str)
         .unwrap_or_default();
-    let of = |key: &str| -> Vec<String> {
-        let addresses = status
-            .get(key)
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten();
-        addresses
-            .filter_map(Value::as_str)
-            .map(str::to_owned)
-            .collect()
-    };
-    let (external, listen) = (of("external_addrs"), of("listen_addrs"));
+    let external = addresses(&status, "external_addrs");
+    // Loopback addresses come last.
+    let listen = addresses(&status, "listen_addrs");
     let is_relayed = |address: &&String| address.contains("/p2p-circuit");
-    let is_loopback =
-        |address: &&String| address.contains("/127.0.0.1/") || address.contains("/::1/");
     let best = external
         .iter()
         .find(|address| !is_relayed(address))
         .or_else(|| external.iter().find(is_relayed))
         .or_else(|| listen.iter().find(is_relayed))
-        .or_else(|| listen.iter().find(|address| !is_loopback(address)))
         .or_else(|| listen.first());
     Ok(best.map(|address| with_peer(address, peer_id)))
 }

@@ -113,6 +113,13 @@ impl Context {
     /// A node on this data directory.
     pub(crate) async fn start_node(&self, config: &Config, store: Store) -> Result<Node, Error> {
         let keypair = identity::load_or_create(&self.data.identity_file())?;
+        if !config.private() {
+            // Before anything is sent there.
+            self.output.note(
+                "This node joins the public IPFS network: anyone with a CID can fetch what is added here; --private \
+                 stays out.",
+            );
+        }
         Ok(Node::start(config.clone(), keypair, store, spawn).await?)
     }
 

@@ -58,6 +58,7 @@ async fn through_running_node(
     let request = json!({
         "cid": flags.cid.to_string(), "output": output, "peers": peers, "force": flags.force,
     });
+    view.begin_search();
     let mut body = client
         .post_for_stream("/api/get", &request)
         .await?
@@ -97,6 +98,7 @@ async fn with_own_node(
     let config = context.config(&flags.node)?;
     let store = context.store(&config).await?;
     let node = context.start_node(&config, store.clone()).await?;
+    view.begin_search();
     let request = Download {
         cid: flags.cid,
         output: output.to_owned(),
@@ -136,16 +138,18 @@ struct View {
 impl View {
     #[expect(clippy::disallowed_methods, reason = "the command's own clock")]
     fn new(output: Output, flags: &GetFlags, path: &Path) -> Self {
-        let bar = output.progress_bar(Some(0));
-        bar.set_message(SEARCHING);
         Self {
             output,
-            bar,
+            bar: output.progress_bar(None),
             cid: flags.cid.to_string(),
             path: path.display().to_string(),
             begin: std::time::Instant::now(),
             is_done: false,
         }
+    }
+
+    fn begin_search(&self) {
+        self.bar.set_message(SEARCHING);
     }
 
     fn show(&mut self, mut event: Value) {
@@ -157,7 +161,7 @@ impl View {
         let number = |key: &str| event.get(key).and_then(Value::as_u64).unwrap_or(0);
         match name.as_str() {
             "progress" => {
-                self.bar.set_length(number("total"));
+                self.output.set_total(&self.bar, number("total"));
                 self.bar.set_position(number("written"));
                 if self.bar.message() == SEARCHING && number("written") > 0 {
                     self.bar.set_message("");

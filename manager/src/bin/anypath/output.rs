@@ -10,6 +10,15 @@ use serde_json::{Value, json};
 
 use crate::Error;
 
+/// A progress bar whose total is known.
+const MEASURED: &str = "{bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} {msg}";
+
+fn set_style(bar: &ProgressBar, template: &str) {
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+}
+
 /// How to print.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
@@ -56,14 +65,20 @@ impl Output {
             ProgressDrawTarget::stderr()
         };
         let bar = ProgressBar::with_draw_target(total, target);
-        let style = match total {
-            Some(_) => "{bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} {msg}",
-            None => "{spinner} {bytes} {binary_bytes_per_sec} {msg}",
-        };
-        if let Ok(style) = ProgressStyle::with_template(style) {
-            bar.set_style(style);
+        if total.is_some() {
+            set_style(&bar, MEASURED);
+        } else {
+            set_style(&bar, "{spinner} {bytes} {binary_bytes_per_sec} {msg}");
         }
         bar
+    }
+
+    /// The bar's total, known or changed later.
+    pub(crate) fn set_total(self, bar: &ProgressBar, total: u64) {
+        if bar.length().is_none() {
+            set_style(bar, MEASURED);
+        }
+        bar.set_length(total);
     }
 
     /// Prints an error with its causes.

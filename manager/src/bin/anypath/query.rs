@@ -2,7 +2,10 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use anypath::{identity, libp2p::Multiaddr};
+use anypath::{
+    identity,
+    libp2p::{Multiaddr, multiaddr::Protocol},
+};
 use serde_json::{Value, json};
 
 use crate::{Error, context::Context};
@@ -71,14 +74,9 @@ pub(crate) async fn status(context: &Context) -> Result<(), Error> {
         ("listening on", "listen_addrs"),
         ("reachable at", "external_addrs"),
     ] {
-        for address in status
-            .get(key)
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-        {
+        for address in addresses(&status, key) {
             // Whole, for `--peer` and `connect` on another machine.
-            let address = with_peer(address.as_str().unwrap_or_default(), peer_id);
+            let address = with_peer(&address, peer_id);
             let _ = writeln!(text, "{label} {address}");
         }
     }
@@ -135,6 +133,28 @@ pub(crate) async fn shutdown(context: &Context) -> Result<(), Error> {
         .output
         .print(&json!({ "event": "stopped" }), "stopped");
     Ok(())
+}
+
+/// Sorts addresses that others can use first, and IPv4, which is easier to read, before IPv6.
+pub(crate) fn reach(address: &Multiaddr) -> (bool, bool, String) {
+    let (is_near, is_v6) = match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => (ip.is_loopback(), false),
+        Some(Protocol::Ip6(ip)) => (ip.is_loopback() || ip.is_unicast_link_local(), true),
+        _ => (false, true),
+    };
+    (is_near, is_v6, address.to_string())
+}
+
+/// A list of addresses in the node's status, the ones that others can use first.
+pub(crate) fn addresses(status: &Value, key: &str) -> Vec<String> {
+    let values = status.get(key).and_then(Value::as_array);
+    let mut addresses: Vec<String> = values
+        .into_iter()
+        .flatten()
+        .filter_map(|address| address.as_str().map(str::to_owned))
+        .collect();
+    addresses.sort_by_cached_key(|address| address.parse().map(|address| reach(&address)).ok());
+    addresses
 }
 
 /// The address with the peer id that others need to use it.

@@ -7,7 +7,6 @@ use anypath::{
     config::DEFAULT_API_PORT,
     data_dir::ApiFile,
     http::{self, Api},
-    libp2p::{Multiaddr, multiaddr::Protocol},
 };
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -16,6 +15,7 @@ use crate::{
     Error,
     args::StartFlags,
     context::{Context, spawn},
+    query::reach,
 };
 
 /// How long a clean shutdown may take before the process ends anyway.
@@ -27,13 +27,6 @@ pub(crate) async fn run(context: &Context, flags: &StartFlags) -> Result<(), Err
     let mut signal = Signal::new()?;
     let store = context.store(&config).await?;
     let listener = listen(config.api_port()).await?;
-    if !config.private() {
-        // Before anything is sent there.
-        context.output.note(
-            "This node joins the public IPFS network: anyone with a CID can fetch what is added here; `anypath start \
-             --private` stays out.",
-        );
-    }
     let node = context.start_node(&config, store.clone()).await?;
 
     let token = hex::encode(rand::random::<[u8; 32]>());
@@ -102,16 +95,6 @@ fn announce_start(context: &Context, config: &Config, node: &Node, api: std::net
         "private": config.private(),
     });
     context.output.print(&event, text);
-}
-
-/// Sorts addresses that others can use first, and IPv4, which is easier to read, before IPv6.
-fn reach(address: &Multiaddr) -> (bool, bool, String) {
-    let (is_near, is_v6) = match address.iter().next() {
-        Some(Protocol::Ip4(ip)) => (ip.is_loopback(), false),
-        Some(Protocol::Ip6(ip)) => (ip.is_loopback() || ip.is_unicast_link_local(), true),
-        _ => (false, true),
-    };
-    (is_near, is_v6, address.to_string())
 }
 
 async fn listen(port: u16) -> Result<TcpListener, Error> {
