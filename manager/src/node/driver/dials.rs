@@ -1,7 +1,7 @@
 //! Dials: who wants them, how the strategy has them made, who hears how they ended.
 
 use libp2p::{
-    Multiaddr, PeerId,
+    Multiaddr, PeerId, TransportError,
     swarm::{
         ConnectionId, DialError,
         dial_opts::{DialOpts, PeerCondition},
@@ -158,10 +158,61 @@ fn describe(error: &DialError) -> String {
     match error {
         DialError::Transport(errors) => errors
             .iter()
-            .map(|(address, error)| format!("{address}: {error}"))
+            .map(|(address, error)| match error {
+                // Its own text is empty.
+                TransportError::Other(cause) => {
+                    format!("{address}: {}", in_one_line(&with_causes(cause)))
+                }
+                error => format!("{address}: {error}"),
+            })
             .collect::<Vec<_>>()
             .join("; "),
-        DialError::NoAddresses => "no address of it is known".to_owned(),
+        DialError::NoAddresses => "no address of it is known (this node's own do not count)".to_owned(),
         error => error.to_string(),
+    }
+}
+
+/// The DNS transport writes a heading and a line for each address.
+fn in_one_line(text: &str) -> String {
+    text.lines()
+        .filter(|line| !line.ends_with("errors occurred:"))
+        .map(|line| line.trim_start_matches(" - "))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// The error's text and those of its causes that it does not quote already.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_failed_dial_says_what_the_system_said() {
+        let address: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let nested = io::Error::other(TransportError::Other(refused));
+        let error = DialError::Transport(vec![(address, TransportError::Other(nested))]);
+        let text = describe(&error);
+        assert_eq!(text, "/ip4/127.0.0.1/tcp/1: connection refused");
+        let listed = "Multiple dial errors occurred:\n - refused\n - timed out\n";
+        assert_eq!(in_one_line(listed), "refused, timed out");
     }
 }
