@@ -167,7 +167,9 @@ fn describe(error: &DialError) -> String {
             })
             .collect::<Vec<_>>()
             .join("; "),
-        DialError::NoAddresses => "no address of it is known (this node's own do not count)".to_owned(),
+        DialError::NoAddresses => {
+            "no address of it is known (this node's own do not count)".to_owned()
+        }
         error => error.to_string(),
     }
 }
