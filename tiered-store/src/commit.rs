@@ -506,6 +506,7 @@ fn apply(shared: &Shared, log: &mut Log, staged: Staged, places: &[Place]) {
         );
         let old = shared.index.insert(entry);
         if let Some(old) = old {
+            log.has_shadows = true;
             shared.release(log, old.segment, old.footprint());
             if old.pins > 0 {
                 // The name may be of another length.
@@ -536,13 +537,19 @@ fn commit_deletes(shared: &Shared, log: &mut Log, deletes: Vec<Delete>) {
     let now = shared.vfs.now_ms();
     let (mut drafts, mut keys, mut answers) = (Vec::new(), Vec::new(), Vec::new());
     let mut seen = HashSet::new();
+    // Blocks that are not here may be evicted ones, whose records would count again at the next opening.
+    let mut unknown = Vec::new();
     for delete in deletes {
+        let draft = Draft::new(Kind::Delete, delete.cid.to_bytes(), Bytes::new());
         let Some(entry) = shared
             .kinds
             .find(&delete.cid)
             .and_then(|key| shared.index.get(&key))
         else {
-            let _ = delete.reply.send(Ok(false));
+            if log.has_shadows {
+                unknown.push(draft);
+            }
+            answers.push((delete.reply, false));
             continue;
         };
         if entry.pins > 0 {
@@ -553,15 +560,20 @@ fn commit_deletes(shared: &Shared, log: &mut Log, deletes: Vec<Delete>) {
         }
         let first = seen.insert(entry.key());
         if first {
-            drafts.push(Draft::new(
-                Kind::Delete,
-                delete.cid.to_bytes(),
-                Bytes::new(),
-            ));
+            drafts.push(draft);
             keys.push(entry.key());
         }
         answers.push((delete.reply, first && entry.is_present(now)));
     }
+    let bytes: u64 = unknown.iter().map(Draft::footprint).sum();
+    // There is no end to what is not here, but a checkpoint is the end of all those records.
+    if bytes > 0
+        && shared.counters.used.get() + bytes > shared.capacity()
+        && checkpoint::write(shared, log).is_ok()
+    {
+        unknown.clear();
+    }
+    drafts.append(&mut unknown);
     // Deleting must work in a full store, so it asks for no room: its records are small and become garbage at once.
     let written = if drafts.is_empty() {
         Ok(())

@@ -15,7 +15,7 @@ use std::{
 };
 
 use anypath_tiered_store::{
-    Durability, PutError, PutOptions,
+    Durability, PutError, PutOptions, Store,
     vfs::{Fault, Op, SimVfs, Vfs},
 };
 use bytes::Bytes;
@@ -231,5 +231,111 @@ fn many_puts_at_once_find_the_little_room_that_pins_leave() {
         store.put_many(many, PutOptions::default()).await.unwrap();
         assert!(store.has(&block(1099, 4096).0));
         assert_eq!(store.pins("p").len(), 208);
+    });
+}
+
+/// A store whose first segment holds this block, which was evicted, and pinned ones, so that the segment stays.
+async fn with_an_evicted_block(cid: Cid, data: Bytes) -> (SimVfs, Store) {
+    let vfs = SimVfs::new();
+    let store = open_sim(&vfs, MIB).await;
+    store.put(cid, data).await.unwrap();
+    for n in 0..17 {
+        let (cid, data) = block(n, 4096);
+        let pinned = PutOptions::pinned("p");
+        store.put_with(cid, data, pinned).await.unwrap();
+    }
+    // Pins beyond a checkpoint make another one when their segment goes.
+    store.close().await.unwrap();
+    drop(store);
+    let store = open_sim(&vfs, MIB).await;
+    let mut n = 1000;
+    while store.has(&cid) {
+        let (cid, data) = block(n, 4096);
+        store.put(cid, data).await.unwrap();
+        n += 1;
+    }
+    (vfs, store)
+}
+
+/// What a process that dies now leaves.
+async fn after_a_death(vfs: &SimVfs) -> Store {
+    let vfs = SimVfs::from_image(vfs.live_image(), vfs.now_ms());
+    open_sim(&vfs, MIB).await
+}
+
+/// Puts blocks for a second, this one among them, waits, and gives their segment back.
+async fn put_for_a_second(vfs: &SimVfs, store: &Store, cid: Cid, data: Bytes) {
+    for n in 100..134 {
+        if n == 117 {
+            store.put_with(cid, data.clone(), ttl(1)).await.unwrap();
+        }
+        let (cid, data) = block(n, 4096);
+        store.put_with(cid, data, ttl(1)).await.unwrap();
+    }
+    assert_eq!(store.get(&cid).await.unwrap(), Some(data));
+    for n in 200..234 {
+        let (cid, data) = block(n, 4096);
+        store.put(cid, data).await.unwrap();
+    }
+    vfs.advance_ms(5000);
+    assert_eq!(store.get(&cid).await.unwrap(), None);
+    assert!(store.gc().await.unwrap().segments > 0);
+}
+
+/// The record of before the eviction, which has no end, is still in the log when that of the expired block goes.
+#[test]
+fn an_evicted_block_does_not_come_back_when_its_successor_expires() {
+    run(async {
+        let (cid, data) = block(500, 100);
+        let (vfs, store) = with_an_evicted_block(cid, data.clone()).await;
+        // Otherwise the rest shows nothing.
+        assert!(after_a_death(&vfs).await.has(&cid));
+        put_for_a_second(&vfs, &store, cid, data).await;
+        drop(store);
+        let store = after_a_death(&vfs).await;
+        assert!(!store.has(&cid));
+        assert_eq!(store.get(&cid).await.unwrap(), None);
+    });
+}
+
+/// No eviction is needed: the block was put with more time before.
+#[test]
+fn a_block_does_not_get_the_time_back_that_a_later_put_took() {
+    run(async {
+        let vfs = SimVfs::new();
+        let store = open_sim(&vfs, MIB).await;
+        let (cid, data) = block(500, 100);
+        store.put_with(cid, data.clone(), ttl(600)).await.unwrap();
+        for n in 0..17 {
+            let (cid, data) = block(n, 4096);
+            store.put(cid, data).await.unwrap();
+        }
+        put_for_a_second(&vfs, &store, cid, data).await;
+        drop(store);
+        let store = after_a_death(&vfs).await;
+        assert!(!store.has(&cid));
+        assert_eq!(store.get(&cid).await.unwrap(), None);
+    });
+}
+
+/// The store does not know the block any more, but its log does.
+#[test]
+fn an_evicted_block_does_not_come_back_once_it_was_deleted() {
+    run(async {
+        let (cid, data) = block(500, 100);
+        let (vfs, store) = with_an_evicted_block(cid, data).await;
+        assert!(after_a_death(&vfs).await.has(&cid));
+        assert!(!store.delete(&cid).await.unwrap());
+        drop(store);
+        let store = after_a_death(&vfs).await;
+        assert!(!store.has(&cid));
+        assert_eq!(store.get(&cid).await.unwrap(), None);
+        // And what is deleted over and over does not fill the disk.
+        let used = store.stats().disk.used_bytes;
+        for n in 0..3000 {
+            assert!(!store.delete(&block(10_000 + n, 10).0).await.unwrap());
+        }
+        let now = store.stats().disk.used_bytes;
+        assert!(now <= MIB.max(used) + MIB / 16, "{now} bytes");
     });
 }

@@ -112,6 +112,7 @@ pub(crate) fn write(shared: &Shared, log: &mut Log) -> Result<(), WriteFailure> 
     log.checkpoint_seq = seq;
     log.checkpoint_bytes = bytes;
     log.since_checkpoint = 0;
+    log.has_shadows = false;
     shared.counters.written.add(bytes);
     shared.counters.syncs.add(2);
     Ok(())

@@ -264,6 +264,7 @@ fn copy_some(
         let Some(record) = Record::parse(&raw) else {
             // Copying would give damaged bytes a fresh checksum.
             damaged(shared, log, &what);
+            compaction.has_news |= outlived(shared, log, &item);
             continue;
         };
         bytes += raw.len();
@@ -305,12 +306,25 @@ fn copy_some(
     Ok(done)
 }
 
-/// Whether a value's time ended since the checkpoint. Without its record an older one of the same key would count again, if the log
-/// still has one.
+/// Whether a record is the last word since the checkpoint on something that is not here any more. Without it an older record of the
+/// same key would count again, if the log still has one: a value of before, or a block with more time to live than it was given last.
+/// A block that was to stay may come back, as evictions are not logged.
 fn outlived(shared: &Shared, log: &Log, item: &Item) -> bool {
-    item.kind == Kind::Value
-        && item.seq > log.checkpoint_seq
-        && std::str::from_utf8(&item.key).is_ok_and(|key| !shared.values.read().contains_key(key))
+    if item.seq <= log.checkpoint_seq {
+        return false;
+    }
+    match item.kind {
+        Kind::Block if item.expiry_ms != 0 && log.has_shadows => {
+            cid::Cid::try_from(item.key.as_slice()).is_ok_and(|cid| {
+                let key = shared.kinds.find(&cid);
+                key.is_none_or(|key| shared.index.get(&key).is_none())
+            })
+        }
+        Kind::Value => {
+            std::str::from_utf8(&item.key).is_ok_and(|key| !shared.values.read().contains_key(key))
+        }
+        _ => false,
+    }
 }
 
 /// What points to a record, if something still does. Forgets it if its time is over.
@@ -355,6 +369,7 @@ fn damaged(shared: &Shared, log: &mut Log, what: &Copied) {
             let entry = shared.index.update(key, |entry| entry.set_damaged());
             // A pinned one stays known, so that it is missed.
             if entry.is_some_and(|entry| entry.pins == 0) {
+                log.has_shadows = true;
                 shared.forget(log, key);
             }
         }
@@ -420,7 +435,8 @@ pub(crate) fn expire(shared: &Shared, log: &mut Log) -> u64 {
 }
 
 /// Forgets what is over, then the coldest unpinned blocks, until `bytes` of records are free or nothing is left to forget.
-/// Nothing is written: what comes back after a crash before its segment is compacted is an unpinned block like before.
+/// Nothing is written: what comes back after a crash before its segment is compacted is an unpinned block like before, unless it was
+/// deleted or given a time to live since.
 pub(crate) fn evict(shared: &Shared, log: &mut Log, bytes: u64, keep: &HashSet<Key>) {
     let before = shared.counters.live.get();
     expire(shared, log);
@@ -428,6 +444,7 @@ pub(crate) fn evict(shared: &Shared, log: &mut Log, bytes: u64, keep: &HashSet<K
     let Some(needed) = bytes.checked_sub(freed).filter(|needed| *needed > 0) else {
         return;
     };
+    log.has_shadows = true;
     let may_go = |entry: &super::index::Entry| entry.pins == 0 && !keep.contains(&entry.key());
     let (mut coldest, mut hottest) = (f32::INFINITY, f32::NEG_INFINITY);
     shared.index.for_each(|entry| {

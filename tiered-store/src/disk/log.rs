@@ -25,6 +25,9 @@ pub(crate) struct Log {
     pub(crate) checkpoint_bytes: u64,
     /// Log bytes written since.
     pub(crate) since_checkpoint: u64,
+    /// Whether the log may hold records beyond the checkpoint that the index passed over without one that says so: of blocks that were
+    /// evicted, or written again. They would count again if what came after them were gone.
+    pub(crate) has_shadows: bool,
     pub(crate) compaction: Option<Compaction>,
     pub(crate) budget: super::compact::Budget,
 }
@@ -235,6 +238,7 @@ impl Log {
                 lost.push((entry.key(), entry.pins > 0));
             }
         });
+        self.has_shadows |= !lost.is_empty();
         for (key, pinned) in lost {
             if pinned {
                 // One that was put again: its pins name this entry. It waits for the next put.

@@ -173,6 +173,7 @@ fn recover(shared: &Shared, log: &mut Log) -> io::Result<()> {
         .unwrap_or(0)
         .max(tail.seq)
         + 1;
+    log.has_shadows = !replay.is_empty();
     apply(shared, replay, &mut pins)?;
     settle(shared, log, pins);
     Ok(())
