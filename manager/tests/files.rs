@@ -185,6 +185,27 @@ fn an_output_that_exists_is_replaced_only_by_force() {
 }
 
 #[test]
+#[cfg(unix)]
+fn an_output_that_is_no_regular_file_is_never_replaced() {
+    block_on(async {
+        let mut network = Network::default();
+        let root = network.add(b"new", Profile::KUBO).await;
+        let directory = tempfile::tempdir().unwrap();
+        let output = directory.path().join("socket");
+        let _socket = std::os::unix::net::UnixListener::bind(&output).unwrap();
+        let options = GetOptions {
+            force: true,
+            ..GetOptions::default()
+        };
+        let error = files::get(&network, root, &output, options)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, GetError::NotRegular { .. }), "{error}");
+        assert!(!fs::metadata(&output).unwrap().is_file());
+    });
+}
+
+#[test]
 fn the_first_bytes_are_in_the_output_while_the_rest_is_on_its_way() {
     block_on(async {
         let data = content(100_000);

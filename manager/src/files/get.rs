@@ -104,6 +104,12 @@ fn check_output<E>(output: &Path, force: bool) -> Result<(), GetError<E>> {
         Ok(_) if !force => Err(GetError::Exists {
             path: output.to_owned(),
         }),
+        // A rename over a device or a pipe would put a file in its place.
+        Ok(metadata) if !metadata.is_file() && !metadata.is_symlink() => {
+            Err(GetError::NotRegular {
+                path: output.to_owned(),
+            })
+        }
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(GetError::Io {
@@ -252,6 +258,12 @@ pub enum GetError<E> {
     /// The output is there already.
     #[error("{} exists; choose another name with -o, or replace it with --force", path.display())]
     Exists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The output names a device, a pipe or a socket.
+    #[error("{} is not a regular file; name another one with -o", path.display())]
+    NotRegular {
         /// The output.
         path: PathBuf,
     },
