@@ -1,3 +1,5 @@
+//! What the handles of a node ask of its driver.
+
 use std::sync::Arc;
 
 use cid::Cid;
