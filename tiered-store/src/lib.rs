@@ -11,6 +11,10 @@ mod memory;
 mod metrics;
 mod options;
 mod pinning;
+#[cfg_attr(not(test), expect(dead_code, reason = "the writing job uses it"))]
+mod placement;
+mod policy;
+mod role;
 mod scrub;
 mod state;
 mod stats;
@@ -24,6 +28,8 @@ pub use error::{
     DeleteError, GetError, MaintenanceError, OpenError, PinError, PutError, ValueError,
 };
 pub use options::{Class, Durability, Importance, PutOptions};
+pub use policy::{Policy, PolicyBuilder, PolicyError};
+pub use role::{Preset, Role};
 pub use stats::{DiskStats, GcReport, MemoryStats, ScrubReport, Stats};
 pub use store::Store;
 

@@ -14,14 +14,23 @@
 //! A half-life of 16 times the number of blocks kept was the best fixed one on six traces (`notes/store-and-dht.md` §1.4). As `now` is
 //! the sum of the steps, the half-life may change at any time and old heats stay valid.
 
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the cold tier's executor uses it")
+)]
+pub(crate) mod moves;
+
 /// `log2(score) + time`, comparable between blocks of one clock.
 pub(crate) type Heat = f32;
 
 /// Half-life in accesses per block kept.
-const HALF_LIFE: f64 = 16.0;
+pub(crate) const HALF_LIFE: f64 = 16.0;
 
 /// Fewer blocks than this count as this many, so that an almost empty tier does not forget at once.
 const LEAST_BLOCKS: usize = 64;
+
+/// A heat has 24 bits: up to this time a read among 2,000 decayed ones still shows.
+const REBASE: f64 = 4096.0;
 
 /// The clock of one tier, in half-lives.
 #[derive(Debug, Clone, Copy, Default)]
@@ -35,6 +44,16 @@ impl Clock {
 
     pub(crate) fn now(self) -> f64 {
         self.0
+    }
+
+    /// Starts the time over when the heats begin to lose precision, which is after 4,096 half-lives: then every heat of this clock must be
+    /// lowered by what this returns.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the disk tier's turn"))]
+    pub(crate) fn rebase(&mut self) -> Option<Heat> {
+        (self.0 >= REBASE).then(|| {
+            self.0 -= REBASE;
+            REBASE as Heat
+        })
     }
 
     /// The heat of a block that counts as `weight` reads now.
@@ -71,6 +90,19 @@ mod tests {
             clock.fresh(1.0) > twice,
             "a new block beats two reads of six half-lives ago"
         );
+    }
+
+    #[test]
+    fn a_rebase_keeps_all_scores_and_restores_precision() {
+        let mut clock = Clock::default();
+        while clock.now() < REBASE {
+            clock.tick(0);
+        }
+        let heat = clock.fresh(100.0);
+        let mut rebased = clock;
+        let by = rebased.rebase().unwrap();
+        assert!((rebased.score(heat - by) - clock.score(heat)).abs() < 0.1);
+        assert_eq!(rebased.rebase(), None);
     }
 
     #[test]
