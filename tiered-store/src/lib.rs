@@ -4,6 +4,9 @@ mod commit;
 mod config;
 mod disk;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod heat;
 mod key;
 mod memory;

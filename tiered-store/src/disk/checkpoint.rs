@@ -9,7 +9,7 @@ use cid::Cid;
 
 use super::{
     log::Log,
-    record::{Fields, get_cid, put_cid},
+    record::{Fields, MOST_SEQ, get_cid, put_cid},
 };
 use crate::{FORMAT, error::WriteFailure, state::Shared, vfs::VfsFile};
 
@@ -263,8 +263,8 @@ fn start(fields: &mut Fields<'_>) -> Option<Entry> {
         return None;
     }
     Some(Entry::Start {
-        seq: fields.u64()?,
-        segment: fields.u32()?,
+        seq: fields.u64().filter(|seq| *seq <= MOST_SEQ)?,
+        segment: fields.u32().filter(|segment| *segment < u32::MAX)?,
         offset: fields.u64()?,
     })
 }

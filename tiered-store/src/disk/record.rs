@@ -21,6 +21,9 @@ pub(crate) const HEADER: usize = 36;
 const MAGIC: u32 = u32::from_le_bytes(*b"APR1");
 const VERSION: u8 = 1;
 
+/// No log gets so far: a higher seq is damage, and would leave none for what comes next.
+pub(crate) const MOST_SEQ: u64 = u64::MAX >> 1;
+
 /// The next record belongs to this one.
 pub(crate) const MORE: u8 = 1;
 
@@ -121,7 +124,8 @@ impl Header {
             expiry_ms: fields.u64()?,
             seq: fields.u64()?,
         };
-        Some((header, fields.u32()?))
+        let crc = fields.u32()?;
+        (header.seq <= MOST_SEQ).then_some((header, crc))
     }
 }
 

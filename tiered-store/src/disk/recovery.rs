@@ -165,7 +165,7 @@ fn recover(shared: &Shared, log: &mut Log) -> io::Result<()> {
     for id in &ids {
         open_segment(shared, log, *id, last == Some(*id), tail, &mut replay)?;
     }
-    log.next_segment = last.unwrap_or(0).max(tail.segment) + 1;
+    log.next_segment = last.unwrap_or(0).max(tail.segment).saturating_add(1);
     log.next_seq = replay
         .iter()
         .map(|(_, item)| item.seq)

@@ -9,7 +9,7 @@
 
 use std::{io, io::IoSlice, sync::Arc};
 
-use super::record::{Fields, HEADER, Header, Kind, MORE, Record};
+use super::record::{Fields, HEADER, Header, Kind, MORE, MOST_SEQ, Record};
 use crate::{FORMAT, MAX_BLOCK_BYTES, MAX_NAME_BYTES, vfs::VfsFile};
 
 /// Bytes of a segment's header.
@@ -83,7 +83,7 @@ fn parse_items(bytes: &[u8], count: u32) -> Option<Vec<Item>> {
             payload_len: fields.u32()?,
             offset: fields.u32()?,
             expiry_ms: fields.u64()?,
-            seq: fields.u64()?,
+            seq: fields.u64().filter(|seq| *seq <= MOST_SEQ)?,
             key: fields.bytes(key_len)?.to_vec(),
         });
     }
