@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf, sync::Arc};
 use serde::Deserialize;
 
 use crate::{
-    Durability,
+    ColdConfig, Durability,
     vfs::{RealVfs, Vfs},
 };
 
@@ -30,6 +30,7 @@ pub struct Config {
     pub(crate) queue_bytes: usize,
     pub(crate) compaction_garbage_percent: u8,
     pub(crate) compaction_bytes_per_second: u64,
+    pub(crate) cold: Option<ColdConfig>,
     pub(crate) vfs: Arc<dyn Vfs>,
 }
 
@@ -51,6 +52,7 @@ impl fmt::Debug for Config {
                 "compaction_bytes_per_second",
                 &self.compaction_bytes_per_second,
             )
+            .field("cold", &self.cold)
             .finish_non_exhaustive()
     }
 }
@@ -99,6 +101,7 @@ impl Default for Config {
             queue_bytes: builder.queue_bytes,
             compaction_garbage_percent: builder.compaction_garbage_percent,
             compaction_bytes_per_second: builder.compaction_bytes_per_second,
+            cold: builder.cold,
             vfs: builder.vfs,
         }
     }
@@ -117,6 +120,7 @@ pub struct ConfigBuilder {
     queue_bytes: usize,
     compaction_garbage_percent: u8,
     compaction_bytes_per_second: u64,
+    cold: Option<ColdConfig>,
     #[serde(skip)]
     vfs: Arc<dyn Vfs>,
 }
@@ -141,6 +145,7 @@ impl Default for ConfigBuilder {
             queue_bytes: 16 * 1024 * 1024,
             compaction_garbage_percent: 50,
             compaction_bytes_per_second: 64 * MIB,
+            cold: None,
             vfs: Arc::new(RealVfs),
         }
     }
@@ -204,6 +209,12 @@ impl ConfigBuilder {
         self
     }
 
+    /// A cold tier below the disk: blocks leave a full disk for it instead of being forgotten. Default: none.
+    pub fn cold(mut self, cold: ColdConfig) -> Self {
+        self.cold = Some(cold);
+        self
+    }
+
     /// The file system. Default [`RealVfs`]; tests use [`SimVfs`](crate::vfs::SimVfs).
     pub fn vfs(mut self, vfs: Arc<dyn Vfs>) -> Self {
         self.vfs = vfs;
@@ -239,6 +250,9 @@ impl ConfigBuilder {
                 given: self.compaction_garbage_percent,
             });
         }
+        if let Some(cold) = &self.cold {
+            cold.check()?;
+        }
         Ok(Config {
             segment_bytes: segment_bytes(self.segment_bytes, self.disk_capacity),
             path: self.path,
@@ -249,6 +263,7 @@ impl ConfigBuilder {
             queue_bytes: self.queue_bytes,
             compaction_garbage_percent: self.compaction_garbage_percent,
             compaction_bytes_per_second: self.compaction_bytes_per_second,
+            cold: self.cold,
             vfs: self.vfs,
         })
     }
@@ -304,5 +319,13 @@ pub enum ConfigError {
     CompactionGarbagePercent {
         /// What was asked for, in percent.
         given: u8,
+    },
+    /// See the setters of [`ColdConfig`](crate::ColdConfig).
+    #[error("cold.{key} must be {range}")]
+    Cold {
+        /// The key.
+        key: &'static str,
+        /// What it may be.
+        range: &'static str,
     },
 }

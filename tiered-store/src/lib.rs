@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[allow(dead_code, reason = "the executor of moves comes next")]
+mod cold;
 mod commit;
 mod config;
 mod disk;
@@ -26,6 +28,7 @@ mod upkeep;
 mod values;
 pub mod vfs;
 
+pub use cold::{ColdConfig, MAX_PACK_BYTES, MIN_PACK_BYTES, S3Config};
 pub use config::{Config, ConfigBuilder, ConfigError, MAX_BLOCK_BYTES, MIN_DISK_CAPACITY};
 pub use error::{
     DeleteError, GetError, MaintenanceError, OpenError, PinError, PutError, ValueError,

@@ -1,0 +1,70 @@
+//! The cold tier: packs of compressed blocks in a directory or a bucket.
+
+mod bucket;
+mod config;
+mod frame;
+mod health;
+mod pack;
+mod tier;
+
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+
+pub use config::{ColdConfig, MAX_PACK_BYTES, MIN_PACK_BYTES, S3Config};
+
+/// Where a block lies in the cold tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Location {
+    /// Number of the pack.
+    pub(crate) pack: u32,
+    /// Where its frame begins in the pack.
+    pub(crate) offset: u32,
+    /// Bounds the frame's length, so that one read gets it: at most `len × (bound + 1) / 256` bytes, rounded up.
+    pub(crate) bound: u8,
+}
+
+/// What is still needed of each pack.
+#[derive(Debug, Default)]
+pub(crate) struct Packs(Mutex<BTreeMap<u32, Use>>);
+
+/// The part of a pack that the index points to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Use {
+    pub(crate) blocks: u64,
+    /// Bytes of the blocks, not compressed.
+    pub(crate) bytes: u64,
+}
+
+impl Packs {
+    pub(crate) fn retain(&self, pack: u32, len: u32) {
+        let mut packs = self.0.lock();
+        let used = packs.entry(pack).or_default();
+        used.blocks += 1;
+        used.bytes += u64::from(len);
+    }
+
+    /// A pack that nothing is needed of stays listed until [`Packs::forget`].
+    pub(crate) fn release(&self, pack: u32, len: u32) {
+        if let Some(used) = self.0.lock().get_mut(&pack) {
+            used.blocks = used.blocks.saturating_sub(1);
+            used.bytes = used.bytes.saturating_sub(u64::from(len));
+        }
+    }
+
+    pub(crate) fn forget(&self, pack: u32) {
+        self.0.lock().remove(&pack);
+    }
+
+    pub(crate) fn get(&self, pack: u32) -> Use {
+        self.0.lock().get(&pack).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn all(&self) -> Vec<(u32, Use)> {
+        self.0
+            .lock()
+            .iter()
+            .map(|(pack, used)| (*pack, *used))
+            .collect()
+    }
+}
