@@ -19,7 +19,7 @@ use crate::{
         checkpoint,
         compact::{self, NoRoom},
         index::Entry,
-        log::{Draft, Log, Place},
+        log::{Draft, Log, Position},
         record::{HEADER, Kind, MORE, put_cid},
         segment,
     },
@@ -34,6 +34,12 @@ const GROUP_BYTES: u64 = 8 * 1024 * 1024;
 /// Writers that were answered together usually come back together. The job waits this long for as many as in the last group; an
 /// fdatasync takes as long even on the fastest devices.
 const LINGER: Duration = Duration::from_micros(150);
+
+/// What deletions, tasks and moves may hold beyond the limit, in bytes: they are what a full queue of puts waits for.
+const SMALL_RESERVE: usize = 1024 * 1024;
+
+/// How often a job whose puts wait for room looks whether anybody still has the store.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Something for the job to do.
 pub(crate) enum Op {
@@ -51,7 +57,21 @@ pub(crate) struct Put {
     pub(crate) data: Bytes,
     pub(crate) crc: u32,
     pub(crate) options: Arc<PutOptions>,
-    pub(crate) reply: oneshot::Sender<Result<(), PutError>>,
+    pub(crate) origin: Origin,
+    pub(crate) reply: oneshot::Sender<Result<bool, PutError>>,
+}
+
+/// Where the bytes of a put come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    User,
+    /// The cold tier, where the block still is: what it is, as in its record before (class and importance), and whether the disk should
+    /// make room for it.
+    #[allow(dead_code, reason = "the cold tier promotes")]
+    Cold {
+        class: u8,
+        urgent: bool,
+    },
 }
 
 pub(crate) struct Delete {
@@ -66,6 +86,10 @@ impl Op {
             Op::Put(put) => put.data.len() + 256,
             Op::Delete(_) | Op::Task(_) => 256,
         }
+    }
+
+    fn is_put(&self) -> bool {
+        matches!(self, Op::Put(_))
     }
 }
 
@@ -84,8 +108,13 @@ struct State {
     /// Callers that wait for room, first come first served. Bounded by the callers themselves: each waits.
     waiting: VecDeque<oneshot::Sender<()>>,
     running: bool,
+    /// The job waits at the condition variable.
     lingering: bool,
+    /// Why blocks could not leave for the cold tier, as of the last attempt.
+    demotion_failure: Option<Cause>,
 }
+
+type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
 impl Queue {
     pub(crate) fn new(limit: usize) -> Queue {
@@ -123,7 +152,12 @@ pub(crate) async fn submit(shared: &Arc<Shared>, op: Op) -> Result<(), WriteFail
             if shared.is_closed() {
                 return Err(WriteFailure::Closed);
             }
-            if state.bytes == 0 || state.bytes + weight <= shared.queue.limit {
+            let limit = if op.is_put() {
+                shared.queue.limit
+            } else {
+                shared.queue.limit + SMALL_RESERVE
+            };
+            if state.bytes == 0 || state.bytes + weight <= limit {
                 state.bytes += weight;
                 state.ops.push_back(op);
                 if state.lingering {
@@ -158,6 +192,129 @@ pub(crate) async fn task<T: Send + 'static>(
     answer.await.map_err(|_| WriteFailure::Closed)
 }
 
+/// Writes a block that is in the cold tier to disk again; its heat and time to live stay. Waits for room if `urgent`. `false`: it was not
+/// done, as the block is not in the cold tier any more, or as there was no room.
+#[allow(dead_code, reason = "the cold tier calls it")]
+pub(crate) async fn promote(
+    shared: &Arc<Shared>,
+    cid: Cid,
+    data: Bytes,
+    class: u8,
+    urgent: bool,
+) -> Result<bool, PutError> {
+    let (reply, answer) = oneshot::channel();
+    let put = Put {
+        cid,
+        crc: crc32c::crc32c(&data),
+        data,
+        options: Arc::default(),
+        origin: Origin::Cold { class, urgent },
+        reply,
+    };
+    submit(shared, Op::Put(put)).await?;
+    answer.await.unwrap_or(Err(PutError::Closed))
+}
+
+/// Tells puts that wait for room why the cold tier does not take blocks. `None`: it does again.
+#[allow(dead_code, reason = "the cold tier calls it")]
+pub(crate) fn demotion_failed(shared: &Shared, cause: Option<Cause>) {
+    let mut state = shared.queue.state.lock();
+    state.demotion_failure = cause;
+    shared.queue.arrived.notify_one();
+}
+
+/// Puts at the front of the queue that wait for the cold tier to take blocks.
+struct Stall {
+    /// What the store held; with a change they are tried again.
+    seen: [u64; 4],
+    again_at: Instant,
+}
+
+fn occupancy(shared: &Shared) -> [u64; 4] {
+    let counters = &shared.counters;
+    [
+        counters.live.get(),
+        counters.pinned.get(),
+        counters.value_bytes.get(),
+        shared.capacity(),
+    ]
+}
+
+fn now() -> Instant {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the patience with an unreachable cold tier is in real time"
+    )]
+    Instant::now()
+}
+
+/// Puts the group back to the front. They wait until something leaves the disk.
+fn stall(shared: &Shared, log: &mut Log, puts: Vec<Put>) -> Stall {
+    let now = now();
+    log.lacking_since.get_or_insert(now);
+    let mut state = shared.queue.state.lock();
+    for put in puts.into_iter().rev() {
+        state.ops.push_front(Op::Put(put));
+    }
+    Stall {
+        seen: occupancy(shared),
+        again_at: now + LOOK,
+    }
+}
+
+/// Waits for something to do while puts wait for room. `false`: the puts should be tried again.
+fn is_stalled(shared: &Arc<Shared>, log: &Log, stall: &Stall) -> bool {
+    if shared.is_closed() || occupancy(shared) != stall.seen {
+        return false;
+    }
+    let patience = shared
+        .demoter
+        .get()
+        .map_or(Duration::ZERO, |demoter| demoter.patience());
+    let mut state = shared.queue.state.lock();
+    if state.ops.iter().any(|op| !op.is_put()) {
+        return true;
+    }
+    if Arc::strong_count(shared) == 1 {
+        // Nobody waits for an answer any more.
+        let bytes = state.ops.iter().map(Op::weight).sum();
+        state.ops.clear();
+        drop(state);
+        shared.queue.release(bytes);
+        return false;
+    }
+    let now = now();
+    if let Some(cause) = state.demotion_failure.clone()
+        && log
+            .lacking_since
+            .is_none_or(|since| now.saturating_duration_since(since) >= patience)
+    {
+        let failed: Vec<Op> = state.ops.drain(..).collect();
+        drop(state);
+        shared.queue.release(failed.iter().map(Op::weight).sum());
+        for op in failed {
+            if let Op::Put(put) = op {
+                let _ = put.reply.send(Err(PutError::ColdTier {
+                    source: cause.clone(),
+                }));
+            }
+        }
+        return false;
+    }
+    let until = stall.again_at.min(
+        log.lacking_since
+            .map_or(stall.again_at, |since| (since + patience).max(now)),
+    );
+    state.lingering = true;
+    let timed_out = shared
+        .queue
+        .arrived
+        .wait_until(&mut state, until)
+        .timed_out();
+    state.lingering = false;
+    !timed_out || now < stall.again_at
+}
+
 /// Closes the store if the job panics (it should not; a [`Vfs`](crate::vfs::Vfs) may): nobody else would answer those who wait.
 struct CloseOnPanic<'a>(&'a Shared);
 
@@ -180,10 +337,20 @@ fn run(shared: &Arc<Shared>) {
     let mut log = shared.log.lock();
     let _close_on_panic = CloseOnPanic(shared);
     let mut last = 0;
+    let mut stalled: Option<Stall> = None;
     loop {
-        let (group, bytes) = take(shared, &log, last);
+        if stalled
+            .as_ref()
+            .is_some_and(|stall| !is_stalled(shared, &log, stall))
+        {
+            stalled = None;
+        }
+        let (group, bytes) = take(shared, &log, last, stalled.is_some());
         last = group.len();
         if group.is_empty() {
+            if stalled.is_some() {
+                continue;
+            }
             // Nobody but this job has the store any more: go at once, so that it can be opened again.
             if Arc::strong_count(shared) > 1
                 && !shared.is_closed()
@@ -198,8 +365,10 @@ fn run(shared: &Arc<Shared>) {
             }
             continue;
         }
-        commit(shared, &mut log, group);
-        shared.queue.release(bytes);
+        match commit(shared, &mut log, group) {
+            Some(puts) => stalled = Some(stall(shared, &mut log, puts)),
+            None => shared.queue.release(bytes),
+        }
         // A closed store's directory may be somebody else's by now.
         if !shared.is_closed()
             && checkpoint::is_due(&log)
@@ -214,9 +383,15 @@ fn run(shared: &Arc<Shared>) {
     }
 }
 
-/// Takes ops of one kind that fit into the active segment together.
-fn take(shared: &Shared, log: &Log, last: usize) -> (Vec<Op>, usize) {
+/// Takes ops of one kind that fit into the active segment together; while puts wait for room, one of the others.
+fn take(shared: &Shared, log: &Log, last: usize, stalled: bool) -> (Vec<Op>, usize) {
     let mut state = shared.queue.state.lock();
+    if stalled {
+        let other = state.ops.iter().position(|op| !op.is_put());
+        let op = other.and_then(|at| state.ops.remove(at));
+        let weight = op.as_ref().map_or(0, Op::weight);
+        return (op.into_iter().collect(), weight);
+    }
     if last > 1 && state.ops.len() < last {
         #[expect(
             clippy::disallowed_methods,
@@ -237,9 +412,7 @@ fn take(shared: &Shared, log: &Log, last: usize) -> (Vec<Op>, usize) {
         state.lingering = false;
     }
     // A group larger than what pins leave would find no room, where its ops one after the other do.
-    let unpinned = shared
-        .live_limit()
-        .saturating_sub(shared.counters.pinned.get());
+    let unpinned = shared.live_limit().saturating_sub(shared.fixed_bytes());
     let room = log
         .room_in_segment(shared)
         .min(unpinned)
@@ -287,10 +460,11 @@ fn record_bytes(op: &Op) -> u64 {
     bytes as u64
 }
 
-fn commit(shared: &Shared, log: &mut Log, group: Vec<Op>) {
+/// Returns puts that have to wait for room.
+fn commit(shared: &Shared, log: &mut Log, group: Vec<Op>) -> Option<Vec<Put>> {
     if shared.is_closed() {
         // Dropping the replies tells the callers.
-        return;
+        return None;
     }
     shared.counters.batches.add(1);
     let (mut puts, mut deletes) = (Vec::new(), Vec::new());
@@ -301,12 +475,13 @@ fn commit(shared: &Shared, log: &mut Log, group: Vec<Op>) {
             Op::Task(task) => task(shared, log),
         }
     }
-    if !puts.is_empty() {
-        commit_puts(shared, log, puts);
-    }
     if !deletes.is_empty() {
         commit_deletes(shared, log, deletes);
     }
+    if puts.is_empty() {
+        return None;
+    }
+    commit_puts(shared, log, puts)
 }
 
 /// What a group of puts will change once it is on the disk.
@@ -332,27 +507,27 @@ struct NewBlock {
     codec: u8,
     head: u8,
     data: Bytes,
-    weight: f32,
+    /// The head start of a new block in reads; `None`: it keeps its heat.
+    weight: Option<f32>,
     expiry_ms: u64,
 }
 
-fn commit_puts(shared: &Shared, log: &mut Log, puts: Vec<Put>) {
+fn commit_puts(shared: &Shared, log: &mut Log, puts: Vec<Put>) -> Option<Vec<Put>> {
     let now = shared.vfs.now_ms();
     let mut staged = Staged::default();
-    let mut replies = Vec::new();
-    for put in puts {
-        match stage(shared, &mut staged, &put, now) {
-            Ok(new) => replies.push((put.reply, put.data.len() as u64, new)),
-            Err(error) => drop(put.reply.send(Err(error))),
-        }
+    let mut decided = Vec::with_capacity(puts.len());
+    for put in &puts {
+        decided.push(stage(shared, &mut staged, put, now));
     }
-    let result = write_staged(shared, log, &staged);
-    let result = match result {
+    let written = write_staged(shared, log, &staged);
+    let result = match written {
         Ok(places) => {
+            log.lacking_since = None;
             apply(shared, log, staged, &places);
             Ok(())
         }
-        Err(error) => {
+        Err(NotWritten::Wait) => return Some(puts),
+        Err(NotWritten::Failed(error)) => {
             // What was interned for blocks that did not arrive.
             for block in &staged.blocks {
                 if shared.index.id(&block.key).is_none() {
@@ -362,24 +537,38 @@ fn commit_puts(shared: &Shared, log: &mut Log, puts: Vec<Put>) {
             Err(error)
         }
     };
-    for (reply, bytes, new) in replies {
-        if result.is_ok() {
+    for (put, decided) in puts.into_iter().zip(decided) {
+        let answer = decided.and_then(|new| result.clone().map(|()| new));
+        if let (Ok(new), Origin::User) = (&answer, put.origin) {
             shared.counters.puts.add(1);
-            if new {
-                shared.counters.user_bytes.add(bytes);
+            if *new {
+                shared.counters.user_bytes.add(put.data.len() as u64);
             } else {
                 shared.counters.duplicate_puts.add(1);
             }
         }
-        let _ = reply.send(result.clone());
+        let _ = put.reply.send(answer);
     }
+    None
+}
+
+/// Why a group was not written.
+enum NotWritten {
+    /// There will be room once the cold tier took some blocks.
+    Wait,
+    Failed(PutError),
 }
 
 /// Decides what a put writes. `Ok(false)`: the block is there already.
 fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bool, PutError> {
+    if let Origin::Cold { class, urgent } = put.origin {
+        return stage_promotion(shared, staged, put, class, urgent, now);
+    }
     let (key, codec) = shared.kinds.intern(&put.cid);
     let key_bytes = put.cid.to_bytes();
     let entry = shared.index.get(&key);
+    // What is pinned has to be on disk.
+    let entry = entry.filter(|entry| !entry.is_cold() || put.options.pin.is_none());
     let there = match staged.written.get(&key) {
         Some(for_good) => *for_good,
         None => entry
@@ -403,7 +592,7 @@ fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bo
     } else {
         0
     };
-    let pinned = shared.counters.pinned.get() + staged.pinned;
+    let pinned = shared.fixed_bytes() + staged.pinned;
     let unpinned_floor = if put.options.pin.is_none() && !there {
         bytes
     } else {
@@ -428,7 +617,7 @@ fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bo
             codec,
             head: u8::try_from(HEADER + key_bytes.len()).unwrap_or(u8::MAX),
             data: put.data.clone(),
-            weight: put.options.importance.weight(),
+            weight: Some(put.options.importance.weight()),
             expiry_ms,
         });
         staged.drafts.push(Draft {
@@ -461,38 +650,110 @@ fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bo
     Ok(!there)
 }
 
-fn write_staged(shared: &Shared, log: &mut Log, staged: &Staged) -> Result<Vec<Place>, PutError> {
+/// A block comes back from the cold tier, if it is still there.
+fn stage_promotion(
+    shared: &Shared,
+    staged: &mut Staged,
+    put: &Put,
+    class: u8,
+    urgent: bool,
+    now: u64,
+) -> Result<bool, PutError> {
+    let found = shared.kinds.find(&put.cid).and_then(|key| {
+        let entry = shared.index.get(&key)?;
+        Some((key, entry))
+    });
+    let Some((key, entry)) = found.filter(|(key, entry)| {
+        entry.is_cold() && entry.is_present(now) && !staged.written.contains_key(key)
+    }) else {
+        return Ok(false);
+    };
+    let key_bytes = shared
+        .kinds
+        .cid(&key, entry.codec)
+        .unwrap_or(put.cid)
+        .to_bytes();
+    let draft = Draft {
+        kind: Kind::Block,
+        flags: 0,
+        class,
+        expiry_ms: u64::from(entry.expiry_s) * 1000,
+        key: key_bytes,
+        payload: put.data.clone(),
+        payload_crc: put.crc,
+    };
+    let bytes = draft.footprint();
+    let room = shared
+        .live_limit()
+        .saturating_sub(shared.counters.live.get() + staged.live);
+    if !urgent && bytes > room {
+        return Ok(false);
+    }
+    if shared.fixed_bytes() + staged.pinned + bytes > shared.live_limit() {
+        return Err(PutError::Full {
+            needed: bytes,
+            capacity: shared.capacity(),
+        });
+    }
+    staged.live += bytes;
+    staged.keep.insert(key);
+    // The copy in the cold tier is given up for it.
+    staged.needs_sync = true;
+    staged.written.insert(key, entry.expiry_s == 0);
+    staged.blocks.push(NewBlock {
+        draft: staged.drafts.len(),
+        key,
+        codec: entry.codec,
+        head: u8::try_from(HEADER + draft.key.len()).unwrap_or(u8::MAX),
+        data: put.data.clone(),
+        weight: None,
+        expiry_ms: draft.expiry_ms,
+    });
+    staged.drafts.push(draft);
+    Ok(true)
+}
+
+fn write_staged(
+    shared: &Shared,
+    log: &mut Log,
+    staged: &Staged,
+) -> Result<Vec<Position>, NotWritten> {
+    let failed = |failure: WriteFailure| NotWritten::Failed(failure.into());
     let bytes = staged.drafts.iter().map(Draft::footprint).sum();
     match compact::make_room(shared, log, staged.live, bytes, &staged.keep) {
         Ok(()) => {}
         Err(NoRoom::Full { needed }) => {
-            return Err(PutError::Full {
+            return Err(NotWritten::Failed(PutError::Full {
                 needed,
                 capacity: shared.capacity(),
-            });
+            }));
         }
-        Err(NoRoom::Failed(failure)) => return Err(failure.into()),
+        Err(NoRoom::Wait) => return Err(NotWritten::Wait),
+        Err(NoRoom::Failed(failure)) => return Err(failed(failure)),
     }
     let places = if staged.drafts.is_empty() {
         Vec::new()
     } else {
-        log.append(shared, &staged.drafts)?
+        log.append(shared, &staged.drafts).map_err(failed)?
     };
     if staged.needs_sync {
-        log.sync(shared)?;
+        log.sync(shared).map_err(failed)?;
     }
     Ok(places)
 }
 
-fn apply(shared: &Shared, log: &mut Log, staged: Staged, places: &[Place]) {
+fn apply(shared: &Shared, log: &mut Log, staged: Staged, places: &[Position]) {
     for block in staged.blocks {
         let Some(place) = places.get(block.draft) else {
             continue;
         };
-        let heat = {
-            let mut clock = shared.clock.lock();
-            clock.tick(shared.index.len());
-            clock.fresh(block.weight)
+        let heat = match block.weight {
+            Some(weight) => {
+                let mut clock = shared.clock.lock();
+                clock.tick(shared.index.len());
+                clock.fresh(weight)
+            }
+            None => f32::NEG_INFINITY,
         };
         let len = u32::try_from(block.data.len()).unwrap_or(u32::MAX);
         let entry = Entry::new(
@@ -507,22 +768,24 @@ fn apply(shared: &Shared, log: &mut Log, staged: Staged, places: &[Place]) {
         let old = shared.index.insert(entry);
         if let Some(old) = old {
             log.has_shadows = true;
-            shared.release(log, old.segment, old.footprint());
+            shared.release(log, &old);
             if old.pins > 0 {
                 // The name may be of another length.
                 shared.counters.pinned.add(entry.footprint());
                 shared.counters.pinned.sub(old.footprint());
             }
         }
-        shared.retain(log, place.segment, entry.footprint());
-        if shared.memory.capacity() > 0 {
+        shared.retain(log, &entry);
+        if shared.memory.capacity() > 0
+            && let Some(weight) = block.weight
+        {
             // A copy, as the caller's bytes may be a small part of a large buffer that would stay with them.
             shared.memory.set_expiry(&block.key, block.expiry_ms);
             let mut copy = shared.memory.buffer(block.data.len());
             copy.extend_from_slice(&block.data);
             shared
                 .memory
-                .insert(block.key, copy.freeze(), block.weight, block.expiry_ms);
+                .insert(block.key, copy.freeze(), weight, block.expiry_ms);
         }
     }
     let mut pins = shared.pins.write();

@@ -35,6 +35,19 @@ pub enum OpenError {
         /// The directory.
         path: PathBuf,
     },
+    /// The directory was written by an older version of this crate, which this one does not read.
+    #[error(
+        "the store at {} has format {found}, this program reads format {supported}; open it with the version that wrote it, or choose another directory",
+        path.display()
+    )]
+    OlderFormat {
+        /// The directory.
+        path: PathBuf,
+        /// The format of the directory.
+        found: u32,
+        /// The format that this version reads.
+        supported: u32,
+    },
     /// The operating system refused.
     #[error("cannot open the store at {}: {what}", path.display())]
     Io {
@@ -142,6 +155,16 @@ pub enum PutError {
         #[source]
         source: Arc<io::Error>,
     },
+    /// The disk tier is full, and the cold tier has taken no blocks for as long as puts wait for it. Nothing is lost: put again once it
+    /// can be reached.
+    #[error(
+        "the disk tier is full and the cold tier cannot take blocks; put again once it can be reached, or raise the disk capacity"
+    )]
+    ColdTier {
+        /// Why the last attempt failed.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
@@ -226,6 +249,12 @@ pub enum PinError {
         needed: u64,
         /// Bytes that the disk tier may take.
         capacity: u64,
+    },
+    /// The block is in the cold tier, which cannot be reached. Pinned blocks are on the disk, so it has to be read first.
+    #[error("block {cid} is in the cold tier, which cannot be reached; pin it once it can")]
+    ColdTier {
+        /// The block.
+        cid: Cid,
     },
     /// There is no such set.
     #[error("there is no pin set {set:?}")]

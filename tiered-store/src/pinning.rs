@@ -41,7 +41,19 @@ fn lists(kind: Kind, set: &str, cids: &[Cid]) -> Vec<Draft> {
     cids.chunks(CIDS_PER_RECORD).map(record).collect()
 }
 
-pub(crate) fn pin(shared: &Shared, log: &mut Log, set: &str, cids: &[Cid]) -> Result<(), PinError> {
+/// What became of a pin.
+pub(crate) enum Pinned {
+    Done,
+    /// Nothing was done: these blocks have to be promoted first.
+    Cold(Vec<Cid>),
+}
+
+pub(crate) fn pin(
+    shared: &Shared,
+    log: &mut Log,
+    set: &str,
+    cids: &[Cid],
+) -> Result<Pinned, PinError> {
     if !is_name(set) {
         return Err(PinError::Name);
     }
@@ -56,6 +68,16 @@ pub(crate) fn pin(shared: &Shared, log: &mut Log, set: &str, cids: &[Cid]) -> Re
         });
         keys.push(key.ok_or(PinError::Missing { cid: *cid })?);
     }
+    let is_cold = |key: &Key| shared.index.get(key).is_some_and(|entry| entry.is_cold());
+    let cold: Vec<Cid> = cids
+        .iter()
+        .zip(&keys)
+        .filter(|(_, key)| is_cold(key))
+        .map(|(cid, _)| *cid)
+        .collect();
+    if !cold.is_empty() {
+        return Ok(Pinned::Cold(cold));
+    }
     let mut unique = keys.clone();
     unique.sort_unstable();
     unique.dedup();
@@ -64,14 +86,14 @@ pub(crate) fn pin(shared: &Shared, log: &mut Log, set: &str, cids: &[Cid]) -> Re
         .filter(|entry| entry.pins == 0)
         .map(|entry| entry.footprint())
         .sum();
-    if needed > 0 && shared.counters.pinned.get() + needed > shared.live_limit() {
+    if needed > 0 && shared.fixed_bytes() + needed > shared.live_limit() {
         return Err(PinError::Full {
             needed,
             capacity: shared.capacity(),
         });
     }
     if keys.is_empty() {
-        return Ok(());
+        return Ok(Pinned::Done);
     }
     write(shared, log, lists(Kind::Pin, set, cids))?;
     let mut pins = shared.pins.write();
@@ -82,7 +104,7 @@ pub(crate) fn pin(shared: &Shared, log: &mut Log, set: &str, cids: &[Cid]) -> Re
             .add(pins.pin(&shared.index, set, key));
         shared.memory.set_expiry(key, 0);
     }
-    Ok(())
+    Ok(Pinned::Done)
 }
 
 pub(crate) fn unpin(

@@ -7,18 +7,22 @@ use cid::Cid;
 use futures::{Stream, stream};
 use multihash_codetable::{Code, MultihashDigest};
 
-use crate::{GetError, MaintenanceError, ScrubReport, disk::index::Entry, state::Shared};
+use crate::{
+    GetError, MaintenanceError, ScrubReport,
+    disk::index::Entry,
+    state::{Read, Shared},
+};
 
 /// The blocks by their place: 16 bytes each and the key.
 fn in_order(shared: &Shared) -> Vec<Entry> {
     let now = shared.vfs.now_ms();
     let mut entries = Vec::with_capacity(shared.index.len());
     shared.index.for_each(|entry| {
-        if entry.is_present(now) {
+        if entry.is_present(now) && !entry.is_cold() {
             entries.push(*entry);
         }
     });
-    entries.sort_unstable_by_key(|entry| (entry.segment, entry.offset));
+    entries.sort_unstable_by_key(|entry| entry.position().map(|at| (at.segment, at.offset)));
     entries
 }
 
@@ -38,8 +42,8 @@ pub(crate) fn scan(
             let reader = shared.clone();
             let read = blocking::unblock(move || reader.read_block(&entry.key(), &cid)).await;
             match read {
-                Ok(Some((data, _))) => return Some((Ok((cid, data)), (shared, entries))),
-                Ok(None) => {}
+                Ok(Read::Here(data, _)) => return Some((Ok((cid, data)), (shared, entries))),
+                Ok(Read::Absent | Read::Cold(_)) => {}
                 Err(error) => return Some((Err(error), (shared, entries))),
             }
         }
@@ -56,26 +60,20 @@ pub(crate) fn scrub(shared: &Shared) -> Result<ScrubReport, MaintenanceError> {
             continue;
         };
         match shared.read_block(&entry.key(), &cid) {
-            Ok(Some((data, _))) => {
+            Ok(Read::Here(data, _)) => {
                 report.checked += 1;
                 report.bytes += data.len() as u64;
                 match Code::try_from(cid.hash().code()) {
                     Ok(code) if !hash_is_right(code, &data, &cid) => {
                         // The checksum is right: it was put under a wrong name.
-                        shared.counters.corruptions.add(1);
-                        shared.index.update(&entry.key(), |now| {
-                            if (now.segment, now.offset) == (entry.segment, entry.offset) {
-                                now.set_damaged();
-                            }
-                        });
-                        shared.memory.remove(&entry.key());
+                        shared.mark_damaged(&entry.key(), entry.place());
                         report.corrupt.push(cid);
                     }
                     Ok(_) => {}
                     Err(_) => report.checksum_only += 1,
                 }
             }
-            Ok(None) => {}
+            Ok(Read::Absent | Read::Cold(_)) => {}
             Err(GetError::Corrupt { cid }) => {
                 report.checked += 1;
                 report.corrupt.push(cid);

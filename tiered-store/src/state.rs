@@ -5,9 +5,10 @@ use std::{
     io,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -17,10 +18,11 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::{
     Config, GetError, ValueError,
+    cold::Packs,
     commit::Queue,
     disk::{
-        index::Index,
-        log::Log,
+        index::{Entry, Index, Place},
+        log::{Log, Position},
         pins::Pins,
         record::{Kind, Record},
         segment,
@@ -47,6 +49,12 @@ pub(crate) struct Shared {
     pub(crate) pins: RwLock<Pins>,
     pub(crate) values: RwLock<HashMap<String, Value>>,
     pub(crate) memory: Memory,
+    /// What is needed of the packs in the cold tier.
+    pub(crate) packs: Packs,
+    /// Moves blocks to the cold tier, if there is one.
+    pub(crate) demoter: OnceLock<Arc<dyn Demoter>>,
+    /// Set while opening, if the checkpoint was lost: pins, deletions and places in the cold tier that it alone knew are gone.
+    pub(crate) checkpoint_lost: AtomicBool,
     pub(crate) clock: Mutex<Clock>,
     files: Mutex<HashMap<u32, Arc<dyn VfsFile>>>,
     pub(crate) counters: Counters,
@@ -60,8 +68,7 @@ pub(crate) struct Shared {
 /// A value on disk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Value {
-    pub(crate) segment: u32,
-    pub(crate) offset: u32,
+    pub(crate) at: Position,
     /// Bytes of the record.
     pub(crate) len: u32,
     /// Milliseconds since 1970; 0 for never.
@@ -77,6 +84,36 @@ impl Value {
     pub(crate) fn is_expired(&self, now_ms: u64) -> bool {
         self.expiry_ms != 0 && self.expiry_ms <= now_ms
     }
+}
+
+/// What reading a block from the disk gave.
+pub(crate) enum Read {
+    /// The bytes, and when its time is over in milliseconds since 1970; 0 for never.
+    Here(Bytes, u64),
+    /// It is in the cold tier.
+    #[allow(dead_code, reason = "the cold tier reads there")]
+    Cold(Entry),
+    Absent,
+}
+
+/// Moves blocks from the disk to the cold tier when the disk is short of room.
+///
+/// The writing job calls it and goes on: it must not block. It may be called often with the same need.
+pub(crate) trait Demoter: Send + Sync {
+    /// `bytes` of records should leave the disk. Puts wait if `urgent`.
+    fn make_room(&self, bytes: u64, urgent: bool);
+
+    /// How long puts wait while every attempt fails, before they are told; see [`crate::commit::demotion_failed`].
+    fn patience(&self) -> Duration;
+}
+
+/// Whether a record whose checksum is right is the block of this key.
+pub(crate) fn is_record_of(shared: &Shared, record: &Record<'_>, key: &Key) -> bool {
+    record.header.kind == Kind::Block
+        && Cid::try_from(record.key)
+            .ok()
+            .and_then(|cid| shared.kinds.find(&cid))
+            == Some(*key)
 }
 
 /// A number that threads add to.
@@ -115,6 +152,8 @@ pub(crate) struct Counters {
     pub(crate) batches: Counter,
     pub(crate) poisoned: Counter,
     pub(crate) live: Counter,
+    /// Footprints of values; part of `live`.
+    pub(crate) value_bytes: Counter,
     pub(crate) pinned: Counter,
     pub(crate) used: Counter,
     pub(crate) segments: Counter,
@@ -131,6 +170,9 @@ impl Shared {
             pins: RwLock::default(),
             values: RwLock::default(),
             memory: Memory::new(config.memory_capacity),
+            packs: Packs::default(),
+            demoter: OnceLock::new(),
+            checkpoint_lost: AtomicBool::new(false),
             clock: Mutex::default(),
             files: Mutex::default(),
             counters: Counters::default(),
@@ -144,6 +186,11 @@ impl Shared {
 
     pub(crate) fn capacity(&self) -> u64 {
         self.capacity.load(Relaxed)
+    }
+
+    /// Bytes of records that neither eviction nor the cold tier can take from the disk.
+    pub(crate) fn fixed_bytes(&self) -> u64 {
+        self.counters.pinned.get() + self.counters.value_bytes.get()
     }
 
     /// Bytes of records that may be live: the rest is what compaction works with.
@@ -187,39 +234,34 @@ impl Shared {
     }
 
     /// One read. The bytes may be anything.
-    pub(crate) fn read(&self, segment: u32, offset: u32, len: u64) -> io::Result<Bytes> {
-        let file = self.file(segment)?;
+    pub(crate) fn read(&self, at: Position, len: u64) -> io::Result<Bytes> {
+        let file = self.file(at.segment)?;
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         let mut bytes = self.memory.buffer(len);
         bytes.resize(len, 0);
-        file.read_exact_at(u64::from(offset), &mut bytes)?;
+        file.read_exact_at(u64::from(at.offset), &mut bytes)?;
         Ok(bytes.freeze())
     }
 
-    /// Reads a block from the disk and checks it: the bytes, and when its time is over.
-    pub(crate) fn read_block(
-        &self,
-        key: &Key,
-        cid: &Cid,
-    ) -> Result<Option<(Bytes, u64)>, GetError> {
+    /// Reads a block from the disk and checks it.
+    pub(crate) fn read_block(&self, key: &Key, cid: &Cid) -> Result<Read, GetError> {
         let mut last = None;
         for _ in 0..READ_ATTEMPTS {
             let now = self.vfs.now_ms();
             let Some(entry) = self.index.get(key).filter(|entry| !entry.is_expired(now)) else {
-                return Ok(None);
+                return Ok(Read::Absent);
             };
             if entry.is_damaged() {
                 return Err(GetError::Corrupt { cid: *cid });
             }
-            let record = match self.read(entry.segment, entry.offset, entry.record_len()) {
+            let at = match entry.place() {
+                Place::Disk(at) => at,
+                Place::Cold(_) => return Ok(Read::Cold(entry)),
+            };
+            let record = match self.read(at, entry.record_len()) {
                 Ok(bytes) => {
-                    let whole = Record::parse(&bytes).filter(|record| {
-                        record.header.kind == Kind::Block
-                            && Cid::try_from(record.key)
-                                .ok()
-                                .and_then(|cid| self.kinds.find(&cid))
-                                == Some(*key)
-                    });
+                    let whole =
+                        Record::parse(&bytes).filter(|record| is_record_of(self, record, key));
                     whole.map(|record| {
                         (
                             record.header.expiry_ms,
@@ -246,25 +288,15 @@ impl Shared {
             };
             match record {
                 Some((expiry_ms, _)) if expiry_ms != 0 && expiry_ms <= now && entry.pins == 0 => {
-                    return Ok(None);
+                    return Ok(Read::Absent);
                 }
                 Some((expiry_ms, data)) => {
                     let expiry_ms = if entry.pins == 0 { expiry_ms } else { 0 };
-                    return Ok(Some((data, expiry_ms)));
+                    return Ok(Read::Here(data, expiry_ms));
                 }
                 None => {
-                    let same = |now: &crate::disk::index::Entry| {
-                        (now.segment, now.offset) == (entry.segment, entry.offset)
-                    };
-                    if self.index.get(key).is_some_and(|now| same(&now)) {
-                        tracing::error!(%cid, segment = entry.segment, offset = entry.offset, cause = ?last, "a block is damaged");
-                        self.counters.corruptions.add(1);
-                        self.index.update(key, |entry| {
-                            if same(entry) {
-                                entry.set_damaged();
-                            }
-                        });
-                        self.memory.remove(key);
+                    if self.mark_damaged(key, entry.place()) {
+                        tracing::error!(%cid, ?at, cause = ?last, "a block is damaged");
                         return Err(GetError::Corrupt { cid: *cid });
                     }
                 }
@@ -274,6 +306,22 @@ impl Shared {
             cid: *cid,
             source: Arc::new(last.unwrap_or_else(|| io::Error::other("the block kept moving"))),
         })
+    }
+
+    /// A block's bytes were found damaged at a place. `false`: it is elsewhere by now.
+    pub(crate) fn mark_damaged(&self, key: &Key, place: Place) -> bool {
+        let mut is_there = false;
+        self.index.update(key, |entry| {
+            is_there = entry.place() == place;
+            if is_there {
+                entry.set_damaged();
+            }
+        });
+        if is_there {
+            self.counters.corruptions.add(1);
+            self.memory.remove(key);
+        }
+        is_there
     }
 
     /// Memory first, then the disk; what comes from the disk is offered to memory.
@@ -296,7 +344,7 @@ impl Shared {
             else {
                 return Ok(None);
             };
-            let record = match self.read(value.segment, value.offset, u64::from(value.len)) {
+            let record = match self.read(value.at, u64::from(value.len)) {
                 Ok(bytes) => Record::parse(&bytes)
                     .filter(|record| {
                         record.header.kind == Kind::Value && record.key == key.as_bytes()
@@ -323,7 +371,7 @@ impl Shared {
                 .values
                 .read()
                 .get(key)
-                .is_none_or(|now| (now.segment, now.offset) != (value.segment, value.offset));
+                .is_none_or(|now| now.at != value.at);
             if !moved {
                 self.counters.corruptions.add(1);
                 return Err(ValueError::Corrupt {
@@ -341,12 +389,28 @@ impl Shared {
         if let Some(entry) = self.index.remove(key) {
             self.memory.remove(key);
             self.kinds.forget(key);
-            self.release(log, entry.segment, entry.footprint());
+            self.release(log, &entry);
+        }
+    }
+
+    /// A block is not needed any more where it was.
+    pub(crate) fn release(&self, log: &mut Log, entry: &Entry) {
+        match entry.place() {
+            Place::Disk(at) => self.release_record(log, at.segment, entry.footprint()),
+            Place::Cold(at) => self.packs.release(at.pack, entry.len()),
+        }
+    }
+
+    /// A block is needed where it is now.
+    pub(crate) fn retain(&self, log: &mut Log, entry: &Entry) {
+        match entry.place() {
+            Place::Disk(at) => self.retain_record(log, at.segment, entry.footprint()),
+            Place::Cold(at) => self.packs.retain(at.pack, entry.len()),
         }
     }
 
     /// A record is garbage now.
-    pub(crate) fn release(&self, log: &mut Log, segment: u32, len: u64) {
+    pub(crate) fn release_record(&self, log: &mut Log, segment: u32, len: u64) {
         if let Some(segment) = log.segments.get_mut(&segment) {
             segment.live = segment.live.saturating_sub(len);
             self.counters.live.sub(len);
@@ -354,7 +418,7 @@ impl Shared {
     }
 
     /// A record is needed now.
-    pub(crate) fn retain(&self, log: &mut Log, segment: u32, len: u64) {
+    pub(crate) fn retain_record(&self, log: &mut Log, segment: u32, len: u64) {
         if let Some(segment) = log.segments.get_mut(&segment) {
             segment.live += len;
             self.counters.live.add(len);

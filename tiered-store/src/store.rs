@@ -16,10 +16,11 @@ use futures::{
 use crate::{
     Config, DeleteError, DiskStats, GcReport, GetError, MIN_DISK_CAPACITY, MaintenanceError,
     MemoryStats, OpenError, PinError, PutError, PutOptions, ScrubReport, Stats, ValueError,
-    commit::{self, Delete, Op, Put},
+    commit::{self, Delete, Op, Origin, Put},
     disk::recovery,
-    pinning, scrub,
-    state::Shared,
+    pinning::{self, Pinned},
+    scrub,
+    state::{Read, Shared},
     upkeep, values,
 };
 
@@ -112,10 +113,11 @@ impl Store {
             crc: crc32c::crc32c(&data),
             data,
             options,
+            origin: Origin::User,
             reply,
         };
         commit::submit(&self.shared, Op::Put(put)).await?;
-        answer.await.unwrap_or(Err(PutError::Closed))
+        answer.await.unwrap_or(Err(PutError::Closed)).map(drop)
     }
 
     /// The block, from memory or with one read from the disk; `None` if it is not here or its time is over.
@@ -153,7 +155,8 @@ impl Store {
                         .kinds
                         .find(cid)
                         .and_then(|key| shared.index.get(&key))
-                        .map(|e| (e.segment, e.offset))
+                        .and_then(|entry| entry.position())
+                        .map(|at| (at.segment, at.offset))
                 };
                 on_disk.sort_by_cached_key(|(_, cid)| place(cid));
                 on_disk
@@ -229,10 +232,17 @@ impl Store {
     /// returns; every block must be here.
     pub async fn pin(&self, set: &str, cids: &[Cid]) -> Result<(), PinError> {
         let (set, cids) = (set.to_owned(), cids.to_vec());
-        commit::task(&self.shared, move |shared, log| {
+        let pinned = commit::task(&self.shared, move |shared, log| {
             pinning::pin(shared, log, &set, &cids)
         })
-        .await?
+        .await??;
+        match pinned {
+            Pinned::Cold(cids) => match cids.first() {
+                Some(cid) => Err(PinError::ColdTier { cid: *cid }),
+                None => Ok(()),
+            },
+            Pinned::Done => Ok(()),
+        }
     }
 
     /// Takes blocks out of a pin set; those that are not in it are passed over. An empty set ceases to exist.
@@ -317,7 +327,7 @@ impl Store {
                     continue;
                 };
                 if !shared.memory.contains(&key)
-                    && let Ok(Some((data, expiry_ms))) = shared.read_block(&key, cid)
+                    && let Ok(Read::Here(data, expiry_ms)) = shared.read_block(&key, cid)
                 {
                     shared.remember(key, &data, expiry_ms);
                 }
@@ -406,7 +416,7 @@ impl Store {
     pub fn room_for_pinned(&self) -> u64 {
         self.shared
             .live_limit()
-            .saturating_sub(self.shared.counters.pinned.get())
+            .saturating_sub(self.shared.fixed_bytes())
     }
 
     /// Figures: what is stored, and what happened since opening. Cheap.
@@ -473,12 +483,15 @@ fn get_from_disk(shared: &Shared, cid: &Cid) -> Result<Option<Bytes>, GetError> 
         return Ok(None);
     };
     let read = shared.read_block(&key, cid)?;
-    match &read {
-        Some((data, expiry_ms)) => {
+    match read {
+        Read::Here(data, expiry_ms) => {
             shared.counters.disk_hits.add(1);
-            shared.remember(key, data, *expiry_ms);
+            shared.remember(key, &data, expiry_ms);
+            Ok(Some(data))
         }
-        None => shared.counters.misses.add(1),
+        Read::Cold(_) | Read::Absent => {
+            shared.counters.misses.add(1);
+            Ok(None)
+        }
     }
-    Ok(read.map(|(data, _)| data))
 }

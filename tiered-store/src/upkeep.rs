@@ -44,14 +44,15 @@ pub(crate) fn set_capacity(
     disk: u64,
 ) -> Result<(), MaintenanceError> {
     // The reserve is an eighth.
-    let least = shared.counters.pinned.get() / 7 * 8 + 8;
+    let least = shared.fixed_bytes() / 7 * 8 + 8;
     if disk < least {
         return Err(MaintenanceError::Capacity { asked: disk, least });
     }
     shared.memory.set_capacity(memory);
     shared.capacity.store(disk, Relaxed);
     match compact::make_room(shared, log, 0, 0, &HashSet::new()) {
-        Ok(()) => Ok(()),
+        // The cold tier takes blocks, and the rest of the room comes back with it.
+        Ok(()) | Err(NoRoom::Wait) => Ok(()),
         Err(NoRoom::Full { needed }) => Err(MaintenanceError::Capacity {
             asked: disk,
             least: disk + needed / 7 * 8,

@@ -57,6 +57,8 @@ pub(crate) fn put(
                 capacity: shared.capacity(),
             });
         }
+        // The cold tier will take something, and until then the reserve takes small values.
+        Err(NoRoom::Wait) => {}
         Err(NoRoom::Failed(failure)) => return Err(failure.into()),
     }
     let expiry_ms = draft.expiry_ms;
@@ -65,13 +67,13 @@ pub(crate) fn put(
     for place in places {
         compact::forget_value(shared, log, &key);
         let value = Value {
-            segment: place.segment,
-            offset: place.offset,
+            at: place,
             len: u32::try_from(len).unwrap_or(u32::MAX),
             expiry_ms,
         };
         shared.values.write().insert(key.clone(), value);
-        shared.retain(log, place.segment, bytes);
+        shared.retain_record(log, place.segment, bytes);
+        shared.counters.value_bytes.add(bytes);
     }
     Ok(())
 }

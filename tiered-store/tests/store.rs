@@ -106,11 +106,24 @@ fn a_newer_format_is_refused_with_words() {
         error,
         OpenError::NewerFormat {
             found: 9,
-            supported: 1,
+            supported: 2,
             ..
         }
     ));
     assert!(error.to_string().contains("update the program"), "{error}");
+    std::fs::write(dir.path().join("FORMAT"), "anypath-tiered-store 1\n").unwrap();
+    let error = run(Store::open(Config::new(dir.path()))).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            OpenError::OlderFormat {
+                found: 1,
+                supported: 2,
+                ..
+            }
+        ),
+        "{error}"
+    );
     std::fs::write(dir.path().join("FORMAT"), "something else").unwrap();
     assert!(matches!(
         run(Store::open(Config::new(dir.path()))),

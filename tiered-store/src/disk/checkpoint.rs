@@ -8,10 +8,11 @@ use std::io::{self, IoSlice};
 use cid::Cid;
 
 use super::{
-    log::Log,
+    index::Place,
+    log::{Log, Position},
     record::{Fields, MOST_SEQ, get_cid, put_cid},
 };
-use crate::{FORMAT, error::WriteFailure, state::Shared, vfs::VfsFile};
+use crate::{FORMAT, cold::Location, error::WriteFailure, state::Shared, vfs::VfsFile};
 
 pub(crate) const FILE: &str = "checkpoint";
 const TEMPORARY: &str = "checkpoint.tmp";
@@ -38,8 +39,7 @@ pub(crate) enum Entry {
     /// A value.
     Value {
         key: String,
-        segment: u32,
-        offset: u32,
+        at: Position,
         len: u32,
         expiry_ms: u64,
     },
@@ -49,8 +49,8 @@ pub(crate) enum Entry {
 #[derive(Debug)]
 pub(crate) struct Block {
     pub(crate) cid: Cid,
-    pub(crate) segment: u32,
-    pub(crate) offset: u32,
+    pub(crate) place: Place,
+    /// Bytes of the record before the block; on disk only.
     pub(crate) head: u8,
     pub(crate) len: u32,
     pub(crate) expiry_s: u32,
@@ -145,14 +145,18 @@ fn write_file(shared: &Shared, log: &Log, seq: u64, segment: u32, offset: u64) -
             let Some(cid) = shared.kinds.cid(&entry.key(), entry.codec) else {
                 continue;
             };
-            out.chunk.push(b'b');
+            let (tag, unit, offset, last) = match entry.place() {
+                Place::Disk(at) => (b'b', at.segment, at.offset, entry.head()),
+                Place::Cold(at) => (b'c', at.pack, at.offset, at.bound),
+            };
+            out.chunk.push(tag);
             put_cid(&cid, &mut out.chunk);
-            for word in [entry.segment, entry.offset, entry.len(), entry.expiry_s] {
+            for word in [unit, offset, entry.len(), entry.expiry_s] {
                 out.chunk.extend_from_slice(&word.to_le_bytes());
             }
             out.chunk
                 .extend_from_slice(&((f64::from(entry.heat) - now) as f32).to_le_bytes());
-            out.chunk.push(entry.head);
+            out.chunk.push(last);
             out.flush_if_full()?;
         }
         number += 1;
@@ -185,7 +189,7 @@ fn write_file(shared: &Shared, log: &Log, seq: u64, segment: u32, offset: u64) -
     for (key, value) in values {
         out.chunk.push(b'v');
         out.text(&key);
-        for word in [value.segment, value.offset, value.len] {
+        for word in [value.at.segment, value.at.offset, value.len] {
             out.chunk.extend_from_slice(&word.to_le_bytes());
         }
         out.chunk.extend_from_slice(&value.expiry_ms.to_le_bytes());
@@ -245,7 +249,7 @@ pub(crate) fn read(file: &dyn VfsFile, mut each: impl FnMut(Entry)) -> io::Resul
                     set: set.clone(),
                     cid,
                 }),
-                b'b' => block(&mut fields).map(Entry::Block),
+                b'b' | b'c' => block(&mut fields, tag == b'c').map(Entry::Block),
                 b'v' => value(&mut fields),
                 _ => None,
             };
@@ -274,23 +278,40 @@ fn text(fields: &mut Fields<'_>) -> Option<String> {
     String::from_utf8(fields.bytes(len)?.to_vec()).ok()
 }
 
-fn block(fields: &mut Fields<'_>) -> Option<Block> {
+fn block(fields: &mut Fields<'_>, is_cold: bool) -> Option<Block> {
+    let cid = get_cid(fields)?;
+    let (unit, offset, len) = (fields.u32()?, fields.u32()?, fields.u32()?);
+    let (expiry_s, heat) = (fields.u32()?, f32::from_bits(fields.u32()?));
+    let head = fields.u8()?;
+    let place = if is_cold {
+        Place::Cold(Location {
+            pack: unit,
+            offset,
+            bound: head,
+        })
+    } else {
+        Place::Disk(Position {
+            segment: unit,
+            offset,
+        })
+    };
     Some(Block {
-        cid: get_cid(fields)?,
-        segment: fields.u32()?,
-        offset: fields.u32()?,
-        len: fields.u32()?,
-        expiry_s: fields.u32()?,
-        heat: f32::from_bits(fields.u32()?),
-        head: fields.u8()?,
+        cid,
+        place,
+        head,
+        len,
+        expiry_s,
+        heat,
     })
 }
 
 fn value(fields: &mut Fields<'_>) -> Option<Entry> {
     Some(Entry::Value {
         key: text(fields)?,
-        segment: fields.u32()?,
-        offset: fields.u32()?,
+        at: Position {
+            segment: fields.u32()?,
+            offset: fields.u32()?,
+        },
         len: fields.u32()?,
         expiry_ms: fields.u64()?,
     })

@@ -8,9 +8,10 @@ use web_time::Instant;
 
 use super::{
     checkpoint,
-    log::{Draft, Log},
+    log::{Draft, Log, Position},
     record::{HEADER, Kind, Record},
     segment::{self, Item},
+    victims,
 };
 use crate::{
     error::WriteFailure,
@@ -21,12 +22,13 @@ use crate::{
 /// Bytes copied between two looks at the queue.
 const STEP_BYTES: usize = 4 * 1024 * 1024;
 
-/// Steps of the heat histogram by which the coldest blocks are found.
-const BINS: usize = 2048;
-
 /// Why there is no room.
 pub(crate) enum NoRoom {
-    Full { needed: u64 },
+    Full {
+        needed: u64,
+    },
+    /// There will be, once the cold tier took some blocks. It has been told.
+    Wait,
     Failed(WriteFailure),
 }
 
@@ -73,11 +75,35 @@ pub(crate) fn make_room(
     let limit = shared.live_limit();
     let over = (shared.counters.live.get() + live).saturating_sub(limit);
     if over > 0 {
+        // What cannot go is counted first: nothing is forgotten for a put that fails all the same.
+        let kept: u64 = keep
+            .iter()
+            .filter_map(|key| shared.index.get(key))
+            .filter(|entry| entry.pins == 0)
+            .map(|entry| entry.footprint())
+            .sum();
+        let needed = (shared.fixed_bytes() + kept + live).saturating_sub(limit);
+        if needed > 0 {
+            return Err(NoRoom::Full { needed });
+        }
         // A little more than needed, so that not every put has to look for the coldest.
-        evict(shared, log, over + limit / 32, keep);
-        let left = (shared.counters.live.get() + live).saturating_sub(limit);
-        if left > 0 {
-            return Err(NoRoom::Full { needed: left });
+        let wanted = over + limit / 32;
+        match shared.demoter.get() {
+            Some(demoter) => {
+                expire(shared, log);
+                let over = (shared.counters.live.get() + live).saturating_sub(limit);
+                if over > 0 {
+                    demoter.make_room(over + limit / 32, true);
+                    return Err(NoRoom::Wait);
+                }
+            }
+            None => {
+                evict(shared, log, wanted, keep);
+                let left = (shared.counters.live.get() + live).saturating_sub(limit);
+                if left > 0 {
+                    return Err(NoRoom::Full { needed: left });
+                }
+            }
         }
     }
     // Each at most once, so that it ends even where copying wins next to nothing.
@@ -191,22 +217,22 @@ fn add_unlisted(shared: &Shared, id: u32, items: &mut Vec<Item>) {
         }
     };
     shared.index.for_each(|entry| {
-        if entry.segment == id
+        if let Some(at) = entry.position().filter(|at| at.segment == id)
             && let Some(cid) = shared.kinds.cid(&entry.key(), entry.codec)
         {
-            add(Kind::Block, entry.offset, entry.len(), cid.to_bytes());
+            add(Kind::Block, at.offset, entry.len(), cid.to_bytes());
         }
     });
     for (key, value) in shared
         .values
         .read()
         .iter()
-        .filter(|(_, value)| value.segment == id)
+        .filter(|(_, value)| value.at.segment == id)
     {
         let head = u32::try_from(HEADER + key.len()).unwrap_or(u32::MAX);
         add(
             Kind::Value,
-            value.offset,
+            value.at.offset,
             value.len.saturating_sub(head),
             key.clone().into_bytes(),
         );
@@ -254,7 +280,11 @@ fn copy_some(
             compaction.has_news |= outlived(shared, log, &item);
             continue;
         };
-        let raw = match shared.read(compaction.id, item.offset, item.record_len() as u64) {
+        let from = Position {
+            segment: compaction.id,
+            offset: item.offset,
+        };
+        let raw = match shared.read(from, item.record_len() as u64) {
             Ok(raw) => raw,
             // The file was cut since: nothing of the record is left to check.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Bytes::new(),
@@ -290,18 +320,16 @@ fn copy_some(
         let len = draft.footprint();
         match what {
             Copied::Block(key) => {
-                shared.index.update(&key, |entry| {
-                    (entry.segment, entry.offset) = (place.segment, place.offset)
-                });
+                shared.index.update(&key, |entry| entry.move_on_disk(place));
             }
             Copied::Value(key) => {
                 if let Some(value) = shared.values.write().get_mut(&key) {
-                    (value.segment, value.offset) = (place.segment, place.offset);
+                    value.at = place;
                 }
             }
         }
-        shared.release(log, compaction.id, len);
-        shared.retain(log, place.segment, len);
+        shared.release_record(log, compaction.id, len);
+        shared.retain_record(log, place.segment, len);
     }
     Ok(done)
 }
@@ -329,13 +357,17 @@ fn outlived(shared: &Shared, log: &Log, item: &Item) -> bool {
 
 /// What points to a record, if something still does. Forgets it if its time is over.
 fn live(shared: &Shared, log: &mut Log, segment: u32, item: &Item, now: u64) -> Option<Copied> {
+    let at = Position {
+        segment,
+        offset: item.offset,
+    };
     match item.kind {
         Kind::Block => {
             let key = shared
                 .kinds
                 .find(&cid::Cid::try_from(item.key.as_slice()).ok()?)?;
             let entry = shared.index.get(&key)?;
-            if (entry.segment, entry.offset) != (segment, item.offset) {
+            if entry.position() != Some(at) {
                 return None;
             }
             if entry.is_expired(now) {
@@ -348,7 +380,7 @@ fn live(shared: &Shared, log: &mut Log, segment: u32, item: &Item, now: u64) -> 
         Kind::Value => {
             let key = String::from_utf8(item.key.clone()).ok()?;
             let value: Value = *shared.values.read().get(&key)?;
-            if (value.segment, value.offset) != (segment, item.offset) {
+            if value.at != at {
                 return None;
             }
             if value.is_expired(now) {
@@ -380,7 +412,8 @@ fn damaged(shared: &Shared, log: &mut Log, what: &Copied) {
 pub(crate) fn forget_value(shared: &Shared, log: &mut Log, key: &str) {
     let old = shared.values.write().remove(key);
     if let Some(old) = old {
-        shared.release(log, old.segment, old.footprint(key));
+        shared.release_record(log, old.at.segment, old.footprint(key));
+        shared.counters.value_bytes.sub(old.footprint(key));
     }
 }
 
@@ -445,56 +478,8 @@ pub(crate) fn evict(shared: &Shared, log: &mut Log, bytes: u64, keep: &HashSet<K
         return;
     };
     log.has_shadows = true;
-    let may_go = |entry: &super::index::Entry| entry.pins == 0 && !keep.contains(&entry.key());
-    let (mut coldest, mut hottest) = (f32::INFINITY, f32::NEG_INFINITY);
-    shared.index.for_each(|entry| {
-        if may_go(entry) {
-            coldest = coldest.min(entry.heat);
-            hottest = hottest.max(entry.heat);
-        }
-    });
-    let width = ((hottest - coldest) / BINS as f32).max(f32::MIN_POSITIVE);
-    let bin = |heat: f32| (((heat - coldest) / width) as usize).min(BINS - 1);
-    let mut bins = vec![0u64; BINS];
-    shared.index.for_each(|entry| {
-        if may_go(entry)
-            && let Some(bin) = bins.get_mut(bin(entry.heat))
-        {
-            *bin += entry.footprint();
-        }
-    });
-    let (mut sum, mut last) = (0, BINS - 1);
-    for (number, bytes) in bins.iter().enumerate() {
-        sum += bytes;
-        if sum >= needed {
-            last = number;
-            break;
-        }
-    }
-    let (mut freed, mut number) = (0, 0);
-    // Bins below the last go whole, of the last one as much as is needed.
-    let mut marginal = Vec::new();
-    while let Some(entries) = shared.index.shard(number) {
-        for entry in entries.iter().filter(|entry| may_go(entry)) {
-            match bin(entry.heat) {
-                at if at < last => {
-                    freed += entry.footprint();
-                    shared.counters.evictions.add(1);
-                    shared.forget(log, &entry.key());
-                }
-                at if at == last => marginal.push((entry.heat, entry.key(), entry.footprint())),
-                _ => {}
-            }
-        }
-        number += 1;
-    }
-    marginal.sort_unstable_by(|one, other| one.0.total_cmp(&other.0));
-    for (_, key, len) in marginal {
-        if freed >= needed {
-            break;
-        }
-        freed += len;
+    for entry in victims::coldest(shared, needed, keep) {
         shared.counters.evictions.add(1);
-        shared.forget(log, &key);
+        shared.forget(log, &entry.key());
     }
 }

@@ -7,40 +7,50 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use super::{log::Place, record::HEADER, segment};
-use crate::{heat::Heat, key::Key};
+use super::{log::Position, record::HEADER, segment};
+use crate::{cold::Location, heat::Heat, key::Key};
 
 const SHARD_BITS: u32 = 4;
 const SHARDS: usize = 1 << SHARD_BITS;
 /// Entries are allocated in pieces, so that growth neither copies nor doubles them.
 const PIECE: usize = 256;
-/// Set in [`Entry::len`] when the bytes on disk were found damaged. Blocks have at most 2^26 bytes.
+/// Set in [`Entry::len`] when the bytes were found damaged. Blocks have at most 2^26 bytes.
 const DAMAGED: u32 = 1 << 31;
+/// Set in [`Entry::len`] when the block is in the cold tier.
+const COLD: u32 = 1 << 30;
 
-/// A block on disk.
+/// Which tier has a block, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Disk(Position),
+    Cold(Location),
+}
+
+/// A block on disk or in the cold tier.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Entry {
     digest: [u8; 32],
-    /// 0: this slot is free.
-    pub(crate) segment: u32,
-    pub(crate) offset: u32,
+    /// Segment or pack. 0 of what is not cold: this slot is free.
+    unit: u32,
+    offset: u32,
     len: u32,
-    /// In seconds since 1970, rounded up; 0 for never. The record has the exact time.
+    /// In seconds since 1970; 0 for never. On disk rounded up, and the record has the exact time; in the cold tier rounded down.
     pub(crate) expiry_s: u32,
     pub(crate) heat: Heat,
     hash: u8,
     pub(crate) codec: u8,
-    /// Bytes of the record before the block.
-    pub(crate) head: u8,
-    /// Number of pin sets that hold it; 255 means 255 or more.
+    /// On disk the bytes of the record before the block; in the cold tier [`Location::bound`].
+    head: u8,
+    /// Number of pin sets that hold it; 255 means 255 or more. A pinned block is on disk.
     pub(crate) pins: u8,
 }
 
 impl Entry {
+    /// A block on disk.
     pub(crate) fn new(
         key: Key,
         codec: u8,
-        place: Place,
+        at: Position,
         head: u8,
         len: u32,
         expiry_ms: u64,
@@ -50,12 +60,35 @@ impl Entry {
             digest: key.digest,
             hash: key.hash,
             codec,
-            segment: place.segment,
-            offset: place.offset,
-            len: len & !DAMAGED,
-            expiry_s: u32::try_from(expiry_ms.div_ceil(1000)).unwrap_or(u32::MAX),
+            unit: at.segment,
+            offset: at.offset,
+            len: len & !(DAMAGED | COLD),
+            expiry_s: seconds(expiry_ms.div_ceil(1000)),
             heat,
             head,
+            pins: 0,
+        }
+    }
+
+    /// A block in the cold tier.
+    pub(crate) fn cold(
+        key: Key,
+        codec: u8,
+        at: Location,
+        len: u32,
+        expiry_s: u32,
+        heat: Heat,
+    ) -> Entry {
+        Entry {
+            digest: key.digest,
+            hash: key.hash,
+            codec,
+            unit: at.pack,
+            offset: at.offset,
+            len: len & !(DAMAGED | COLD) | COLD,
+            expiry_s,
+            heat,
+            head: at.bound,
             pins: 0,
         }
     }
@@ -67,18 +100,74 @@ impl Entry {
         }
     }
 
-    /// Bytes of the block.
-    pub(crate) fn len(&self) -> u32 {
-        self.len & !DAMAGED
+    pub(crate) fn place(&self) -> Place {
+        if self.is_cold() {
+            Place::Cold(Location {
+                pack: self.unit,
+                offset: self.offset,
+                bound: self.head,
+            })
+        } else {
+            Place::Disk(Position {
+                segment: self.unit,
+                offset: self.offset,
+            })
+        }
     }
 
-    /// Bytes of the record.
+    /// Where it is on disk, if it is.
+    pub(crate) fn position(&self) -> Option<Position> {
+        match self.place() {
+            Place::Disk(at) => Some(at),
+            Place::Cold(_) => None,
+        }
+    }
+
+    /// Where it is in the cold tier, if it is.
+    pub(crate) fn location(&self) -> Option<Location> {
+        match self.place() {
+            Place::Cold(at) => Some(at),
+            Place::Disk(_) => None,
+        }
+    }
+
+    pub(crate) fn is_cold(&self) -> bool {
+        self.len & COLD != 0
+    }
+
+    /// The same record was copied to another place on disk.
+    pub(crate) fn move_on_disk(&mut self, to: Position) {
+        (self.unit, self.offset) = (to.segment, to.offset);
+        self.len &= !COLD;
+    }
+
+    /// It is in the cold tier from now on.
+    pub(crate) fn move_to_cold(&mut self, to: Location, expiry_s: u32) {
+        (self.unit, self.offset, self.head) = (to.pack, to.offset, to.bound);
+        self.len |= COLD;
+        self.expiry_s = expiry_s;
+    }
+
+    /// Bytes of the block.
+    pub(crate) fn len(&self) -> u32 {
+        self.len & !(DAMAGED | COLD)
+    }
+
+    /// Bytes of the record before the block; on disk only.
+    pub(crate) fn head(&self) -> u8 {
+        self.head
+    }
+
+    /// Bytes of the record; on disk only.
     pub(crate) fn record_len(&self) -> u64 {
         u64::from(self.head) + u64::from(self.len())
     }
 
-    /// Bytes that it takes on the disk.
+    /// Bytes that it takes on the disk: none in the cold tier.
     pub(crate) fn footprint(&self) -> u64 {
+        if self.is_cold() {
+            return 0;
+        }
         let key_len = u64::from(self.head).saturating_sub(HEADER as u64);
         segment::footprint(self.record_len(), key_len)
     }
@@ -100,6 +189,14 @@ impl Entry {
     pub(crate) fn is_present(&self, now_ms: u64) -> bool {
         !self.is_damaged() && !self.is_expired(now_ms)
     }
+
+    fn is_free(&self) -> bool {
+        self.unit == 0 && !self.is_cold()
+    }
+}
+
+pub(crate) fn seconds(s: u64) -> u32 {
+    u32::try_from(s).unwrap_or(u32::MAX)
 }
 
 /// Names an entry for as long as it lives.
@@ -176,7 +273,7 @@ impl Index {
     pub(crate) fn by_id(&self, id: EntryId) -> Option<Entry> {
         let shard = self.shards.get(id.0 as usize % SHARDS)?.lock();
         slot(&shard.pieces, id.0 >> SHARD_BITS)
-            .filter(|entry| entry.segment != 0)
+            .filter(|entry| !entry.is_free())
             .copied()
     }
 
@@ -237,7 +334,7 @@ impl Index {
         free.push(at);
         let entry = slot_mut(pieces, at)?;
         let old = *entry;
-        entry.segment = 0;
+        (entry.unit, entry.len) = (0, 0);
         self.len.fetch_sub(1, Relaxed);
         Some(old)
     }
@@ -250,7 +347,7 @@ impl Index {
                 .pieces
                 .iter()
                 .flatten()
-                .filter(|entry| entry.segment != 0)
+                .filter(|entry| !entry.is_free())
                 .for_each(&mut f);
         }
     }
@@ -263,7 +360,7 @@ impl Index {
                 .pieces
                 .iter()
                 .flatten()
-                .filter(|entry| entry.segment != 0)
+                .filter(|entry| !entry.is_free())
                 .copied()
                 .collect(),
         )
@@ -302,7 +399,7 @@ mod tests {
     }
 
     fn entry(n: u64, offset: u32) -> Entry {
-        Entry::new(key(n), 1, Place { segment: 1, offset }, 72, 10, 0, 0.0)
+        Entry::new(key(n), 1, Position { segment: 1, offset }, 72, 10, 0, 0.0)
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, io::IoSlice, sync::Arc};
 
 use bytes::Bytes;
+use web_time::Instant;
 
 use super::{
     compact::Compaction,
@@ -29,6 +30,8 @@ pub(crate) struct Log {
     /// evicted, or written again. They would count again if what came after them were gone.
     pub(crate) has_shadows: bool,
     pub(crate) compaction: Option<Compaction>,
+    /// Since when puts found no room for want of the cold tier.
+    pub(crate) lacking_since: Option<Instant>,
     pub(crate) budget: super::compact::Budget,
 }
 
@@ -89,8 +92,8 @@ impl Draft {
 }
 
 /// Where a record went.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Position {
     pub(crate) segment: u32,
     pub(crate) offset: u32,
 }
@@ -113,7 +116,7 @@ impl Log {
         &mut self,
         shared: &Shared,
         drafts: &[Draft],
-    ) -> Result<Vec<Place>, WriteFailure> {
+    ) -> Result<Vec<Position>, WriteFailure> {
         let total: u64 = drafts.iter().map(Draft::record_len).sum();
         self.open_segment(shared, total)?;
         if !self.aborts.is_empty() {
@@ -133,7 +136,7 @@ impl Log {
         self.write(shared, drafts)
     }
 
-    fn write(&mut self, shared: &Shared, drafts: &[Draft]) -> Result<Vec<Place>, WriteFailure> {
+    fn write(&mut self, shared: &Shared, drafts: &[Draft]) -> Result<Vec<Position>, WriteFailure> {
         let Some(active) = &mut self.active else {
             return Err(WriteFailure::Closed);
         };
@@ -156,7 +159,7 @@ impl Log {
             ends.push(heads.len());
             let offset = u32::try_from(at).unwrap_or(u32::MAX);
             segment::push_item(&header, offset, &draft.key, &mut items);
-            places.push(Place {
+            places.push(Position {
                 segment: active.id,
                 offset,
             });
@@ -234,7 +237,10 @@ impl Log {
         // Relaxed writes that were acknowledged without a sync are lost, as their durability says.
         let mut lost = Vec::new();
         shared.index.for_each(|entry| {
-            if entry.segment == active.id && u64::from(entry.offset) >= active.synced {
+            if entry
+                .position()
+                .is_some_and(|at| at.segment == active.id && u64::from(at.offset) >= active.synced)
+            {
                 lost.push((entry.key(), entry.pins > 0));
             }
         });

@@ -4,7 +4,10 @@ pub(crate) mod checkpoint;
 pub(crate) mod compact;
 pub(crate) mod index;
 pub(crate) mod log;
+#[allow(dead_code, reason = "the cold tier calls it")]
+pub(crate) mod moves;
 pub(crate) mod pins;
 pub(crate) mod record;
 pub(crate) mod recovery;
 pub(crate) mod segment;
+pub(crate) mod victims;

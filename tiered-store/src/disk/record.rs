@@ -49,6 +49,10 @@ pub(crate) enum Kind {
     DeleteValue = 8,
     /// Payload: first and last seq that do not count, as their sync failed.
     Abort = 9,
+    /// Blocks are in a pack of the cold tier from now on. Payload: pack 4; then for each CID, offset 4, bound 1, length 4, expiry in s 4.
+    Demoted = 10,
+    /// Nothing is in a pack any more. Payload: pack 4.
+    DropPack = 11,
 }
 
 impl Kind {
@@ -63,6 +67,8 @@ impl Kind {
             7 => Kind::Value,
             8 => Kind::DeleteValue,
             9 => Kind::Abort,
+            10 => Kind::Demoted,
+            11 => Kind::DropPack,
             _ => return None,
         })
     }

@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, IoSlice},
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -15,8 +15,9 @@ use cid::Cid;
 
 use super::{
     checkpoint,
-    index::Entry,
-    log::{Active, Log, Place},
+    index::{Entry, Place},
+    log::{Active, Log, Position},
+    moves,
     record::{Fields, HEADER, Header, Kind, Record, get_cid},
     segment::{self, Item, SEGMENT_HEADER},
 };
@@ -102,6 +103,11 @@ fn check_format(vfs: &dyn Vfs, dir: &Path) -> Result<(), OpenError> {
                     found,
                     supported: FORMAT,
                 }),
+                Some(found) if found < FORMAT => Err(OpenError::OlderFormat {
+                    path: dir.to_owned(),
+                    found,
+                    supported: FORMAT,
+                }),
                 Some(_) => Ok(()),
                 None => Err(OpenError::Foreign {
                     path: dir.to_owned(),
@@ -156,6 +162,7 @@ fn recover(shared: &Shared, log: &mut Log) -> io::Result<()> {
                 );
                 pins.clear();
                 clear(shared);
+                shared.checkpoint_lost.store(true, Relaxed);
             }
         }
     }
@@ -205,18 +212,10 @@ fn read_checkpoint(shared: &Shared, pins: &mut PinsByKey) -> io::Result<Option<(
         }
         checkpoint::Entry::Block(block) => {
             let (key, codec) = shared.kinds.intern(&block.cid);
-            let mut entry = Entry::new(
-                key,
-                codec,
-                Place {
-                    segment: block.segment,
-                    offset: block.offset,
-                },
-                block.head,
-                block.len,
-                0,
-                block.heat,
-            );
+            let mut entry = match block.place {
+                Place::Disk(at) => Entry::new(key, codec, at, block.head, block.len, 0, block.heat),
+                Place::Cold(at) => Entry::cold(key, codec, at, block.len, 0, block.heat),
+            };
             entry.expiry_s = block.expiry_s;
             shared.index.insert(entry);
         }
@@ -227,17 +226,11 @@ fn read_checkpoint(shared: &Shared, pins: &mut PinsByKey) -> io::Result<Option<(
         }
         checkpoint::Entry::Value {
             key,
-            segment,
-            offset,
+            at,
             len,
             expiry_ms,
         } => {
-            let value = Value {
-                segment,
-                offset,
-                len,
-                expiry_ms,
-            };
+            let value = Value { at, len, expiry_ms };
             shared.values.write().insert(key, value);
         }
     })?;
@@ -361,7 +354,11 @@ fn apply(shared: &Shared, mut replay: Vec<(u32, Item)>, pins: &mut PinsByKey) ->
 
 /// The payload of a record that an index does not point to; `None` if it is damaged.
 fn payload(shared: &Shared, segment: u32, item: &Item) -> io::Result<Option<bytes::Bytes>> {
-    let bytes = match shared.read(segment, item.offset, item.record_len() as u64) {
+    let at = Position {
+        segment,
+        offset: item.offset,
+    };
+    let bytes = match shared.read(at, item.record_len() as u64) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         Err(error) => return Err(error),
@@ -381,6 +378,10 @@ fn payload(shared: &Shared, segment: u32, item: &Item) -> io::Result<Option<byte
 
 fn apply_one(shared: &Shared, segment: u32, item: &Item, pins: &mut PinsByKey) -> io::Result<()> {
     let text = || String::from_utf8_lossy(&item.key).into_owned();
+    let at = Position {
+        segment,
+        offset: item.offset,
+    };
     match item.kind {
         Kind::Block => {
             let Ok(cid) = Cid::try_from(item.key.as_slice()) else {
@@ -396,10 +397,7 @@ fn apply_one(shared: &Shared, segment: u32, item: &Item, pins: &mut PinsByKey) -
             shared.index.insert(Entry::new(
                 key,
                 codec,
-                Place {
-                    segment,
-                    offset: item.offset,
-                },
+                at,
                 head,
                 item.payload_len,
                 item.expiry_ms,
@@ -442,8 +440,7 @@ fn apply_one(shared: &Shared, segment: u32, item: &Item, pins: &mut PinsByKey) -
         }
         Kind::Value => {
             let value = Value {
-                segment,
-                offset: item.offset,
+                at,
                 len: u32::try_from(item.record_len()).unwrap_or(u32::MAX),
                 expiry_ms: item.expiry_ms,
             };
@@ -453,6 +450,27 @@ fn apply_one(shared: &Shared, segment: u32, item: &Item, pins: &mut PinsByKey) -
             shared.values.write().remove(&text());
         }
         Kind::Abort => {}
+        Kind::Demoted => {
+            let Some(payload) = payload(shared, segment, item)? else {
+                return Ok(());
+            };
+            for block in moves::parse_demoted(&payload).unwrap_or_default() {
+                let (key, codec) = shared.kinds.intern(&block.cid);
+                let heat = shared.clock.lock().fresh(1.0);
+                let entry = Entry::cold(key, codec, block.at, block.len, block.expiry_s, heat);
+                shared.index.insert(entry);
+            }
+        }
+        Kind::DropPack => {
+            let Some(payload) = payload(shared, segment, item)? else {
+                return Ok(());
+            };
+            if let Some(pack) = Fields(&payload).u32() {
+                for entry in moves::in_pack(shared, pack) {
+                    shared.index.remove(&entry.key());
+                }
+            }
+        }
     }
     Ok(())
 }
@@ -461,26 +479,32 @@ fn apply_one(shared: &Shared, segment: u32, item: &Item, pins: &mut PinsByKey) -
 fn settle(shared: &Shared, log: &mut Log, pins: PinsByKey) {
     let (mut gone, mut there) = (Vec::new(), Vec::new());
     shared.index.for_each(|entry| {
-        let end = u64::from(entry.offset) + entry.record_len();
-        match log.segments.get(&entry.segment) {
-            Some(segment) if end <= segment.len => there.push((entry.segment, entry.footprint())),
+        let Place::Disk(at) = entry.place() else {
+            there.push(*entry);
+            return;
+        };
+        let end = u64::from(at.offset) + entry.record_len();
+        match log.segments.get(&at.segment) {
+            Some(segment) if end <= segment.len => there.push(*entry),
             _ => gone.push(entry.key()),
         }
     });
     for key in &gone {
         shared.index.remove(key);
     }
-    for (segment, len) in there {
-        shared.retain(log, segment, len);
+    for entry in there {
+        shared.retain(log, &entry);
     }
     let mut values = shared.values.write();
     values.retain(|_, value| {
         log.segments
-            .get(&value.segment)
-            .is_some_and(|segment| u64::from(value.offset) + u64::from(value.len) <= segment.len)
+            .get(&value.at.segment)
+            .is_some_and(|segment| u64::from(value.at.offset) + u64::from(value.len) <= segment.len)
     });
     for (key, value) in values.iter() {
-        shared.retain(log, value.segment, value.footprint(key));
+        let bytes = value.footprint(key);
+        shared.retain_record(log, value.at.segment, bytes);
+        shared.counters.value_bytes.add(bytes);
     }
     let mut table = shared.pins.write();
     for (set, keys) in pins {
