@@ -2,6 +2,7 @@
 
 pub(crate) mod checkpoint;
 pub(crate) mod compact;
+mod id_set;
 pub(crate) mod index;
 pub(crate) mod log;
 #[allow(dead_code, reason = "the cold tier calls it")]
@@ -10,4 +11,5 @@ pub(crate) mod pins;
 pub(crate) mod record;
 pub(crate) mod recovery;
 pub(crate) mod segment;
+mod table;
 pub(crate) mod victims;

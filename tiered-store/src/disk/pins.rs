@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use hashbrown::HashSet;
-
-use super::index::{EntryId, Index};
+use super::{
+    id_set::IdSet,
+    index::{EntryId, Index},
+};
 use crate::key::Key;
 
-/// Members are entry ids: 4 bytes each and the table around them.
+/// Members are entry ids: two bytes each, or a bit where a set has most blocks.
 #[derive(Default)]
 pub(crate) struct Pins {
-    sets: BTreeMap<String, HashSet<EntryId>>,
+    sets: BTreeMap<String, IdSet>,
 }
 
 impl Pins {
@@ -28,28 +29,27 @@ impl Pins {
 
     /// The members in order of their ids.
     pub(crate) fn members(&self, set: &str) -> Vec<EntryId> {
-        let mut members: Vec<EntryId> = self.sets.get(set).into_iter().flatten().copied().collect();
-        members.sort_unstable();
-        members
+        let members = self.sets.get(set).into_iter().flat_map(IdSet::iter);
+        members.map(EntryId).collect()
     }
 
     pub(crate) fn is_member(&self, set: &str, id: EntryId) -> bool {
         self.sets
             .get(set)
-            .is_some_and(|members| members.contains(&id))
+            .is_some_and(|members| members.contains(id.0))
     }
 
     pub(crate) fn bytes(&self) -> u64 {
         self.sets
             .iter()
-            .map(|(name, members)| (name.len() + 64 + members.allocation_size()) as u64)
+            .map(|(name, members)| (name.len() + 64 + members.bytes()) as u64)
             .sum()
     }
 
     /// Returns the bytes on disk that became pinned by it.
     pub(crate) fn pin(&mut self, index: &Index, set: &str, key: &Key) -> u64 {
         let Some(id) = index.id(key) else { return 0 };
-        if !self.sets.entry(set.to_owned()).or_default().insert(id) {
+        if !self.sets.entry(set.to_owned()).or_default().insert(id.0) {
             return 0;
         }
         let entry = index.update(key, |entry| entry.pins = entry.pins.saturating_add(1));
@@ -64,7 +64,7 @@ impl Pins {
         let Some(members) = self.sets.get_mut(set) else {
             return 0;
         };
-        if !members.remove(&id) {
+        if !members.remove(id.0) {
             return 0;
         }
         if members.is_empty() {
@@ -75,7 +75,8 @@ impl Pins {
 
     pub(crate) fn drop_set(&mut self, index: &Index, set: &str) -> u64 {
         let mut released = 0;
-        for id in self.sets.remove(set).into_iter().flatten() {
+        let members = self.sets.remove(set).unwrap_or_default();
+        for id in members.iter().map(EntryId) {
             if let Some(entry) = index.by_id(id) {
                 released += self.release(index, id, &entry.key());
             }
@@ -97,7 +98,7 @@ impl Pins {
                     let count = self
                         .sets
                         .values()
-                        .filter(|members| members.contains(&id))
+                        .filter(|members| members.contains(id.0))
                         .count();
                     u8::try_from(count).unwrap_or(u8::MAX)
                 }
