@@ -69,7 +69,7 @@ impl Behaviour {
                     .with_push_listen_addr_updates(true),
             ),
             ping: ping::Behaviour::default(),
-            relay_server: relay_server(config, local)?,
+            relay_server: relay_server(config, keypair)?,
             relay_client,
             holepunch: holepunch(config, local)?,
             autonat_client: config
@@ -115,7 +115,7 @@ fn setup<E: std::error::Error + Send + Sync + 'static>(
 
 fn relay_server(
     config: &Config,
-    local: PeerId,
+    keypair: &Keypair,
 ) -> Result<anypath_relay::server::Behaviour, StartError> {
     let circuits = usize::try_from(config.max_relay_circuits().get()).unwrap_or(usize::MAX);
     // As long as the wire can say, where no limit is wanted.
@@ -131,7 +131,7 @@ fn relay_server(
         })
         .build()
         .map_err(setup("the relay server"))?;
-    Ok(anypath_relay::server::Behaviour::new(local, server))
+    Ok(anypath_relay::server::Behaviour::new(keypair, server))
 }
 
 fn holepunch(config: &Config, local: PeerId) -> Result<anypath_holepunch::Behaviour, StartError> {

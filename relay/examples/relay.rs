@@ -32,7 +32,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .authenticate(libp2p_noise::Config::new(&keypair)?)
         .multiplex(libp2p_yamux::Config::default())
         .boxed();
-    let server = server::Behaviour::new(id, server::Config::default());
+    let server = server::Behaviour::new(&keypair, server::Config::default());
     let identify = identify::Config::new("/relay/1".to_owned(), keypair.public());
     let behaviour = Node {
         client,

@@ -4,9 +4,8 @@ mod address;
 mod config;
 mod core;
 mod limit;
-#[allow(dead_code, reason = "server and client take it up in the next changes")]
+#[allow(dead_code, reason = "the client takes up its half next")]
 mod message;
-#[allow(dead_code, reason = "server and client take it up in the next changes")]
 mod protocol;
 mod status_code;
 mod voucher;

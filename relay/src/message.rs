@@ -25,7 +25,7 @@ const RESPONSE_HEADROOM: usize = 96;
 
 /// A request to a relay. <https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md#hop-protocol>
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum HopRequest {
+pub enum HopRequest {
     /// "a peer […] sends a `HopMessage` with `type = RESERVE`" (§ Reservation).
     Reserve,
     /// "the initiator opens a connection and sends a `HopMessage` of `type = CONNECT`" (§ Connection Initiation).
@@ -62,7 +62,7 @@ pub(crate) struct Reservation {
 
 /// A relay's request to the destination. <https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md#stop-protocol>
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct StopRequest {
+pub struct StopRequest {
     /// "the peer `ID` of the connection initiator".
     pub(crate) source: PeerId,
     /// "the limits applied to the relayed connection".

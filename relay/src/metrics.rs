@@ -97,6 +97,7 @@ impl ServerMetrics {
                 self.circuits.dec();
             }
             Event::StatusChanged { .. } => {}
+            _ => {}
         }
     }
 }

@@ -22,20 +22,6 @@ pub enum StatusCode {
 }
 
 impl StatusCode {
-    pub(crate) fn from_stock(status: &libp2p_relay::StatusCode) -> Self {
-        use libp2p_relay::StatusCode as Stock;
-        match status {
-            Stock::ReservationRefused => Self::ReservationRefused,
-            Stock::ResourceLimitExceeded => Self::ResourceLimitExceeded,
-            Stock::PermissionDenied => Self::PermissionDenied,
-            Stock::ConnectionFailed => Self::ConnectionFailed,
-            Stock::NoReservation => Self::NoReservation,
-            Stock::MalformedMessage => Self::MalformedMessage,
-            // "OK" never travels in a refusal.
-            Stock::UnexpectedMessage | Stock::OK => Self::UnexpectedMessage,
-        }
-    }
-
     /// A short name for labels and logs.
     #[must_use]
     pub fn as_str(&self) -> &'static str {

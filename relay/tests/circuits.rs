@@ -119,13 +119,13 @@ async fn the_byte_limit_ends_the_circuit_and_ends_it_once() {
             _ => None,
         })
         .await;
-    let error = relay
+    let end = relay
         .wait_relay("end of the circuit", |event| match event {
-            server::Event::CircuitClosed { error, .. } => Some(*error),
+            server::Event::CircuitClosed { end, .. } => Some(*end),
             _ => None,
         })
         .await;
-    assert_eq!(error, Some(std::io::ErrorKind::Other));
+    assert_eq!(end, server::CircuitEnd::ByteLimit);
     let open = relay.with(|swarm| swarm.behaviour().relay.circuits()).await;
     assert_eq!(open, 0);
 }
@@ -144,13 +144,13 @@ async fn the_time_limit_ends_the_circuit() {
     let (_, _, _, limit) = circuit(&mut source).await;
     assert_eq!(limit.unwrap().duration, Some(Duration::from_secs(1)));
     assert_eq!(limit.unwrap().bytes, None);
-    let error = relay
+    let end = relay
         .wait_relay("end of the circuit", |event| match event {
-            server::Event::CircuitClosed { error, .. } => Some(*error),
+            server::Event::CircuitClosed { end, .. } => Some(*end),
             _ => None,
         })
         .await;
-    assert_eq!(error, Some(std::io::ErrorKind::TimedOut));
+    assert_eq!(end, server::CircuitEnd::TimeLimit);
 }
 
 #[tokio::test]

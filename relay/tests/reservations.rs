@@ -162,10 +162,7 @@ async fn renewal_succeeds_when_the_relay_is_full_and_newcomers_are_told_why_not(
             _ => None,
         })
         .await;
-    assert_eq!(
-        reason,
-        LossReason::Refused(StatusCode::ResourceLimitExceeded)
-    );
+    assert_eq!(reason, LossReason::Refused(StatusCode::ReservationRefused));
     let id = newcomer.id;
     let status = relay
         .wait_relay("refusal", |event| match event {
@@ -173,7 +170,7 @@ async fn renewal_succeeds_when_the_relay_is_full_and_newcomers_are_told_why_not(
             _ => None,
         })
         .await;
-    assert_eq!(status, StatusCode::ResourceLimitExceeded);
+    assert_eq!(status, StatusCode::ReservationRefused);
 
     guest
         .wait_client("renewal", |event| match event {
@@ -326,7 +323,7 @@ async fn a_relayed_external_address_does_not_switch_the_server_on() {
 
 /// A peer can bring this about: it asks for a renewal at the last moment and takes the answer late.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renewal_that_is_answered_after_the_end_of_the_reservation_does_not_stop_the_relay() {
+async fn a_renewal_that_is_decided_after_the_end_of_the_reservation_does_not_stop_the_relay() {
     let config = server::Config::builder()
         .reservation_duration(Duration::from_secs(4))
         .build()
@@ -341,7 +338,10 @@ async fn a_renewal_that_is_answered_after_the_end_of_the_reservation_does_not_st
     relay
         .with(|_| std::thread::sleep(Duration::from_secs(5)))
         .await;
-    node.reserved().await;
+    node.wait_client("renewal", |event| {
+        matches!(event, client::Event::ReservationAccepted { .. }).then_some(())
+    })
+    .await;
     let held = relay
         .with(|swarm| swarm.behaviour().relay.reservations())
         .await;

@@ -4,7 +4,7 @@ use super::{Error, endpoint::stdin_closed};
 use futures::StreamExt as _;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{NetworkBehaviour, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, noise, tcp, yamux};
+use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, identity, noise, tcp, yamux};
 use std::future::Future;
 use std::time::Duration;
 
@@ -49,9 +49,9 @@ pub(crate) fn direct<B: NetworkBehaviour>(behaviour: B) -> Result<Swarm<B>, Erro
     direct_with(|_| behaviour)
 }
 
-/// As [`direct`], for a behaviour that asks for our own id.
+/// As [`direct`], for a behaviour that asks for our own key.
 pub(crate) fn direct_with<B: NetworkBehaviour>(
-    behaviour: impl FnOnce(PeerId) -> B,
+    behaviour: impl FnOnce(&identity::Keypair) -> B,
 ) -> Result<Swarm<B>, Error> {
     Ok(SwarmBuilder::with_new_identity()
         .with_tokio()
@@ -61,7 +61,7 @@ pub(crate) fn direct_with<B: NetworkBehaviour>(
             yamux::Config::default,
         )?
         .with_quic()
-        .with_behaviour(|key| behaviour(key.public().to_peer_id()))?
+        .with_behaviour(|key| behaviour(key))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE))
         .build())
 }

@@ -1,324 +1,531 @@
 use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{HashMap, VecDeque},
+    fmt,
+    sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
-use futures::task::noop_waker_ref;
-use libp2p_core::{Endpoint, Multiaddr, transport::PortUse};
-use libp2p_identity::PeerId;
+use futures::{FutureExt as _, future::BoxFuture};
+use futures_timer::Delay;
+use libp2p_core::{Endpoint, Multiaddr, multiaddr::Protocol, transport::PortUse};
+use libp2p_identity::{Keypair, PeerId};
 use libp2p_swarm::{
     CloseConnection, ConnectionDenied, ConnectionId, ExternalAddresses, FromSwarm, ListenAddresses,
-    NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
-    behaviour::{ExternalAddrConfirmed, ExternalAddrExpired},
+    NetworkBehaviour, NotifyHandler, Stream, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
+use web_time::{Instant, SystemTime};
 
-use super::{CloseReason, Config, Event};
+use super::{
+    Access, CircuitId, Config, Event, Traffic,
+    exchange::Grant,
+    handler::{Command, Handler, Report, RequestId},
+    pump::{PIECE_BYTES, Tally, Terms, Throttle},
+};
 use crate::{
     StatusCode,
-    core::{admission::Admission, circuits::Circuits},
+    core::server::{Opening, Output, Refusal, Server, bandwidth::Bandwidth, network::is_public},
     is_relayed,
+    message::{HopRequest, StopRequest},
 };
 
-type Stock = libp2p_relay::Behaviour;
 type Action = ToSwarm<Event, THandlerInEvent<Behaviour>>;
 
-/// Whether this node relays for others.
+/// When this node relays for others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Status {
-    /// The node offers the hop protocol and takes reservations.
+    /// Always.
     Enabled,
-    /// The node offers nothing. Open circuits run on until they end.
+    /// Never. Open circuits run on until they end.
     Disabled,
+    /// While it is known to be reachable: while an external address is confirmed that the internet can dial. A relayed,
+    /// private or local one does not count.
+    Automatic,
 }
 
-impl From<Status> for libp2p_relay::Status {
-    fn from(status: Status) -> Self {
-        match status {
-            Status::Enabled => Self::Enable,
-            Status::Disabled => Self::Disable,
-        }
+/// A circuit that is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Circuit {
+    /// Its number.
+    pub id: CircuitId,
+    /// Who opened it.
+    pub source: PeerId,
+    /// Who holds the reservation.
+    pub destination: PeerId,
+    /// What it has carried so far.
+    pub traffic: Traffic,
+}
+
+/// Runs circuits as tasks of their own.
+#[derive(Clone)]
+pub(super) struct Executor(Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>);
+
+impl Executor {
+    pub(super) fn spawn(&self, task: BoxFuture<'static, ()>) {
+        (self.0)(task);
     }
 }
 
-/// A relay.
-///
-/// It wraps `libp2p_relay::Behaviour` and repairs what hurts there: the status is what
-/// [`set_status`](Self::set_status) says and never follows external addresses (a relayed address
-/// would switch the stock server on); a full relay still renews; limits hold exactly; events and
-/// counters tell each reservation and circuit once; relayed addresses are not handed out as the
-/// relay's own.
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Executor")
+    }
+}
+
+/// A relay: [circuit-v2](https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md)'s hop protocol for those who ask,
+/// its stop protocol towards those who hold a reservation.
 ///
 /// It starts [`Status::Disabled`].
+#[derive(Debug)]
 pub struct Behaviour {
-    stock: Stock,
+    local: PeerId,
+    key: Arc<Keypair>,
+    config: Arc<Config>,
     status: Status,
-    shared: Arc<Mutex<Shared>>,
-    circuits: Circuits,
+    core: Server,
+    /// Circuits that are open or being set up, as many as the core has.
+    circuits: HashMap<CircuitId, Running>,
+    bandwidth: Option<Arc<Mutex<Bandwidth>>>,
+    executor: Option<Executor>,
     external: ExternalAddresses,
     listen: ListenAddresses,
-    /// What the stock server was told its addresses are.
-    advertised: Vec<Multiaddr>,
-    advertise_listen_addresses: bool,
+    /// What reservations list.
+    advertised: Arc<[Multiaddr]>,
+    /// The connections, to tell them whether hop is offered.
+    connections: HashMap<ConnectionId, PeerId>,
     actions: VecDeque<Action>,
+    timer: Option<(Instant, Delay)>,
     waker: Option<Waker>,
 }
 
-/// What the stock server's rate limiter, our only hook into its decision, sees.
-struct Shared {
-    admission: Admission,
-    /// The connection whose request is being decided.
-    asking: Option<ConnectionId>,
-}
-
-/// Where an event of the stock server comes from.
-#[derive(Clone, Copy)]
-enum Origin {
-    Handler(ConnectionId),
-    Closed(ConnectionId),
-    Other,
+#[derive(Debug)]
+struct Running {
+    request: RequestId,
+    ends: [PeerId; 2],
+    terms: Terms,
+    open: bool,
 }
 
 impl Behaviour {
-    /// Makes a relay that is switched off. `local` is this node's own id.
+    /// Makes a relay that is switched off. `key` is this node's own; it signs vouchers.
     #[must_use]
-    pub fn new(local: PeerId, config: Config) -> Self {
-        let shared = Arc::new(Mutex::new(Shared {
-            admission: Admission::new(config.max_reservations()),
-            asking: None,
-        }));
-        let mut stock = Stock::new(local, stock_config(&config, Arc::clone(&shared)));
-        stock.set_status(Some(Status::Disabled.into()));
+    pub fn new(key: &Keypair, config: Config) -> Self {
+        let local = key.public().to_peer_id();
+        let rates = config.rates();
+        let bandwidth =
+            (!rates.is_unlimited()).then(|| Arc::new(Mutex::new(Bandwidth::new(rates))));
+        let config = Arc::new(config);
         Self {
-            stock,
+            local,
+            key: Arc::new(key.clone()),
             status: Status::Disabled,
-            shared,
-            circuits: Circuits::default(),
+            core: Server::new(local, Arc::clone(&config)),
+            config,
+            circuits: HashMap::new(),
+            bandwidth,
+            executor: None,
             external: ExternalAddresses::default(),
             listen: ListenAddresses::default(),
-            advertised: Vec::new(),
-            advertise_listen_addresses: config.advertise_listen_addresses(),
+            advertised: Arc::new([]),
+            connections: HashMap::new(),
             actions: VecDeque::new(),
+            timer: None,
             waker: None,
         }
     }
 
-    /// Switches relaying on or off, for connections that exist as well as for new ones.
-    pub fn set_status(&mut self, status: Status) {
-        if self.status == status {
-            return;
-        }
-        self.status = status;
-        self.stock.set_status(Some(status.into()));
-        self.actions
-            .push_back(ToSwarm::GenerateEvent(Event::StatusChanged { status }));
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
+    /// Runs every circuit as a task of its own instead of within the task of its source's connection: on more cores, for
+    /// somewhat more work in all.
+    #[must_use]
+    pub fn with_executor(
+        mut self,
+        spawn: impl Fn(BoxFuture<'static, ()>) + Send + Sync + 'static,
+    ) -> Self {
+        self.executor = Some(Executor(Arc::new(spawn)));
+        self
     }
 
-    /// Whether this node relays, as [`set_status`](Self::set_status) left it.
+    /// Switches relaying on or off, for connections that exist as well as for new ones.
+    pub fn set_status(&mut self, status: Status) {
+        self.status = status;
+        self.apply_status();
+    }
+
+    /// When this node relays, as [`set_status`](Self::set_status) left it.
     #[must_use]
     pub fn status(&self) -> Status {
         self.status
     }
 
+    /// Whether it relays at this moment.
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
+        self.core.is_offering()
+    }
+
+    /// Says who may use the relay from now on. What exists goes on as it was granted.
+    pub fn set_access(&mut self, access: Access) {
+        self.core.set_access(access);
+    }
+
+    /// Prepares for the end: nothing is granted any more, neither new nor renewed, and the hop protocol is withdrawn, so that
+    /// clients look for other relays. Open circuits run on until they end, at most for `deadline`. [`Event::Drained`] says
+    /// when nothing is left.
+    ///
+    /// There is no way back. Calling it again moves the deadline.
+    pub fn drain(&mut self, deadline: Duration) {
+        let now = now();
+        // A deadline beyond the clock's end is none.
+        let year = Duration::from_secs(365 * 24 * 60 * 60);
+        self.core.drain(now + deadline.min(year));
+        self.after_core();
+    }
+
     /// How many reservations are held at this moment.
     #[must_use]
     pub fn reservations(&self) -> usize {
-        self.shared().admission.len()
+        self.core.reservations()
     }
 
-    /// How many circuits are open at this moment.
+    /// How many circuits are open or being set up at this moment.
     #[must_use]
     pub fn circuits(&self) -> usize {
-        self.circuits.len()
+        self.core.circuits()
     }
 
-    fn shared(&self) -> MutexGuard<'_, Shared> {
-        // Nothing panics while it is held; if something did, the numbers are still right.
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes over what the stock server has to say, knowing where it comes from. Its `poll` only
-    /// empties a queue, so no waker is needed here; the swarm polls us after every event.
-    fn drain(&mut self, origin: Origin) {
-        let mut cx = Context::from_waker(noop_waker_ref());
-        while let Poll::Ready(action) = self.stock.poll(&mut cx) {
-            match action {
-                ToSwarm::GenerateEvent(event) => {
-                    let event = self.translate(event, origin);
-                    self.actions.extend(event.map(ToSwarm::GenerateEvent));
+    /// The circuits that are open at this moment, and what each has carried so far, in the order in which they were opened.
+    #[must_use]
+    pub fn open_circuits(&self) -> Vec<Circuit> {
+        let open = self.circuits.iter().filter(|(_, running)| running.open);
+        let mut circuits: Vec<Circuit> = open
+            .map(|(id, running)| {
+                let [source, destination] = running.ends;
+                Circuit {
+                    id: *id,
+                    source,
+                    destination,
+                    traffic: running.terms.tally.traffic(),
                 }
-                other => self
-                    .actions
-                    .push_back(other.map_out(|_| unreachable!("matched above"))),
-            }
+            })
+            .collect();
+        circuits.sort_unstable_by_key(|circuit| circuit.id);
+        circuits
+    }
+
+    fn apply_status(&mut self) {
+        let enabled = match self.status {
+            Status::Enabled => true,
+            Status::Disabled => false,
+            Status::Automatic => self.external.iter().any(is_public),
+        };
+        self.core.set_enabled(enabled);
+        self.after_core();
+    }
+
+    fn notify(&mut self, connection: ConnectionId, peer: PeerId, command: Command) {
+        self.actions.push_back(ToSwarm::NotifyHandler {
+            peer_id: peer,
+            handler: NotifyHandler::One(connection),
+            event: command,
+        });
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.actions.push_back(ToSwarm::GenerateEvent(event));
+    }
+
+    /// Carries out what the core decided.
+    fn after_core(&mut self) {
+        while let Some(output) = self.core.poll_output() {
+            self.on_output(output);
+        }
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
         }
     }
 
-    fn translate(&mut self, event: libp2p_relay::Event, origin: Origin) -> Option<Event> {
-        use libp2p_relay::Event as Stock;
-        match (event, origin) {
-            (Stock::ReservationReqAccepted { src_peer_id, .. }, Origin::Handler(connection)) => {
-                let new = self.shared().admission.on_accepted(connection);
-                Some(Event::ReservationAccepted {
-                    peer: src_peer_id,
-                    connection,
-                    renewed: !new,
-                })
+    fn on_output(&mut self, output: Output) {
+        match output {
+            Output::Offer(enabled) => {
+                let mut connections: Vec<_> = self
+                    .connections
+                    .iter()
+                    .map(|(id, peer)| (*id, *peer))
+                    .collect();
+                connections.sort_unstable();
+                for (connection, peer) in connections {
+                    self.notify(connection, peer, Command::Offer(enabled));
+                }
+                self.tell(Event::StatusChanged { enabled });
             }
-            (
-                Stock::ReservationReqDenied {
-                    src_peer_id,
-                    status,
-                },
-                Origin::Handler(connection),
-            ) => {
-                self.shared().admission.on_refused(connection);
-                Some(Event::ReservationDenied {
-                    peer: src_peer_id,
-                    status: StatusCode::from_stock(&status),
-                })
-            }
-            #[expect(
-                deprecated,
-                reason = "the answer did not arrive: the place is free again"
-            )]
-            (
-                Stock::ReservationReqAcceptFailed { .. } | Stock::ReservationReqDenyFailed { .. },
-                Origin::Handler(connection),
-            ) => {
-                self.shared().admission.on_refused(connection);
-                None
-            }
-            (Stock::ReservationTimedOut { src_peer_id }, Origin::Handler(connection)) => {
-                self.reservation_ended(src_peer_id, connection, CloseReason::Expired)
-            }
-            (
-                Stock::CircuitReqAccepted {
-                    src_peer_id,
-                    dst_peer_id,
-                },
-                Origin::Handler(connection),
-            ) => {
-                self.circuits
-                    .on_accepted(src_peer_id, connection, dst_peer_id);
-                Some(Event::CircuitAccepted {
-                    source: src_peer_id,
-                    destination: dst_peer_id,
-                })
-            }
-            (
-                Stock::CircuitReqDenied {
-                    src_peer_id,
-                    dst_peer_id,
-                    status,
-                },
-                _,
-            ) => Some(Event::CircuitDenied {
-                source: src_peer_id,
-                destination: dst_peer_id,
-                status: StatusCode::from_stock(&status),
+            Output::Hold {
+                connection,
+                peer,
+                held,
+            } => self.notify(connection, peer, Command::Hold(held)),
+            Output::ReservationClosed {
+                peer,
+                connection,
+                reason,
+            } => self.tell(Event::ReservationClosed {
+                peer,
+                connection,
+                reason,
             }),
-            (
-                Stock::CircuitClosed {
-                    src_peer_id,
-                    dst_peer_id,
-                    error,
-                },
-                origin,
-            ) => {
-                let news = match origin {
-                    Origin::Handler(connection) => {
-                        self.circuits.on_handler_closed(connection, dst_peer_id)
-                    }
-                    Origin::Closed(connection) => {
-                        self.circuits
-                            .on_connection_closed(connection, src_peer_id, dst_peer_id)
-                    }
-                    Origin::Other => false,
-                };
-                news.then_some(Event::CircuitClosed {
-                    source: src_peer_id,
-                    destination: dst_peer_id,
-                    error: error.map(|error| error.kind()),
-                })
+            Output::CircuitFailed {
+                circuit,
+                source,
+                peer,
+                destination,
+                status,
+            } => {
+                if let Some(failed) = self.circuits.remove(&circuit) {
+                    let request = failed.request;
+                    self.notify(source, peer, Command::Refuse { request, status });
+                }
+                self.tell(Event::CircuitDenied {
+                    source: peer,
+                    destination,
+                    status,
+                });
             }
-            // A closed connection, which we look at ourselves; or a stream that broke before
-            // anything was decided, which libp2p-relay is about to stop reporting.
-            (event, _) => {
-                tracing::trace!(?event, "not reported");
+            Output::CircuitClosed {
+                circuit,
+                source,
+                destination,
+                duration,
+                end,
+                ..
+            } => {
+                let mut traffic = Traffic::default();
+                if let Some(closed) = self.circuits.remove(&circuit) {
+                    closed.terms.tally.cut();
+                    traffic = closed.terms.tally.traffic();
+                }
+                self.tell(Event::CircuitClosed {
+                    circuit,
+                    source,
+                    destination,
+                    traffic,
+                    duration,
+                    end,
+                });
+            }
+            Output::CircuitForgotten { circuit } => {
+                self.circuits.remove(&circuit);
+            }
+            Output::Ban { peer } => {
+                self.actions.push_back(ToSwarm::CloseConnection {
+                    peer_id: peer,
+                    connection: CloseConnection::All,
+                });
+                self.tell(Event::Banned { peer });
+            }
+            Output::Drained { cut } => self.tell(Event::Drained { cut }),
+        }
+    }
+
+    fn on_reserve(&mut self, connection: ConnectionId, peer: PeerId, request: RequestId) {
+        match self.core.reserve(connection, now()) {
+            Ok(granted) => {
+                let expires = self.expiry();
+                let grant = Grant {
+                    key: Arc::clone(&self.key),
+                    relay: self.local,
+                    peer,
+                    expires,
+                    addresses: Arc::clone(&self.advertised),
+                    limit: granted.limit,
+                };
+                self.after_core();
+                self.notify(connection, peer, Command::Grant { request, grant });
+                self.tell(Event::ReservationAccepted {
+                    peer,
+                    connection,
+                    renewed: granted.renewed,
+                });
+            }
+            Err(refusal) => {
+                self.after_core();
+                if let Some(status) = self.refuse(connection, peer, request, refusal) {
+                    self.tell(Event::ReservationDenied { peer, status });
+                }
+            }
+        }
+    }
+
+    /// "The `expire` field contains the expiration time as a UTC UNIX time."
+    /// <https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md#reservation>
+    fn expiry(&self) -> u64 {
+        #[expect(clippy::disallowed_methods, reason = "the adapter's clock")]
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        now.as_secs()
+            .saturating_add(self.config.reservation_duration().as_secs())
+    }
+
+    fn on_connect(
+        &mut self,
+        connection: ConnectionId,
+        source: PeerId,
+        request: RequestId,
+        destination: PeerId,
+    ) {
+        let decision = self.core.connect(connection, destination, now());
+        self.after_core();
+        let Opening {
+            circuit,
+            through,
+            limit,
+            class,
+        } = match decision {
+            Ok(opening) => opening,
+            Err(refusal) => {
+                if let Some(status) = self.refuse(connection, source, request, refusal) {
+                    self.tell(Event::CircuitDenied {
+                        source,
+                        destination,
+                        status,
+                    });
+                }
+                return;
+            }
+        };
+        let ends = [source, destination];
+        let throttle = self.bandwidth.as_ref().map(|bandwidth| {
+            let piece = self.config.rates().piece(PIECE_BYTES);
+            Throttle::new(Arc::clone(bandwidth), piece, class, ends)
+        });
+        let terms = Terms {
+            limit,
+            throttle,
+            tally: Arc::new(Tally::default()),
+        };
+        self.circuits.insert(
+            circuit,
+            Running {
+                request,
+                ends,
+                terms,
+                open: false,
+            },
+        );
+        let request = StopRequest { source, limit };
+        self.notify(through, destination, Command::Stop { circuit, request });
+    }
+
+    fn refuse(
+        &mut self,
+        connection: ConnectionId,
+        peer: PeerId,
+        request: RequestId,
+        refusal: Refusal,
+    ) -> Option<StatusCode> {
+        match refusal {
+            Refusal::Told(status) => {
+                self.notify(connection, peer, Command::Refuse { request, status });
+                Some(status)
+            }
+            Refusal::Ignored => {
+                self.notify(connection, peer, Command::Ignore { request });
                 None
             }
         }
     }
 
-    fn reservation_ended(
-        &mut self,
-        peer: PeerId,
-        connection: ConnectionId,
-        reason: CloseReason,
-    ) -> Option<Event> {
-        let held = self.shared().admission.on_ended(connection);
-        held.then_some(Event::ReservationClosed {
-            peer,
-            connection,
-            reason,
-        })
+    fn on_stop(&mut self, circuit: CircuitId, result: Result<Stream, StatusCode>) {
+        let stream = match result {
+            Ok(stream) => stream,
+            Err(status) => {
+                self.core.on_circuit_refused(circuit, status);
+                return self.after_core();
+            }
+        };
+        // It may be gone, with its source; then the stream goes too.
+        let Some((connection, [source, destination])) = self.core.on_circuit_open(circuit, now())
+        else {
+            return;
+        };
+        let Some(running) = self.circuits.get_mut(&circuit) else {
+            return;
+        };
+        running.open = true;
+        let command = Command::Bridge {
+            request: running.request,
+            circuit,
+            destination: stream,
+            terms: running.terms.clone(),
+        };
+        self.notify(connection, source, command);
+        self.tell(Event::CircuitAccepted {
+            circuit,
+            source,
+            destination,
+        });
     }
 
-    /// Tells the stock server which addresses to hand out with reservations.
+    /// "The `addrs` field contains all the public relay addrs, including the peer ID of the relay node but not the trailing
+    /// `p2p-circuit` part."
+    /// <https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md#reservation>
     fn advertise(&mut self) {
-        let external = self.external.iter().filter(|address| !is_relayed(address));
-        let mut wanted: Vec<Multiaddr> = external.cloned().collect();
-        if wanted.is_empty() && self.advertise_listen_addresses {
-            let listen = self.listen.iter().filter(|address| !is_relayed(address));
-            wanted.extend(listen.cloned());
-            wanted.sort();
+        let direct = |address: &&Multiaddr| !is_relayed(address);
+        let mut addresses: Vec<Multiaddr> = self.external.iter().filter(direct).cloned().collect();
+        if addresses.is_empty() && self.config.advertise_listen_addresses() {
+            addresses.extend(self.listen.iter().filter(direct).cloned());
+            addresses.sort();
         }
-        for addr in &self.advertised {
-            if !wanted.contains(addr) {
-                self.stock
-                    .on_swarm_event(FromSwarm::ExternalAddrExpired(ExternalAddrExpired { addr }));
-            }
+        let named = |address: Multiaddr| match address.iter().last() {
+            Some(Protocol::P2p(_)) => address,
+            _ => address.with(Protocol::P2p(self.local)),
+        };
+        self.advertised = addresses.into_iter().map(named).collect();
+    }
+
+    fn check_ban(&mut self, peer: PeerId) -> Result<(), ConnectionDenied> {
+        if self.core.is_banned(peer, now()) {
+            return Err(ConnectionDenied::new(Flooded));
         }
-        for addr in &wanted {
-            if !self.advertised.contains(addr) {
-                self.stock.on_swarm_event(FromSwarm::ExternalAddrConfirmed(
-                    ExternalAddrConfirmed { addr },
-                ));
-            }
-        }
-        self.advertised = wanted;
+        Ok(())
+    }
+
+    fn new_handler(&self) -> Handler {
+        let timeout = self.config.handshake_timeout();
+        Handler::new(self.core.is_offering(), timeout, self.executor.clone())
     }
 }
 
+/// Why a connection is refused.
+#[derive(Debug, thiserror::Error)]
+#[error("this peer has flooded the relay with requests and is not let in for now")]
+struct Flooded;
+
 impl NetworkBehaviour for Behaviour {
-    type ConnectionHandler = <Stock as NetworkBehaviour>::ConnectionHandler;
+    type ConnectionHandler = Handler;
     type ToSwarm = Event;
 
     fn handle_established_inbound_connection(
         &mut self,
-        connection: ConnectionId,
+        _: ConnectionId,
         peer: PeerId,
-        local: &Multiaddr,
-        remote: &Multiaddr,
+        _: &Multiaddr,
+        _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.stock
-            .handle_established_inbound_connection(connection, peer, local, remote)
+        self.check_ban(peer)?;
+        Ok(self.new_handler())
     }
 
     fn handle_established_outbound_connection(
         &mut self,
-        connection: ConnectionId,
-        peer: PeerId,
-        address: &Multiaddr,
-        role: Endpoint,
-        port_use: PortUse,
+        _: ConnectionId,
+        _: PeerId,
+        _: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.stock
-            .handle_established_outbound_connection(connection, peer, address, role, port_use)
+        // We want this one, whatever the peer did.
+        Ok(self.new_handler())
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -327,91 +534,88 @@ impl NetworkBehaviour for Behaviour {
         if external || listen {
             self.advertise();
         }
-        match event {
-            FromSwarm::ExternalAddrConfirmed(_) | FromSwarm::ExternalAddrExpired(_) => {}
-            FromSwarm::ConnectionClosed(closed) => {
-                self.stock.on_swarm_event(event);
-                let connection = closed.connection_id;
-                self.drain(Origin::Closed(connection));
-                self.circuits.forget_connection(connection);
-                let ended = self.reservation_ended(
-                    closed.peer_id,
-                    connection,
-                    CloseReason::ConnectionClosed,
-                );
-                self.actions.extend(ended.map(ToSwarm::GenerateEvent));
-            }
-            _ => self.stock.on_swarm_event(event),
+        if external {
+            self.apply_status();
         }
-        self.drain(Origin::Other);
+        match event {
+            FromSwarm::ConnectionEstablished(established) => {
+                let (connection, peer) = (established.connection_id, established.peer_id);
+                let remote = established.endpoint.get_remote_address();
+                self.core.on_connected(connection, peer, remote);
+                self.connections.insert(connection, peer);
+                // The status may have changed since the handler was made.
+                let offered = self.core.is_offering();
+                self.notify(connection, peer, Command::Offer(offered));
+            }
+            FromSwarm::ConnectionClosed(closed) => {
+                self.connections.remove(&closed.connection_id);
+                self.core.on_disconnected(closed.connection_id, now());
+                self.after_core();
+            }
+            _ => {}
+        }
     }
 
     fn on_connection_handler_event(
         &mut self,
         peer: PeerId,
         connection: ConnectionId,
-        event: THandlerOutEvent<Self>,
+        report: THandlerOutEvent<Self>,
     ) {
-        let renewing = self.shared().admission.is_renewing(connection);
-        if renewing && is_reservation_timeout(&event) {
-            // libp2p-relay 0.22 forgets the connection now and panics when the handler reports the answer to the renewal.
-            self.actions.push_back(ToSwarm::CloseConnection {
-                peer_id: peer,
-                connection: CloseConnection::One(connection),
-            });
-            return;
+        match report {
+            Report::Request { request, hop } => match hop {
+                HopRequest::Reserve => self.on_reserve(connection, peer, request),
+                HopRequest::Connect { destination } => {
+                    self.on_connect(connection, peer, request, destination);
+                }
+            },
+            Report::Violation(violation) => {
+                if self.core.on_violation(connection, now()) {
+                    self.tell(Event::ProtocolViolation { peer, violation });
+                }
+                self.after_core();
+            }
+            Report::Stop { circuit, result } => self.on_stop(circuit, result),
+            Report::Ended { circuit, end } => {
+                self.core.on_circuit_ended(circuit, end, now());
+                self.after_core();
+            }
         }
-        self.shared().asking = Some(connection);
-        self.stock
-            .on_connection_handler_event(peer, connection, event);
-        self.shared().asking = None;
-        self.drain(Origin::Handler(connection));
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Action> {
-        if self.actions.is_empty() {
-            // `set_status` may have queued something.
-            self.drain(Origin::Other);
-        }
-        if let Some(action) = self.actions.pop_front() {
-            return Poll::Ready(action);
+        loop {
+            if let Some(action) = self.actions.pop_front() {
+                return Poll::Ready(action);
+            }
+            let Some(due) = self.core.poll_timeout() else {
+                self.timer = None;
+                break;
+            };
+            if self.timer.as_ref().is_none_or(|(at, _)| *at != due) {
+                let wait = due.saturating_duration_since(now());
+                self.timer = Some((due, Delay::new(wait)));
+            }
+            let rings = self
+                .timer
+                .as_mut()
+                .is_some_and(|(_, timer)| timer.poll_unpin(cx).is_ready());
+            if !rings {
+                break;
+            }
+            self.timer = None;
+            self.core.handle_timeout(now());
+            self.after_core();
         }
         self.waker = Some(cx.waker().clone());
         Poll::Pending
     }
 }
 
-/// libp2p-relay 0.22 keeps its handler's events private; their text is all that tells.
-fn is_reservation_timeout(event: &THandlerOutEvent<Behaviour>) -> bool {
-    format!("{event:?}").contains("Event::ReservationTimedOut")
-}
-
-fn stock_config(config: &Config, shared: Arc<Mutex<Shared>>) -> libp2p_relay::Config {
-    let mut stock = libp2p_relay::Config {
-        // The stock server compares the peer's count with `>`, which lets one more in.
-        max_reservations_per_peer: config.max_reservations_per_peer().saturating_sub(1),
-        max_circuits_per_peer: config.max_circuits_per_peer().saturating_sub(1),
-        // `Admission` decides instead: the stock server would refuse renewals too.
-        max_reservations: usize::MAX,
-        reservation_duration: config.reservation_duration(),
-        max_circuits: config.max_circuits(),
-        max_circuit_duration: config.max_circuit_duration(),
-        // 0 is the stock server's "unlimited".
-        max_circuit_bytes: config.max_circuit_bytes().unwrap_or(0),
-        ..libp2p_relay::Config::default()
-    };
-    if !config.rate_limits() {
-        stock.reservation_rate_limiters.clear();
-        stock.circuit_src_rate_limiters.clear();
-    }
-    let admit = move |_: PeerId, _: &Multiaddr, _: web_time::Instant| {
-        let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-        match shared.asking {
-            Some(connection) => shared.admission.admit(connection),
-            None => true,
-        }
-    };
-    // First, so that a request which finds no room costs its sender no token.
-    stock.reservation_rate_limiters.insert(0, Box::new(admit));
-    stock
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the adapter is where the core's clock comes from"
+)]
+fn now() -> Instant {
+    Instant::now()
 }

@@ -1,16 +1,15 @@
+use std::{fmt, io, time::Duration};
+
 use libp2p_identity::PeerId;
 use libp2p_swarm::ConnectionId;
 
-use super::Status;
-use crate::StatusCode;
+use crate::{ProtocolViolation, StatusCode};
 
 /// What happened at this relay.
 ///
-/// Every `ReservationAccepted` with `renewed: false` is followed by exactly one
-/// `ReservationClosed` for the same connection, and every `CircuitAccepted` by one
-/// `CircuitClosed`, as long as the server lives: counting them gives the true numbers. (The stock
-/// behaviour reports a closed reservation for every connection that closes, and some circuits
-/// twice.)
+/// Every `ReservationAccepted` with `renewed: false` is followed by exactly one `ReservationClosed` for the same peer, and
+/// every `CircuitAccepted` by one `CircuitClosed` for the same circuit, as long as the server lives: counting them gives the
+/// true numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
@@ -20,7 +19,8 @@ pub enum Event {
         peer: PeerId,
         /// The connection that carries the reservation.
         connection: ConnectionId,
-        /// Whether it prolongs a reservation that this connection holds already.
+        /// Whether it prolongs a reservation of this peer: one that this connection carries, or one that moved here from
+        /// another connection because there was no room for a second.
         renewed: bool,
     },
     /// A reservation was refused.
@@ -34,13 +34,15 @@ pub enum Event {
     ReservationClosed {
         /// Who held it.
         peer: PeerId,
-        /// The connection that carried it.
+        /// The connection that carried it last.
         connection: ConnectionId,
         /// Why it ended.
         reason: CloseReason,
     },
     /// A circuit is open.
     CircuitAccepted {
+        /// Its number, which no other circuit of this relay ever has.
+        circuit: CircuitId,
         /// Who opened it.
         source: PeerId,
         /// Who holds the reservation.
@@ -57,20 +59,42 @@ pub enum Event {
     },
     /// A circuit ended.
     CircuitClosed {
+        /// Which one.
+        circuit: CircuitId,
         /// Who opened it.
         source: PeerId,
         /// Who was reached.
         destination: PeerId,
-        /// `None` after an orderly end; otherwise the kind of failure, with
-        /// [`TimedOut`](std::io::ErrorKind::TimedOut) for a circuit that outlived
-        /// `max_circuit_duration` and [`Other`](std::io::ErrorKind::Other) for one that used up
-        /// `max_circuit_bytes`.
-        error: Option<std::io::ErrorKind>,
+        /// What it carried.
+        traffic: Traffic,
+        /// How long it was open.
+        duration: Duration,
+        /// Why it ended.
+        end: CircuitEnd,
     },
-    /// [`set_status`](super::Behaviour::set_status) changed whether this node relays.
+    /// Whether this node relays has changed, by [`set_status`](super::Behaviour::set_status), by its public addresses or by
+    /// [`drain`](super::Behaviour::drain).
     StatusChanged {
-        /// The status from now on.
-        status: Status,
+        /// Whether it relays from now on.
+        enabled: bool,
+    },
+    /// A peer sent what the protocol does not allow. It was told so, and its stream closed.
+    ProtocolViolation {
+        /// Who.
+        peer: PeerId,
+        /// What.
+        violation: ProtocolViolation,
+    },
+    /// A peer asked so often that its connections were closed. New ones are refused for
+    /// [`ban_duration`](super::ConfigBuilder::ban_duration).
+    Banned {
+        /// Who.
+        peer: PeerId,
+    },
+    /// [`drain`](super::Behaviour::drain) is through: nothing is relayed any more and the node may stop.
+    Drained {
+        /// Circuits that the deadline cut.
+        cut: usize,
     },
 }
 
@@ -78,8 +102,73 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// The connection that carried it closed.
+    /// The peer's last connection that could carry it closed.
     ConnectionClosed,
     /// The peer did not renew it in time.
     Expired,
+    /// The relay was drained.
+    Drained,
+}
+
+/// A circuit of one relay, for as long as the relay lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CircuitId(pub(crate) u64);
+
+impl fmt::Display for CircuitId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Bytes that a circuit carried, without the messages that set it up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Traffic {
+    /// From the peer that opened the circuit to the one that holds the reservation.
+    pub to_destination: u64,
+    /// The other way.
+    pub to_source: u64,
+}
+
+impl Traffic {
+    /// Both ways together.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.to_destination.saturating_add(self.to_source)
+    }
+}
+
+/// Why a circuit ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CircuitEnd {
+    /// Both peers closed it.
+    Completed,
+    /// It carried as many bytes in one direction as it may, and there were more.
+    ByteLimit,
+    /// It was open for as long as it may be.
+    TimeLimit,
+    /// The stream to the peer that opened it broke.
+    SourceLost(io::ErrorKind),
+    /// The stream to the peer that holds the reservation broke.
+    DestinationLost(io::ErrorKind),
+    /// A connection below it closed.
+    ConnectionClosed,
+    /// The relay's deadline for [`drain`](super::Behaviour::drain) came.
+    Drained,
+}
+
+impl CircuitEnd {
+    /// A short name for labels and logs.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::ByteLimit => "byte_limit",
+            Self::TimeLimit => "time_limit",
+            Self::SourceLost(_) => "source_lost",
+            Self::DestinationLost(_) => "destination_lost",
+            Self::ConnectionClosed => "connection_closed",
+            Self::Drained => "drained",
+        }
+    }
 }

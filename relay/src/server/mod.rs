@@ -3,7 +3,17 @@
 mod behaviour;
 mod config;
 mod event;
+mod exchange;
+mod handler;
+mod pump;
 
-pub use behaviour::{Behaviour, Status};
+pub use behaviour::{Behaviour, Circuit, Status};
 pub use config::{Config, ConfigBuilder};
-pub use event::{CloseReason, Event};
+pub use event::{CircuitEnd, CircuitId, CloseReason, Event, Traffic};
+
+pub use crate::core::server::{
+    access::Access,
+    bandwidth::Class,
+    network::{InvalidNetwork, Network},
+    rate::RateLimit,
+};

@@ -194,7 +194,7 @@ pub async fn relay_as(
 ) -> (Running<Relay>, Multiaddr) {
     let id = keypair.public().to_peer_id();
     let transport = secured(MemoryTransport::default(), keypair);
-    let mut behaviour = server::Behaviour::new(id, config);
+    let mut behaviour = server::Behaviour::new(keypair, config);
     behaviour.set_status(server::Status::Enabled);
     let behaviour = Relay {
         relay: behaviour,
@@ -216,7 +216,7 @@ pub async fn client(config: client::Config) -> (Running<Client>, Multiaddr) {
     let transport = secured(transport.or_transport(MemoryTransport::default()), &keypair);
     let behaviour = Client {
         client: behaviour,
-        server: server::Behaviour::new(id, server::Config::default()),
+        server: server::Behaviour::new(&keypair, server::Config::default()),
         ping: quick_ping(),
     };
     let config = Config::with_tokio_executor()

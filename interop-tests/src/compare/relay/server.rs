@@ -18,12 +18,16 @@ pub(super) async fn ours(transport: Transport) -> Result<(), Error> {
         .max_reservations_per_peer(PLENTY)
         .max_circuits(PLENTY)
         .max_circuits_per_peer(PLENTY)
+        .max_reservations_per_ip(None)
+        .max_reservations_per_prefix(None)
+        .max_circuits_per_ip(None)
+        .max_circuits_per_prefix(None)
         .max_circuit_duration(LONG)
         .max_circuit_bytes(None)
         .rate_limits(false)
         .build()?;
-    let swarm = swarm::direct_with(|local| {
-        let mut behaviour = server::Behaviour::new(local, config);
+    let swarm = swarm::direct_with(|key| {
+        let mut behaviour = server::Behaviour::new(key, config);
         behaviour.set_status(server::Status::Enabled);
         behaviour
     })?;
@@ -44,7 +48,7 @@ pub(super) async fn stock(transport: Transport) -> Result<(), Error> {
         ..relay::Config::default()
     };
     run(
-        swarm::direct_with(|local| relay::Behaviour::new(local, config))?,
+        swarm::direct_with(|key| relay::Behaviour::new(key.public().to_peer_id(), config))?,
         transport,
     )
     .await

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use anypath_dht as dht;
-use anypath_relay::server;
 use libp2p::{Multiaddr, multiaddr::Protocol};
 
 use super::Driver;
@@ -81,7 +80,7 @@ impl Driver {
                     limit_bytes: reservation.limit.and_then(|limit| limit.bytes),
                 })
                 .collect(),
-            relay_server: behaviour.relay_server.status() == server::Status::Enabled,
+            relay_server: behaviour.relay_server.is_enabled(),
             dht_mode: match behaviour.dht.as_ref().map(|dht| dht.inner().mode()) {
                 None => "off",
                 Some(dht::Mode::Client) => "client",

@@ -1,0 +1,425 @@
+//! Moves the bytes of a circuit.
+
+use std::{
+    cell::RefCell,
+    io,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use futures::{AsyncRead, AsyncWrite, FutureExt as _, ready, task::AtomicWaker};
+use futures_timer::Delay;
+use libp2p_identity::PeerId;
+use web_time::Instant;
+
+use super::{CircuitEnd, Class, Traffic};
+use crate::{CircuitLimit, core::server::bandwidth::Bandwidth};
+
+/// What is read at once: a whole frame of the muxers in use (yamux cuts at 16 KiB), so that one frame in is one frame out.
+pub(super) const PIECE_BYTES: usize = 16 << 10;
+
+/// Pieces that one direction moves before others get a turn.
+const PIECES_PER_TURN: usize = 32;
+
+thread_local! {
+    /// Where a piece is while it is moved. A circuit has a buffer of its own only for what its receiver does not take at once.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The bandwidth that all circuits of a relay share, and what one piece may be.
+#[derive(Debug, Clone)]
+pub(super) struct Throttle {
+    bandwidth: Arc<Mutex<Bandwidth>>,
+    class: Class,
+    ends: [PeerId; 2],
+    piece: usize,
+}
+
+impl Throttle {
+    pub(super) fn new(
+        bandwidth: Arc<Mutex<Bandwidth>>,
+        piece: usize,
+        class: Class,
+        ends: [PeerId; 2],
+    ) -> Self {
+        Self {
+            bandwidth,
+            class,
+            ends,
+            piece,
+        }
+    }
+
+    fn book(&self, bytes: usize, now: Instant) -> Instant {
+        // Nothing panics while it is held.
+        let mut bandwidth = self
+            .bandwidth
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        bandwidth.book(self.class, self.ends, bytes, now)
+    }
+}
+
+/// What a circuit and the behaviour know of each other: bytes carried so far, and whether it is to stop.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    to_destination: AtomicU64,
+    to_source: AtomicU64,
+    cut: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Tally {
+    /// Ends the circuit, wherever it runs.
+    pub(super) fn cut(&self) {
+        self.cut.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    fn poll_cut(&self, cx: &Context<'_>) -> bool {
+        self.waker.register(cx.waker());
+        self.cut.load(Ordering::Acquire)
+    }
+
+    pub(super) fn traffic(&self) -> Traffic {
+        Traffic {
+            to_destination: self.to_destination.load(Ordering::Relaxed),
+            to_source: self.to_source.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What a circuit may do.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    pub(super) limit: Option<CircuitLimit>,
+    pub(super) throttle: Option<Throttle>,
+    pub(super) tally: Arc<Tally>,
+}
+
+/// A circuit between two streams: a future that ends with it.
+pub(super) struct Pump<S, D> {
+    source: S,
+    destination: D,
+    up: Lane,
+    down: Lane,
+    deadline: Option<Delay>,
+    throttle: Option<Throttle>,
+    tally: Arc<Tally>,
+}
+
+impl<S, D> Pump<S, D>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    D: AsyncRead + AsyncWrite + Unpin,
+{
+    pub(super) fn new(source: S, destination: D, terms: Terms) -> Self {
+        let limit = terms.limit;
+        let lane = || Lane::new(limit.and_then(|limit| limit.bytes));
+        Self {
+            source,
+            destination,
+            up: lane(),
+            down: lane(),
+            deadline: limit.and_then(|limit| limit.duration).map(Delay::new),
+            throttle: terms.throttle,
+            tally: terms.tally,
+        }
+    }
+}
+
+impl<S, D> Future for Pump<S, D>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    D: AsyncRead + AsyncWrite + Unpin,
+{
+    type Output = CircuitEnd;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<CircuitEnd> {
+        let this = self.get_mut();
+        if let Some(deadline) = &mut this.deadline
+            && deadline.poll_unpin(cx).is_ready()
+        {
+            return Poll::Ready(CircuitEnd::TimeLimit);
+        }
+        if this.tally.poll_cut(cx) {
+            return Poll::Ready(CircuitEnd::Drained);
+        }
+        let throttle = this.throttle.as_ref();
+        let up = this.up.poll(
+            &mut this.source,
+            &mut this.destination,
+            &this.tally.to_destination,
+            throttle,
+            cx,
+        );
+        if let Poll::Ready(Err(broken)) = up {
+            return Poll::Ready(broken.end(CircuitEnd::SourceLost, CircuitEnd::DestinationLost));
+        }
+        let down = this.down.poll(
+            &mut this.destination,
+            &mut this.source,
+            &this.tally.to_source,
+            throttle,
+            cx,
+        );
+        if let Poll::Ready(Err(broken)) = down {
+            return Poll::Ready(broken.end(CircuitEnd::DestinationLost, CircuitEnd::SourceLost));
+        }
+        match (up, down) {
+            (Poll::Ready(_), Poll::Ready(_)) => Poll::Ready(CircuitEnd::Completed),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+/// One direction of a circuit.
+#[derive(Debug)]
+struct Lane {
+    /// Bytes that it may still carry; `None`: any number.
+    left: Option<u64>,
+    state: State,
+    /// What was read last was more than it may carry.
+    truncated: bool,
+    /// Something was written since the last flush.
+    dirty: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Waits for bytes.
+    Reading,
+    /// Has bytes that may not go yet.
+    Throttled { until: Delay, held: Held },
+    /// Has bytes that the receiver does not take yet.
+    Writing(Held),
+    /// Carried all it may; ends the circuit once that is on its way.
+    Spent,
+    /// The sender is done; tells the receiver.
+    Closing,
+    /// Both know.
+    Closed,
+}
+
+/// Bytes that were read and could not be written.
+#[derive(Debug)]
+struct Held {
+    bytes: Box<[u8]>,
+    written: usize,
+}
+
+/// Why a lane cannot go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Broken {
+    From(io::ErrorKind),
+    To(io::ErrorKind),
+    Spent,
+}
+
+impl Broken {
+    fn end(
+        self,
+        from: fn(io::ErrorKind) -> CircuitEnd,
+        to: fn(io::ErrorKind) -> CircuitEnd,
+    ) -> CircuitEnd {
+        match self {
+            Self::From(kind) => from(kind),
+            Self::To(kind) => to(kind),
+            Self::Spent => CircuitEnd::ByteLimit,
+        }
+    }
+}
+
+fn to(error: io::Error) -> Broken {
+    Broken::To(error.kind())
+}
+
+impl Lane {
+    fn new(left: Option<u64>) -> Self {
+        Self {
+            left,
+            state: State::Reading,
+            truncated: false,
+            dirty: false,
+        }
+    }
+
+    /// Moves what there is. Ready when the sender has closed and the receiver knows.
+    fn poll<F: AsyncRead + Unpin, T: AsyncWrite + Unpin>(
+        &mut self,
+        from: &mut F,
+        to_: &mut T,
+        tally: &AtomicU64,
+        throttle: Option<&Throttle>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        for _ in 0..PIECES_PER_TURN {
+            match &mut self.state {
+                State::Reading => {
+                    if !ready!(self.poll_move(from, to_, tally, throttle, cx))? {
+                        self.state = State::Closing;
+                    }
+                }
+                State::Throttled { until, held } => {
+                    // What went before must not wait for this.
+                    if until.poll_unpin(cx).is_pending() {
+                        return self.poll_flush_then_pend(to_, cx);
+                    }
+                    let bytes = std::mem::take(&mut held.bytes);
+                    self.state = State::Writing(Held { bytes, written: 0 });
+                }
+                State::Writing(held) => {
+                    let rest = held.bytes.get(held.written..).unwrap_or_default();
+                    let Poll::Ready(written) = Pin::new(&mut *to_).poll_write(cx, rest) else {
+                        return Poll::Pending;
+                    };
+                    let written = accepted(written)?;
+                    held.written += written;
+                    let done = held.written >= held.bytes.len();
+                    self.count(written, tally);
+                    if done {
+                        self.state = self.after_write();
+                    }
+                }
+                State::Spent => {
+                    ready!(Pin::new(&mut *to_).poll_flush(cx)).map_err(to)?;
+                    return Poll::Ready(Err(Broken::Spent));
+                }
+                State::Closing => {
+                    // "Half-close": the other direction goes on.
+                    ready!(Pin::new(&mut *to_).poll_flush(cx)).map_err(to)?;
+                    ready!(Pin::new(&mut *to_).poll_close(cx)).map_err(to)?;
+                    self.dirty = false;
+                    self.state = State::Closed;
+                }
+                State::Closed => return Poll::Ready(Ok(())),
+            }
+        }
+        // There may be more; others first.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Moves one piece; false at the end of the stream.
+    fn poll_move<F: AsyncRead + Unpin, T: AsyncWrite + Unpin>(
+        &mut self,
+        from: &mut F,
+        to_: &mut T,
+        tally: &AtomicU64,
+        throttle: Option<&Throttle>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<bool, Broken>> {
+        SCRATCH.with(|scratch| {
+            // Streams do not call back into circuits; if one ever did, it would get a buffer of its own.
+            let mut own = Vec::new();
+            let mut shared = scratch.try_borrow_mut();
+            let buffer = match &mut shared {
+                Ok(shared) => &mut **shared,
+                Err(_) => &mut own,
+            };
+            buffer.resize(PIECE_BYTES, 0);
+            let most = throttle.map_or(PIECE_BYTES, |throttle| throttle.piece);
+            let room = buffer.get_mut(..most).unwrap_or_default();
+            let size = match Pin::new(from).poll_read(cx, room) {
+                Poll::Ready(size) => size.map_err(|error| Broken::From(error.kind()))?,
+                Poll::Pending => {
+                    return self.poll_flush_then_pend(to_, cx).map_ok(|()| true);
+                }
+            };
+            if size == 0 {
+                return Poll::Ready(Ok(false));
+            }
+            // "The maximum number of bytes allowed to be transmitted in each direction."
+            // <https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md#reservation>
+            let left = self
+                .left
+                .map(|left| usize::try_from(left).unwrap_or(usize::MAX));
+            let allowed = left.map_or(size, |left| size.min(left));
+            if allowed == 0 {
+                self.state = State::Spent;
+                return Poll::Ready(Ok(true));
+            }
+            self.truncated = allowed < size;
+            let mut bytes = room.get(..allowed).unwrap_or_default();
+            if let Some(throttle) = throttle {
+                #[expect(clippy::disallowed_methods, reason = "the adapter's clock")]
+                let now = Instant::now();
+                let turn = throttle.book(bytes.len(), now);
+                if turn > now {
+                    self.state = State::Throttled {
+                        until: Delay::new(turn - now),
+                        held: hold(bytes),
+                    };
+                    return Poll::Ready(Ok(true));
+                }
+            }
+            while !bytes.is_empty() {
+                match Pin::new(&mut *to_).poll_write(cx, bytes) {
+                    Poll::Ready(written) => {
+                        let written = accepted(written)?;
+                        self.count(written, tally);
+                        bytes = bytes.get(written..).unwrap_or_default();
+                    }
+                    Poll::Pending => {
+                        self.state = State::Writing(hold(bytes));
+                        return Poll::Pending;
+                    }
+                }
+            }
+            self.state = self.after_write();
+            Poll::Ready(Ok(true))
+        })
+    }
+
+    fn after_write(&self) -> State {
+        if self.truncated {
+            State::Spent
+        } else {
+            State::Reading
+        }
+    }
+
+    /// What was written is not to wait for the next byte.
+    fn poll_flush_then_pend<T: AsyncWrite + Unpin, X>(
+        &mut self,
+        to_: &mut T,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<X, Broken>> {
+        if self.dirty {
+            ready!(Pin::new(to_).poll_flush(cx)).map_err(to)?;
+            self.dirty = false;
+        }
+        Poll::Pending
+    }
+
+    fn count(&mut self, written: usize, tally: &AtomicU64) {
+        self.dirty = true;
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(written as u64);
+        }
+        // Nobody else writes it.
+        tally.store(
+            tally.load(Ordering::Relaxed) + written as u64,
+            Ordering::Relaxed,
+        );
+    }
+}
+
+fn hold(bytes: &[u8]) -> Held {
+    Held {
+        bytes: bytes.into(),
+        written: 0,
+    }
+}
+
+fn accepted(written: io::Result<usize>) -> Result<usize, Broken> {
+    match written {
+        Ok(0) => Err(Broken::To(io::ErrorKind::WriteZero)),
+        Ok(written) => Ok(written),
+        Err(error) => Err(to(error)),
+    }
+}
