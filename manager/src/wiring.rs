@@ -225,7 +225,7 @@ impl Wiring {
                     }),
                 }]
             }
-            client::Event::ReservationAccepted {
+            client::Event::Reserved {
                 relay,
                 address,
                 renewal: false,
@@ -233,12 +233,12 @@ impl Wiring {
             } => {
                 vec![Command::Emit(Event::Reserved { relay, address })]
             }
-            client::Event::ReservationLost { relay, reason } => {
-                tracing::info!(%relay, %reason, "reservation lost");
+            client::Event::Lost { relay, why } => {
+                tracing::info!(%relay, %why, "reservation lost");
                 vec![Command::Emit(Event::ReservationLost { relay })]
             }
-            client::Event::ReservationFailed { relay, reason } => {
-                tracing::debug!(%relay, %reason, "no reservation");
+            client::Event::Failed { relay, why } => {
+                tracing::debug!(%relay, %why, "no reservation");
                 Vec::new()
             }
             _ => Vec::new(),

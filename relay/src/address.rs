@@ -98,6 +98,55 @@ impl RelayAddress {
     }
 }
 
+/// A circuit: the relay, perhaps where it is, and whom to reach through it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CircuitAddress {
+    pub(crate) relay: PeerId,
+    /// Without `/p2p`. Empty where the address names the relay only.
+    pub(crate) transport: Multiaddr,
+    pub(crate) destination: PeerId,
+}
+
+impl CircuitAddress {
+    /// Reads `[…]/p2p/<relay>/p2p-circuit/p2p/<destination>`. What stands behind the destination
+    /// is for the destination, and ignored.
+    pub(crate) fn parse(address: &Multiaddr) -> Result<Self, InvalidRelayAddress> {
+        let mut protocols = address.iter();
+        let mut transport = Multiaddr::empty();
+        let mut relay = None;
+        for protocol in protocols.by_ref() {
+            match protocol {
+                Protocol::P2pCircuit => break,
+                Protocol::P2p(peer) => relay = Some(peer),
+                other => transport.push(other),
+            }
+        }
+        let mut destination = None;
+        for protocol in protocols {
+            match protocol {
+                // "circuit over circuit" is no path that a relay may take (§ Connection Initiation).
+                Protocol::P2pCircuit => {
+                    return Err(InvalidRelayAddress::ThroughAnotherRelay {
+                        address: address.clone(),
+                    });
+                }
+                Protocol::P2p(peer) => destination = Some(peer),
+                _ => {}
+            }
+        }
+        let (Some(relay), Some(destination)) = (relay, destination) else {
+            return Err(InvalidRelayAddress::MissingPeerId {
+                address: address.clone(),
+            });
+        };
+        Ok(Self {
+            relay,
+            transport,
+            destination,
+        })
+    }
+}
+
 /// Splits a relayed address into the relay's own address (without `/p2p`) and its id, if named.
 pub(crate) fn split_relayed(address: &Multiaddr) -> Option<(Multiaddr, Option<PeerId>)> {
     let mut transport = Multiaddr::empty();

@@ -138,21 +138,21 @@ impl ClientMetrics {
                 .inc();
         };
         match event {
-            Event::ReservationAccepted { renewal: true, .. } => result("renewed"),
-            Event::ReservationAccepted { renewal: false, .. } => {
+            Event::Reserved { renewal: true, .. } => result("renewed"),
+            Event::Reserved { renewal: false, .. } => {
                 result("accepted");
                 self.reservations.inc();
             }
-            Event::ReservationLost { .. } => {
+            Event::Lost { .. } => {
                 result("lost");
                 self.reservations.dec();
             }
-            Event::ReservationFailed { .. } => result("failed"),
+            Event::Failed { .. } => result("failed"),
             Event::Circuit { limit, .. } => {
                 let limited = limit.is_some();
                 self.circuits.get_or_create(&Limited { limited }).inc();
             }
-            Event::CandidatesWanted { .. } => {}
+            Event::CandidatesWanted { .. } | Event::Status { .. } => {}
         }
     }
 }

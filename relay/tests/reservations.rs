@@ -49,8 +49,8 @@ async fn a_reservation_is_made_announced_and_renewed() {
 
     client
         .wait_client("renewal", |event| match event {
-            client::Event::ReservationAccepted { renewal: true, .. } => Some(()),
-            client::Event::ReservationLost { .. } => panic!("lost instead of renewed"),
+            client::Event::Reserved { renewal: true, .. } => Some(()),
+            client::Event::Lost { .. } => panic!("lost instead of renewed"),
             _ => None,
         })
         .await;
@@ -88,7 +88,7 @@ async fn a_reservation_lost_with_its_connection_is_made_again() {
             .unwrap();
         client
             .wait_client("loss", |event| {
-                matches!(event, client::Event::ReservationLost { .. }).then_some(())
+                matches!(event, client::Event::Lost { .. }).then_some(())
             })
             .await;
         client.reserved().await;
@@ -125,12 +125,12 @@ async fn a_relay_that_comes_back_is_reserved_at_again() {
     first.stop().await;
     client
         .wait_client("loss", |event| {
-            matches!(event, client::Event::ReservationLost { .. }).then_some(())
+            matches!(event, client::Event::Lost { .. }).then_some(())
         })
         .await;
     let failed = client
         .wait_client("failed attempt", |event| match event {
-            client::Event::ReservationFailed { reason, .. } => Some(*reason),
+            client::Event::Failed { why, .. } => Some(*why),
             _ => None,
         })
         .await;
@@ -157,8 +157,8 @@ async fn renewal_succeeds_when_the_relay_is_full_and_newcomers_are_told_why_not(
         .unwrap();
     let reason = newcomer
         .wait_client("refusal", |event| match event {
-            client::Event::ReservationFailed { reason, .. } => Some(*reason),
-            client::Event::ReservationAccepted { .. } => panic!("one too many"),
+            client::Event::Failed { why, .. } => Some(*why),
+            client::Event::Reserved { .. } => panic!("one too many"),
             _ => None,
         })
         .await;
@@ -174,8 +174,8 @@ async fn renewal_succeeds_when_the_relay_is_full_and_newcomers_are_told_why_not(
 
     guest
         .wait_client("renewal", |event| match event {
-            client::Event::ReservationAccepted { renewal: true, .. } => Some(()),
-            client::Event::ReservationLost { .. } => panic!("renewal refused"),
+            client::Event::Reserved { renewal: true, .. } => Some(()),
+            client::Event::Lost { .. } => panic!("renewal refused"),
             _ => None,
         })
         .await;
@@ -302,7 +302,7 @@ async fn a_relayed_external_address_does_not_switch_the_server_on() {
         .unwrap();
     let reason = other
         .wait_client("refusal", |event| match event {
-            client::Event::ReservationFailed { reason, .. } => Some(*reason),
+            client::Event::Failed { why, .. } => Some(*why),
             _ => None,
         })
         .await;

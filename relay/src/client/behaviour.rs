@@ -1,89 +1,102 @@
 use std::{
     collections::{HashMap, VecDeque},
     task::{Context, Poll, Waker},
+    time::{Duration, SystemTime},
 };
 
-use futures::FutureExt;
+use futures::{FutureExt as _, StreamExt as _, channel::mpsc};
 use futures_timer::Delay;
-use libp2p_core::{
-    ConnectedPoint, Endpoint, Multiaddr,
-    transport::{ListenerId, PortUse},
-};
+use libp2p_core::{ConnectedPoint, Endpoint, Multiaddr, multiaddr::Protocol, transport::PortUse};
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, ListenOpts, NetworkBehaviour, THandler,
-    THandlerInEvent, THandlerOutEvent, ToSwarm,
+    CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler,
+    THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+    derive_prelude::Either,
+    dial_opts::{DialOpts, PeerCondition},
+    dummy,
 };
 use web_time::Instant;
 
-use super::{Config, Event, LossReason, Reservation, Transport, loss};
+use super::{
+    Config, Event, Reservation, Transport,
+    handler::{Command, Handler, Report},
+    transport::{CircuitError, CircuitReply, Connection, Notice, Request},
+};
 use crate::{
-    CircuitLimit, InvalidRelayAddress,
-    address::{RelayAddress, split_relayed, without_peer},
+    Announcement, CircuitLimit, InvalidRelayAddress,
+    address::{CircuitAddress, RelayAddress, is_relayed, split_relayed, without_peer},
     core::{
-        auto_relay::{AutoRelay, Output},
-        limits::{Limits, Matched},
+        auto_relay::{AutoRelay, Link, Output},
+        limits::{Circuit, Limits},
     },
 };
 
-type Stock = libp2p_relay::client::Behaviour;
 type Action = ToSwarm<Event, THandlerInEvent<Behaviour>>;
+
+/// Circuits that wait for one relay to be dialled.
+const MAX_WAITING: usize = 64;
+
+/// Notices for the transport that wait; beyond, inbound circuits are refused.
+const MAX_NOTICES: usize = 256;
+
+/// The host slept if the time of day went ahead of the monotonic clock by this much: more than the clock of a
+/// host is set by at once (NTP's panic threshold aside), less than any sleep that cuts connections.
+const SLEPT: Duration = Duration::from_secs(2);
 
 /// Makes the transport and the behaviour of a relay client. Both go into the same swarm.
 ///
 /// `local` is this node's own id.
 #[must_use]
 pub fn new(local: PeerId, config: Config) -> (Transport, Behaviour) {
-    let (transport, stock) = libp2p_relay::client::new(local);
+    let (transport, requests, notify) = Transport::new();
+    let now = now();
     let behaviour = Behaviour {
         local,
-        stock,
-        auto_relay: AutoRelay::new(config, rand::random()),
+        timeouts: (config.request_timeout(), config.probe_timeout()),
+        auto_relay: AutoRelay::new(config, rand::random(), now),
         limits: Limits::default(),
         direct: HashMap::new(),
         circuits: HashMap::new(),
-        sources: VecDeque::new(),
-        established: VecDeque::new(),
+        dials: HashMap::new(),
+        waiting: HashMap::new(),
+        requests,
+        notify,
+        notices: VecDeque::new(),
         actions: VecDeque::new(),
         timer: None,
+        clocks: (now, wall_clock()),
         waker: None,
     };
     (transport, behaviour)
 }
 
-/// Keeps reservations at relays and tells what each circuit may carry.
-///
-/// It wraps `libp2p_relay::client::Behaviour`, which dials, reserves and renews (at three
-/// quarters of a reservation's life), and adds what that leaves out: trying again after a loss,
-/// candidates, and the limit of each relayed connection.
+/// Finds relays, keeps reservations at the best of them, and tells what each circuit may carry.
 ///
 /// A relayed address is confirmed to the swarm as an external address while its reservation
 /// lives, because that is how identify and kad spread it. It says nothing about reachability: see
 /// [`is_relayed`](crate::is_relayed).
 pub struct Behaviour {
     local: PeerId,
-    stock: Stock,
+    /// Of a request and of a ping.
+    timeouts: (Duration, Duration),
     auto_relay: AutoRelay,
     limits: Limits,
-    /// Where the other end of each direct connection is, without `/p2p`.
-    direct: HashMap<ConnectionId, (PeerId, Multiaddr)>,
+    /// Direct connections, the newest last.
+    direct: HashMap<PeerId, Vec<Link>>,
     /// The limit of each relayed connection.
     circuits: HashMap<ConnectionId, Option<CircuitLimit>>,
-    /// Which connection each event of the stock behaviour comes from, in order: it makes exactly
-    /// one of each handler event.
-    sources: VecDeque<(PeerId, ConnectionId)>,
-    /// Relayed connections whose `Circuit` event is due once the stock behaviour has told all
-    /// that happened before.
-    established: VecDeque<Established>,
+    /// Dials of relays that are on their way.
+    dials: HashMap<ConnectionId, PeerId>,
+    /// Circuits to open as soon as their relay is connected.
+    waiting: HashMap<PeerId, Vec<(PeerId, CircuitReply)>>,
+    requests: mpsc::Receiver<Request>,
+    notify: mpsc::Sender<Notice>,
+    notices: VecDeque<Notice>,
     actions: VecDeque<Action>,
     timer: Option<(Instant, Delay)>,
+    /// Both clocks, read at the same moment: where they part, this host slept.
+    clocks: (Instant, SystemTime),
     waker: Option<Waker>,
-}
-
-struct Established {
-    connection: ConnectionId,
-    peer: PeerId,
-    endpoint: ConnectedPoint,
 }
 
 impl Behaviour {
@@ -99,27 +112,77 @@ impl Behaviour {
     pub fn add_relay(&mut self, address: Multiaddr) -> Result<PeerId, InvalidRelayAddress> {
         let address = RelayAddress::parse(&address)?;
         let relay = address.relay;
-        self.auto_relay.add_relay(address, now())?;
+        let links = self.links(&relay);
+        self.auto_relay.add_relay(address, links, now())?;
         self.wake();
         Ok(relay)
+    }
+
+    /// Gives up a relay that [`add_relay`](Self::add_relay) named, and the reservation there.
+    /// False if it is none.
+    pub fn remove_relay(&mut self, relay: &PeerId) -> bool {
+        self.wake();
+        self.auto_relay.remove_relay(relay, now())
     }
 
     /// Offers a peer that relays (its protocols contain
     /// [`HOP_PROTOCOL_NAME`](crate::HOP_PROTOCOL_NAME)), to be used while reservations are
     /// missing. Relayed addresses are ignored; without any other address, so is the peer.
+    ///
+    /// Peers that this node dialled and that identify as relays offer themselves.
     pub fn add_candidate(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
         let addresses = addresses
             .into_iter()
-            .filter(|address| !crate::is_relayed(address))
+            .filter(|address| !is_relayed(address))
             .map(|address| without_peer(&address))
             .filter(|address| !address.is_empty());
-        self.auto_relay.add_candidate(peer, addresses, now());
+        let links = self.links(&peer);
+        if peer != self.local {
+            self.auto_relay.add_candidate(peer, addresses, links, now());
+            self.wake();
+        }
+    }
+
+    /// The same with what the relay says about itself; it is forgotten when the announcement ends.
+    pub fn add_announcement(&mut self, announcement: Announcement) {
+        let left = announcement.expires.duration_since(wall_clock());
+        let (Ok(left), now) = (left, now()) else {
+            return;
+        };
+        if announcement.relay == self.local {
+            return;
+        }
+        let links = self.links(&announcement.relay);
+        let about = (announcement.load, now + left);
+        self.auto_relay.on_announcement(
+            announcement.relay,
+            announcement.addresses,
+            links,
+            about,
+            now,
+        );
         self.wake();
     }
 
     /// Withdraws a candidate: it no longer relays. A reservation held there stays until it ends.
     pub fn remove_candidate(&mut self, peer: &PeerId) {
         self.auto_relay.remove_candidate(peer);
+    }
+
+    /// Tells whether this node can be reached without relays, as its NAT classification says.
+    /// Reservations are given up `release_after` it became so, and made again when it stops being.
+    pub fn on_reachability(&mut self, public: bool) {
+        self.auto_relay.on_reachability(public, now());
+        self.wake();
+    }
+
+    /// Tells that this host's network changed. Every relay in use is pinged, and whichever does not
+    /// answer within 1 s is dialled anew and reserved at again, all at the same time.
+    ///
+    /// Changes of the swarm's listen addresses and sleep are noticed without this call.
+    pub fn on_network_change(&mut self) {
+        self.auto_relay.on_network_change(now());
+        self.wake();
     }
 
     /// The reservations held at this moment, by relay.
@@ -133,12 +196,20 @@ impl Behaviour {
                 configured: held.configured,
                 limit: held.limit,
                 since: held.since,
+                expires: held.expires,
+                rtt: held.rtt,
             })
             .collect()
     }
 
+    /// Relays that are known, in use or not.
+    #[must_use]
+    pub fn known_relays(&self) -> usize {
+        self.auto_relay.candidates()
+    }
+
     /// What the circuit below a relayed connection may carry. `None`: any amount, or no relayed
-    /// connection has this id. Until [`Event::Circuit`] came it is [`CircuitLimit::REFERENCE`].
+    /// connection has this id.
     #[must_use]
     pub fn circuit_limit(&self, connection: ConnectionId) -> Option<CircuitLimit> {
         self.circuits.get(&connection).copied().flatten()
@@ -150,71 +221,125 @@ impl Behaviour {
         }
     }
 
-    fn is_connected(&self, peer: PeerId) -> bool {
-        self.direct
-            .values()
-            .any(|(connected, _)| *connected == peer)
+    fn links(&self, peer: &PeerId) -> Vec<Link> {
+        self.direct.get(peer).cloned().unwrap_or_default()
     }
 
-    fn on_listener_ended(&mut self, listener: ListenerId, reason: Option<LossReason>) {
-        let Some((relay, held)) = self.auto_relay.owner(listener) else {
-            return;
-        };
-        let reason = reason.unwrap_or_else(|| match (self.is_connected(relay), held) {
-            (true, _) => LossReason::Dropped,
-            (false, true) => LossReason::ConnectionClosed,
-            (false, false) => LossReason::Unreachable,
+    fn command(&mut self, peer_id: PeerId, connection: ConnectionId, command: Command) {
+        self.actions.push_back(ToSwarm::NotifyHandler {
+            peer_id,
+            handler: NotifyHandler::One(connection),
+            event: Either::Left(command),
         });
-        self.auto_relay.on_listener_closed(listener, reason, now());
     }
 
-    fn on_stock_event(&mut self, event: libp2p_relay::client::Event) {
-        use libp2p_relay::client::Event as Stock;
-        let now = now();
-        let Some((relay, connection)) = self.sources.pop_front() else {
-            debug_assert!(
-                false,
-                "the stock client made an event of its own: {event:?}"
-            );
-            return;
+    fn dial(&mut self, relay: PeerId, addresses: Vec<Multiaddr>, fresh: bool) {
+        let opts = DialOpts::peer_id(relay)
+            .condition(PeerCondition::Always)
+            .addresses(addresses)
+            .extend_addresses_through_behaviour();
+        // The old connection may still hold the port that would be used again.
+        let opts = if fresh {
+            opts.allocate_new_port()
+        } else {
+            opts
         };
-        let (Stock::ReservationReqAccepted { limit, .. }
-        | Stock::OutboundCircuitEstablished { limit, .. }
-        | Stock::InboundCircuitEstablished { limit, .. }) = &event;
-        let limit = limit
-            .and_then(|limit| CircuitLimit::announced(limit.duration(), limit.data_in_bytes()));
-        match event {
-            Stock::ReservationReqAccepted { .. } => {
-                self.auto_relay.on_accepted(relay, limit, now);
-            }
-            Stock::OutboundCircuitEstablished { .. } => {
-                self.limits.on_outbound_circuit(relay, limit, now);
-            }
-            Stock::InboundCircuitEstablished { src_peer_id, .. } => {
-                if let Some((_, address)) = self.direct.get(&connection) {
-                    let address = address.clone();
-                    self.limits
-                        .on_inbound_circuit(src_peer_id, relay, address, limit, now);
+        let opts = opts.build();
+        self.dials.insert(opts.connection_id(), relay);
+        self.actions.push_back(ToSwarm::Dial { opts });
+    }
+
+    fn on_request(&mut self, request: Request) {
+        match request {
+            Request::Listen(address) => {
+                let links = self.links(&address.relay);
+                if let Err(error) = self.auto_relay.add_relay(address, links, now()) {
+                    tracing::warn!(%error, "this relay is not listened on");
                 }
             }
+            Request::Unlisten(relay) => {
+                self.auto_relay.remove_relay(&relay, now());
+            }
+            Request::Dial { address, reply } => self.on_dial(address, reply),
         }
     }
 
-    fn on_established(&mut self, established: Established) {
-        let Established {
-            connection,
-            peer,
-            endpoint,
-        } = established;
-        let Some((relay, limit)) = self.match_limit(peer, &endpoint) else {
+    fn on_dial(&mut self, address: CircuitAddress, reply: CircuitReply) {
+        let CircuitAddress {
+            relay,
+            transport,
+            destination,
+        } = address;
+        // A reservation's connection is known to live.
+        let held = self
+            .auto_relay
+            .held()
+            .find(|held| held.address.relay == relay)
+            .map(|held| held.link);
+        let newest = self
+            .direct
+            .get(&relay)
+            .and_then(|links| links.last())
+            .map(|link| link.id);
+        if let Some(connection) = held.or(newest) {
+            self.command(relay, connection, Command::Connect { destination, reply });
+            return;
+        }
+        let waiting = self.waiting.entry(relay).or_default();
+        let dialling = !waiting.is_empty();
+        if waiting.len() >= MAX_WAITING {
+            let _ = reply.send(Err(CircuitError::TooMany));
+            return;
+        }
+        waiting.push((destination, reply));
+        if !dialling {
+            let addresses = if transport.is_empty() {
+                Vec::new()
+            } else {
+                vec![transport]
+            };
+            self.dial(relay, addresses, false);
+        }
+    }
+
+    fn on_direct(&mut self, peer: PeerId, link: Link) {
+        self.dials.remove(&link.id);
+        for (destination, reply) in self.waiting.remove(&peer).unwrap_or_default() {
+            self.command(peer, link.id, Command::Connect { destination, reply });
+        }
+        self.direct.entry(peer).or_default().push(link.clone());
+        self.auto_relay.on_connected(peer, link, now());
+    }
+
+    fn on_dial_failed(&mut self, connection: ConnectionId) {
+        let Some(relay) = self.dials.remove(&connection) else {
+            return;
+        };
+        for (_, reply) in self.waiting.remove(&relay).unwrap_or_default() {
+            let _ = reply.send(Err(CircuitError::Unreachable));
+        }
+        self.auto_relay.on_dial_failed(relay, now());
+    }
+
+    fn on_circuit(&mut self, connection: ConnectionId, peer: PeerId, endpoint: &ConnectedPoint) {
+        let (address, inbound) = match endpoint {
+            ConnectedPoint::Dialer { address, .. } => (address, false),
+            ConnectedPoint::Listener { local_addr, .. } => (local_addr, true),
+        };
+        let relay = split_relayed(address).and_then(|(_, relay)| relay);
+        let Some(relay) = relay else {
             tracing::debug!(%peer, ?endpoint, "relayed connection through an unknown relay");
+            self.circuits
+                .insert(connection, Some(CircuitLimit::REFERENCE));
             return;
         };
-        // It may have closed since.
-        let Some(known) = self.circuits.get_mut(&connection) else {
-            return;
+        let circuit = Circuit {
+            relay,
+            peer,
+            inbound,
         };
-        *known = limit;
+        let limit = self.limits.on_connection(circuit, now());
+        self.circuits.insert(connection, limit);
         self.actions
             .push_back(ToSwarm::GenerateEvent(Event::Circuit {
                 connection,
@@ -224,55 +349,163 @@ impl Behaviour {
             }));
     }
 
-    fn match_limit(
+    fn on_report(&mut self, relay: PeerId, connection: ConnectionId, report: Report) {
+        let now = now();
+        match report {
+            Report::Relays(true) => {
+                let addresses: Vec<_> = self
+                    .direct
+                    .get(&relay)
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|link| link.address.clone())
+                    .collect();
+                self.add_candidate(relay, addresses);
+            }
+            Report::Relays(false) => self.remove_candidate(&relay),
+            Report::Granted(grant) => self.auto_relay.on_granted(relay, connection, grant, now),
+            Report::Refused(why) => self.auto_relay.on_refused(relay, connection, why, now),
+            Report::Pong(rtt) => self.auto_relay.on_pong(relay, connection, rtt, now),
+            Report::Opened {
+                destination,
+                limit,
+                circuit,
+                reply,
+            } => {
+                self.limits.on_circuit(
+                    Circuit {
+                        relay,
+                        peer: destination,
+                        inbound: false,
+                    },
+                    limit,
+                    now,
+                );
+                // Whoever dialled may have given up.
+                let _ = reply.send(Ok(circuit));
+            }
+            Report::Incoming {
+                source,
+                limit,
+                circuit,
+            } => self.on_incoming(relay, connection, source, limit, circuit, now),
+        }
+    }
+
+    fn on_incoming(
         &mut self,
-        peer: PeerId,
-        endpoint: &ConnectedPoint,
-    ) -> Option<(PeerId, Option<CircuitLimit>)> {
-        let Matched { relay, limit } = match endpoint {
-            ConnectedPoint::Dialer { address, .. } => {
-                let (_, relay) = split_relayed(address)?;
-                self.limits.on_outbound_connection(relay?, now())
-            }
-            ConnectedPoint::Listener { local_addr, .. } => {
-                let (transport, relay) = split_relayed(local_addr)?;
-                self.limits
-                    .on_inbound_connection(peer, relay, &transport, now())
-            }
+        relay: PeerId,
+        connection: ConnectionId,
+        source: PeerId,
+        limit: Option<CircuitLimit>,
+        circuit: Connection,
+        now: Instant,
+    ) {
+        let at = self
+            .direct
+            .get(&relay)
+            .into_iter()
+            .flatten()
+            .find(|link| link.id == connection)
+            .and_then(|link| link.address.clone())
+            .or_else(|| self.auto_relay.addresses(&relay).last().cloned());
+        let Some(transport) = at else {
+            return;
         };
-        Some((relay?, limit))
+        if self.notices.len() >= MAX_NOTICES {
+            tracing::debug!(%relay, "too many circuits at once");
+            return;
+        }
+        self.limits.on_circuit(
+            Circuit {
+                relay,
+                peer: source,
+                inbound: true,
+            },
+            limit,
+            now,
+        );
+        self.notices.push_back(Notice::Incoming {
+            relay: RelayAddress { relay, transport },
+            source,
+            circuit,
+        });
     }
 
     fn on_output(&mut self, output: Output) {
         let event = match output {
-            Output::Reserve(address) => {
-                let opts = ListenOpts::new(address.listen());
-                self.auto_relay
-                    .on_listening(address.relay, opts.listener_id());
-                self.actions.push_back(ToSwarm::ListenOn { opts });
+            Output::Dial {
+                relay,
+                addresses,
+                fresh,
+            } => return self.dial(relay, addresses, fresh),
+            Output::Reserve { relay, link } => return self.command(relay, link, Command::Reserve),
+            Output::Probe { relay, link } => return self.command(relay, link, Command::Probe),
+            Output::Release { relay, link } => {
+                return self.command(relay, link, Command::Release);
+            }
+            Output::Close { relay, link } => {
+                self.actions.push_back(ToSwarm::CloseConnection {
+                    peer_id: relay,
+                    connection: CloseConnection::One(link),
+                });
                 return;
             }
-            Output::Accepted {
+            Output::Announce { address, external } => {
+                let relay = address.relay;
+                let address = address.of(self.local);
+                if external {
+                    self.actions
+                        .push_back(ToSwarm::ExternalAddrConfirmed(address.clone()));
+                }
+                self.notices.push_back(Notice::Announce { relay, address });
+                return;
+            }
+            Output::Withdraw { address, external } => {
+                let address = address.of(self.local);
+                if external {
+                    self.actions
+                        .push_back(ToSwarm::ExternalAddrExpired(address.clone()));
+                }
+                self.notices.push_back(Notice::Withdraw { address });
+                return;
+            }
+            Output::Reserved {
                 address,
                 renewal,
                 limit,
-            } => Event::ReservationAccepted {
+            } => Event::Reserved {
                 relay: address.relay,
                 address: address.of(self.local),
                 renewal,
                 limit,
             },
-            Output::Lost { relay, reason } => {
-                tracing::debug!(%relay, %reason, "reservation lost");
-                Event::ReservationLost { relay, reason }
-            }
-            Output::Failed { relay, reason } => {
-                tracing::debug!(%relay, %reason, "no reservation");
-                Event::ReservationFailed { relay, reason }
-            }
+            Output::Lost { relay, why } => Event::Lost { relay, why },
+            Output::Failed { relay, why } => Event::Failed { relay, why },
             Output::CandidatesWanted { missing } => Event::CandidatesWanted { missing },
+            Output::Status(status) => Event::Status {
+                held: status.held,
+                target: status.target,
+            },
         };
         self.actions.push_back(ToSwarm::GenerateEvent(event));
+    }
+
+    /// Hands notices over while the transport takes them.
+    fn poll_notices(&mut self, cx: &mut Context<'_>) {
+        while !self.notices.is_empty() {
+            match self.notify.poll_ready(cx) {
+                Poll::Ready(Ok(())) => {
+                    if let Some(notice) = self.notices.pop_front() {
+                        // It was ready.
+                        let _ = self.notify.start_send(notice);
+                    }
+                }
+                // The transport is gone, and everything with it.
+                Poll::Ready(Err(_)) => self.notices.clear(),
+                Poll::Pending => return,
+            }
+        }
     }
 
     /// Arms the timer for the core's next deadline. True if that has passed.
@@ -292,90 +525,93 @@ impl Behaviour {
         self.timer = Some((at, delay));
         false
     }
+
+    fn check_sleep(&mut self) {
+        let (was, wall_was) = self.clocks;
+        let (is, wall_is) = (now(), wall_clock());
+        self.clocks = (is, wall_is);
+        let slept = wall_is
+            .duration_since(wall_was)
+            .unwrap_or_default()
+            .saturating_sub(is.saturating_duration_since(was));
+        if slept >= SLEPT {
+            tracing::debug!(?slept, "this host slept");
+            self.auto_relay.on_network_change(is);
+        }
+    }
 }
 
 impl NetworkBehaviour for Behaviour {
-    type ConnectionHandler = <Stock as NetworkBehaviour>::ConnectionHandler;
+    type ConnectionHandler = Either<Handler, dummy::ConnectionHandler>;
     type ToSwarm = Event;
-
-    fn handle_pending_inbound_connection(
-        &mut self,
-        connection: ConnectionId,
-        local: &Multiaddr,
-        remote: &Multiaddr,
-    ) -> Result<(), ConnectionDenied> {
-        self.stock
-            .handle_pending_inbound_connection(connection, local, remote)
-    }
 
     fn handle_established_inbound_connection(
         &mut self,
-        connection: ConnectionId,
-        peer: PeerId,
+        _: ConnectionId,
+        _: PeerId,
         local: &Multiaddr,
-        remote: &Multiaddr,
+        _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.stock
-            .handle_established_inbound_connection(connection, peer, local, remote)
+        Ok(self.handler(is_relayed(local)))
     }
 
     fn handle_pending_outbound_connection(
         &mut self,
-        connection: ConnectionId,
+        _: ConnectionId,
         peer: Option<PeerId>,
-        addresses: &[Multiaddr],
-        role: Endpoint,
+        _: &[Multiaddr],
+        _: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
-        let mut found = self
-            .stock
-            .handle_pending_outbound_connection(connection, peer, addresses, role)?;
-        if let Some(relay) = peer {
-            // As the stock client writes it, without `/p2p`: the swarm drops what is the same to the
-            // letter, and would dial the relay twice otherwise.
-            found.extend(self.auto_relay.addresses(&relay).cloned());
-        }
-        Ok(found)
+        let relay = peer.iter();
+        Ok(relay
+            .flat_map(|relay| self.auto_relay.addresses(relay).cloned())
+            .collect())
     }
 
     fn handle_established_outbound_connection(
         &mut self,
-        connection: ConnectionId,
-        peer: PeerId,
+        _: ConnectionId,
+        _: PeerId,
         address: &Multiaddr,
-        role: Endpoint,
-        port_use: PortUse,
+        _: Endpoint,
+        _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.stock
-            .handle_established_outbound_connection(connection, peer, address, role, port_use)
+        Ok(self.handler(is_relayed(address)))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
-        self.stock.on_swarm_event(event);
         match event {
             FromSwarm::ConnectionEstablished(event) if event.endpoint.is_relayed() => {
-                self.circuits
-                    .insert(event.connection_id, Some(CircuitLimit::REFERENCE));
-                self.established.push_back(Established {
-                    connection: event.connection_id,
-                    peer: event.peer_id,
-                    endpoint: event.endpoint.clone(),
-                });
+                self.on_circuit(event.connection_id, event.peer_id, event.endpoint);
             }
             FromSwarm::ConnectionEstablished(event) => {
-                let address = without_peer(event.endpoint.get_remote_address());
-                self.direct
-                    .insert(event.connection_id, (event.peer_id, address));
+                let address = match event.endpoint {
+                    ConnectedPoint::Dialer { address, .. } => Some(without_peer(address)),
+                    ConnectedPoint::Listener { .. } => None,
+                };
+                let id = event.connection_id;
+                self.on_direct(event.peer_id, Link { id, address });
             }
             FromSwarm::ConnectionClosed(event) => {
-                self.direct.remove(&event.connection_id);
-                self.circuits.remove(&event.connection_id);
+                let (peer, id) = (event.peer_id, event.connection_id);
+                self.circuits.remove(&id);
+                if let Some(links) = self.direct.get_mut(&peer) {
+                    links.retain(|link| link.id != id);
+                    if links.is_empty() {
+                        self.direct.remove(&peer);
+                    }
+                }
+                if !event.endpoint.is_relayed() {
+                    let reset = event.cause.is_some();
+                    self.auto_relay.on_disconnected(peer, id, reset, now());
+                }
             }
-            FromSwarm::ListenerClosed(event) => {
-                let reason = event.reason.err().and_then(loss::from_listener_error);
-                self.on_listener_ended(event.listener_id, reason);
+            FromSwarm::DialFailure(event) => self.on_dial_failed(event.connection_id),
+            FromSwarm::NewListenAddr(event) if is_of_an_interface(event.addr) => {
+                self.auto_relay.on_network_change(now());
             }
-            FromSwarm::ListenerError(event) => {
-                self.on_listener_ended(event.listener_id, Some(LossReason::AddressNotSupported));
+            FromSwarm::ExpiredListenAddr(event) if is_of_an_interface(event.addr) => {
+                self.auto_relay.on_network_change(now());
             }
             _ => {}
         }
@@ -387,13 +623,15 @@ impl NetworkBehaviour for Behaviour {
         connection: ConnectionId,
         event: THandlerOutEvent<Self>,
     ) {
-        self.sources.push_back((peer, connection));
-        self.stock
-            .on_connection_handler_event(peer, connection, event);
+        match event {
+            Either::Left(report) => self.on_report(peer, connection, report),
+            Either::Right(never) => match never {},
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Action> {
         loop {
+            self.poll_notices(cx);
             if let Some(action) = self.actions.pop_front() {
                 return Poll::Ready(action);
             }
@@ -401,21 +639,12 @@ impl NetworkBehaviour for Behaviour {
                 self.on_output(output);
                 continue;
             }
-            match self.stock.poll(cx) {
-                Poll::Ready(ToSwarm::GenerateEvent(event)) => {
-                    self.on_stock_event(event);
-                    continue;
-                }
-                Poll::Ready(action) => {
-                    return Poll::Ready(action.map_out(|_| unreachable!("matched above")));
-                }
-                Poll::Pending => {}
-            }
-            if let Some(established) = self.established.pop_front() {
-                self.on_established(established);
+            if let Poll::Ready(Some(request)) = self.requests.poll_next_unpin(cx) {
+                self.on_request(request);
                 continue;
             }
             if self.poll_timer(cx) {
+                self.check_sleep();
                 self.auto_relay.handle_timeout(now());
                 continue;
             }
@@ -425,10 +654,38 @@ impl NetworkBehaviour for Behaviour {
     }
 }
 
+impl Behaviour {
+    fn handler(&self, relayed: bool) -> Either<Handler, dummy::ConnectionHandler> {
+        if relayed {
+            return Either::Right(dummy::ConnectionHandler);
+        }
+        let (request, probe) = self.timeouts;
+        Either::Left(Handler::new(request, probe))
+    }
+}
+
+/// Whether an address comes and goes with an interface of this host.
+fn is_of_an_interface(address: &Multiaddr) -> bool {
+    !is_relayed(address)
+        && address.iter().any(|protocol| match protocol {
+            Protocol::Ip4(ip) => !ip.is_loopback() && !ip.is_unspecified(),
+            Protocol::Ip6(ip) => !ip.is_loopback() && !ip.is_unspecified(),
+            _ => false,
+        })
+}
+
 #[expect(
     clippy::disallowed_methods,
     reason = "the adapter reads the clock for the core"
 )]
 fn now() -> Instant {
     Instant::now()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "announcements end by the time of day, and a host's sleep shows there only"
+)]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
 }

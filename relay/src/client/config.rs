@@ -32,6 +32,17 @@ pub struct ConfigBuilder {
     backoff_max: Duration,
     #[serde(with = "humantime_serde")]
     candidates_interval: Duration,
+    #[serde(with = "humantime_serde")]
+    request_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    probe_interval: Duration,
+    #[serde(with = "humantime_serde")]
+    probe_timeout: Duration,
+    max_misses: u32,
+    #[serde(with = "humantime_serde")]
+    improve_interval: Duration,
+    #[serde(with = "humantime_serde")]
+    release_after: Duration,
 }
 
 settings! {
@@ -50,9 +61,25 @@ settings! {
     backoff_initial: Duration,
     /// The longest such wait. Default 5 min (go-libp2p waits 1 h), at least `backoff_initial`.
     backoff_max: Duration,
-    /// How often to ask for candidates while some are missing. Default 30 s (go-libp2p's minimum
-    /// interval), at least 1 s.
+    /// How often at least to ask for candidates while some are missing; the first few times it is
+    /// sooner, from 2 s on. Default 30 s (go-libp2p's minimum interval), at least 1 s.
     candidates_interval: Duration,
+    /// Until a relay is dialled and has answered, or has answered alone. Default 10 s (as
+    /// go-libp2p), at least 100 ms.
+    request_timeout: Duration,
+    /// How often each relay in use is pinged. Default 4 s, at least 100 ms.
+    probe_interval: Duration,
+    /// How long to wait for the answer. The next ping follows at once. Default 3 s, at least
+    /// 50 ms.
+    probe_timeout: Duration,
+    /// So many pings without an answer in a row and a relay counts as lost. Default 2, at least 1.
+    max_misses: u32,
+    /// How often to look whether a candidate is much better than a relay in use. Default 10 min,
+    /// at least 1 s.
+    improve_interval: Duration,
+    /// How long this node has to be publicly reachable before its reservations are given up. No
+    /// new ones are made meanwhile. Default 10 s.
+    release_after: Duration,
 }
 
 impl Default for ConfigBuilder {
@@ -65,6 +92,12 @@ impl Default for ConfigBuilder {
             backoff_initial: Duration::from_secs(1),
             backoff_max: Duration::from_secs(5 * 60),
             candidates_interval: Duration::from_secs(30),
+            request_timeout: Duration::from_secs(10),
+            probe_interval: Duration::from_secs(4),
+            probe_timeout: Duration::from_secs(3),
+            max_misses: 2,
+            improve_interval: Duration::from_secs(10 * 60),
+            release_after: Duration::from_secs(10),
         }
     }
 }
@@ -101,11 +134,39 @@ impl ConfigBuilder {
             "at least `backoff_initial`",
             self.backoff_max,
         )?;
+        for (setting, value) in [
+            ("candidates_interval", self.candidates_interval),
+            ("improve_interval", self.improve_interval),
+        ] {
+            require(
+                value >= Duration::from_secs(1),
+                setting,
+                "at least 1 s",
+                value,
+            )?;
+        }
+        for (setting, value) in [
+            ("request_timeout", self.request_timeout),
+            ("probe_interval", self.probe_interval),
+        ] {
+            require(
+                value >= Duration::from_millis(100),
+                setting,
+                "at least 100 ms",
+                value,
+            )?;
+        }
         require(
-            self.candidates_interval >= Duration::from_secs(1),
-            "candidates_interval",
-            "at least 1 s",
-            self.candidates_interval,
+            self.probe_timeout >= Duration::from_millis(50),
+            "probe_timeout",
+            "at least 50 ms",
+            self.probe_timeout,
+        )?;
+        require(
+            self.max_misses >= 1,
+            "max_misses",
+            "at least 1",
+            self.max_misses,
         )?;
         Ok(Config(self))
     }

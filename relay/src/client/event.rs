@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use libp2p_core::Multiaddr;
 use libp2p_identity::PeerId;
 use libp2p_swarm::ConnectionId;
@@ -10,7 +12,7 @@ use crate::{CircuitLimit, StatusCode};
 #[non_exhaustive]
 pub enum Event {
     /// This node can be reached at `address` from now on.
-    ReservationAccepted {
+    Reserved {
         /// Who relays.
         relay: PeerId,
         /// Where other peers reach this node: `…/p2p/<relay>/p2p-circuit/p2p/<this node>`.
@@ -21,19 +23,20 @@ pub enum Event {
         limit: Option<CircuitLimit>,
     },
     /// This node can no longer be reached through `relay`. It is asked again, or replaced,
-    /// without further ado.
-    ReservationLost {
+    /// without further ado. The address is taken back some seconds later, unless the reservation
+    /// is made again before.
+    Lost {
         /// Who relayed.
         relay: PeerId,
         /// Why.
-        reason: LossReason,
+        why: LossReason,
     },
     /// A relay was asked and did not give a reservation. It is asked again after its backoff.
-    ReservationFailed {
+    Failed {
         /// Who was asked.
         relay: PeerId,
         /// Why.
-        reason: LossReason,
+        why: LossReason,
     },
     /// Fewer reservations than wanted are held or on their way, and no known candidate is left
     /// to ask: answer with [`add_candidate`](super::Behaviour::add_candidate). Repeated every
@@ -41,6 +44,13 @@ pub enum Event {
     CandidatesWanted {
         /// How many reservations are missing.
         missing: usize,
+    },
+    /// Another number of reservations is held.
+    Status {
+        /// Reservations held: while there is one, others reach this node.
+        held: usize,
+        /// Reservations wanted, see [`Config`](super::Config).
+        target: usize,
     },
     /// A relayed connection is up, in either direction. Comes once for each, right after the
     /// swarm's `ConnectionEstablished`.
@@ -79,13 +89,18 @@ pub enum LossReason {
     /// The stream to the relay failed or timed out.
     #[error("the stream to the relay failed")]
     Stream,
-    /// The connection is fine, but the reservation on it was given up. libp2p-relay 0.22 does
-    /// that when a circuit that this node opened through the same relay times out.
-    #[error("the reservation was dropped")]
-    Dropped,
-    /// The transport does not take the relay's address.
-    #[error("the relay's address cannot be listened on")]
-    AddressNotSupported,
+    /// The relay did not answer pings any more.
+    #[error("the relay fell silent")]
+    Silent,
+    /// This node's network changed, and the relay did not answer over the old connection.
+    #[error("this node's network changed")]
+    NetworkChanged,
+    /// The reservation ended before it could be renewed.
+    #[error("the reservation expired")]
+    Expired,
+    /// It is not needed any more: this node is publicly reachable, or has better relays.
+    #[error("the reservation is not needed any more")]
+    Released,
 }
 
 /// A reservation that is held.
@@ -102,4 +117,8 @@ pub struct Reservation {
     pub limit: Option<CircuitLimit>,
     /// Since when it is held without a gap.
     pub since: Instant,
+    /// When it ends, unless it is renewed before.
+    pub expires: Instant,
+    /// The round trip to the relay, smoothed; `None` before the first ping.
+    pub rtt: Option<Duration>,
 }

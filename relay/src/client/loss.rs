@@ -1,44 +1,28 @@
-//! Reads why a listener on a relayed address ended.
+//! Reads why a reservation did not come.
 
 use std::{error::Error, io};
 
 use libp2p_core::upgrade::NegotiationError;
-use libp2p_relay::outbound::hop::ReserveError;
 
-use super::LossReason;
-use crate::StatusCode;
+use super::{LossReason, exchange::ExchangeError};
 
-/// The reason within an error of the boxed transport, `None` if the relay did not answer at all.
-pub(crate) fn from_listener_error(error: &io::Error) -> Option<LossReason> {
-    causes(error)
-        .find_map(|cause| cause.downcast_ref::<ReserveError>())
-        .map(from_reserve_error)
-}
-
-fn from_reserve_error(error: &ReserveError) -> LossReason {
-    match error {
-        ReserveError::Refused => LossReason::Refused(StatusCode::ReservationRefused),
-        ReserveError::ResourceLimitExceeded => {
-            LossReason::Refused(StatusCode::ResourceLimitExceeded)
+impl From<ExchangeError> for LossReason {
+    fn from(error: ExchangeError) -> Self {
+        match error {
+            ExchangeError::Refused(status) => Self::Refused(status),
+            ExchangeError::Violation(_) => Self::ProtocolViolation,
+            ExchangeError::Io(error) => from_io_error(&error),
         }
-        ReserveError::Unsupported => LossReason::Unsupported,
-        ReserveError::Io(error) => from_io_error(error),
-        // The codec's errors are errors of the stream, too.
-        ReserveError::Protocol(violation) => causes(violation)
-            .find_map(|cause| cause.downcast_ref::<io::Error>())
-            .map_or(LossReason::ProtocolViolation, from_io_error),
     }
 }
 
-fn from_io_error(error: &io::Error) -> LossReason {
+pub(crate) fn from_io_error(error: &io::Error) -> LossReason {
     // Where protocols are negotiated lazily, a refusal only shows when the answer is read.
     let refused = causes(error)
         .filter_map(|cause| cause.downcast_ref::<NegotiationError>())
         .any(|error| matches!(error, NegotiationError::Failed));
     if refused {
         LossReason::Unsupported
-    } else if error.kind() == io::ErrorKind::InvalidData {
-        LossReason::ProtocolViolation
     } else {
         LossReason::Stream
     }
@@ -59,38 +43,23 @@ fn next_cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + '
 
 #[cfg(test)]
 mod tests {
-    use libp2p_relay::outbound::hop::ProtocolViolation;
-
     use super::*;
-    use crate::client::TransportError;
-
-    fn reason(error: ReserveError) -> Option<LossReason> {
-        let error = TransportError::Reservation(error);
-        from_listener_error(&io::Error::other(io::Error::other(error)))
-    }
-
-    #[test]
-    fn a_refusal_is_found_below_the_layers_of_the_transport() {
-        assert_eq!(
-            reason(ReserveError::ResourceLimitExceeded),
-            Some(LossReason::Refused(StatusCode::ResourceLimitExceeded))
-        );
-        assert_eq!(from_listener_error(&io::Error::other("else")), None);
-    }
+    use crate::{ProtocolViolation, StatusCode};
 
     #[test]
     fn a_refused_negotiation_is_told_from_a_broken_stream_and_from_a_broken_rule() {
-        let refused = io::Error::other(NegotiationError::Failed);
-        assert_eq!(
-            reason(ReserveError::Io(refused)),
-            Some(LossReason::Unsupported)
-        );
+        let refused = io::Error::other(io::Error::other(NegotiationError::Failed));
+        let reason = |error: ExchangeError| LossReason::from(error);
+        assert_eq!(reason(ExchangeError::Io(refused)), LossReason::Unsupported);
         let reset = io::Error::from(io::ErrorKind::ConnectionReset);
-        assert_eq!(reason(ReserveError::Io(reset)), Some(LossReason::Stream));
-        let nowhere = ProtocolViolation::NoAddressesInReservation;
+        assert_eq!(reason(ExchangeError::Io(reset)), LossReason::Stream);
         assert_eq!(
-            reason(ReserveError::Protocol(nowhere)),
-            Some(LossReason::ProtocolViolation)
+            reason(ProtocolViolation::TooLong.into()),
+            LossReason::ProtocolViolation
+        );
+        assert_eq!(
+            reason(ExchangeError::Refused(StatusCode::PermissionDenied)),
+            LossReason::Refused(StatusCode::PermissionDenied)
         );
     }
 }

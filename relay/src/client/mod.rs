@@ -3,10 +3,12 @@
 mod behaviour;
 mod config;
 mod event;
+mod exchange;
+mod handler;
 mod loss;
 mod transport;
 
 pub use behaviour::{Behaviour, new};
 pub use config::{Config, ConfigBuilder};
 pub use event::{Event, LossReason, Reservation};
-pub use transport::{Connection, Transport, TransportError};
+pub use transport::{CircuitError, Connection, Transport, TransportError};

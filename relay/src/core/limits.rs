@@ -1,159 +1,91 @@
 //! Which limit belongs to which relayed connection.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
-use libp2p_core::Multiaddr;
 use libp2p_identity::PeerId;
 use web_time::Instant;
 
 use crate::CircuitLimit;
 
-/// Announcements that wait for their connection, for each relay or source.
-const MAX_WAITING: usize = 64;
+/// Circuits that wait for their connection at most; beyond, the oldest is forgotten.
+const MAX_WAITING: usize = 256;
 
 /// A circuit whose connection is not up by then failed its handshake: the longest transport
 /// timeout in use (20 s in libp2p's own tests, 10 s by default) with some room.
 const FORGET_AFTER: Duration = Duration::from_secs(30);
 
-/// Matches the limits that relays announce for circuits with the connections that come of them.
+/// Matches circuits, whose limits are known when they open, with the connections that come of
+/// them: the swarm gives a connection its id without saying which circuit is below it.
 ///
-/// The stock client announces a circuit without naming its connection, and outbound ones even
-/// without naming the destination. Inbound circuits are matched by source and by the relay's
-/// address, in order. Outbound circuits through one relay cannot be told apart; each gets the
-/// strictest limit among those that are being set up at that moment.
+/// A relay, a direction and the peer at the other end name the circuit. Where several such circuits
+/// are set up at the same moment, each gets the strictest of their limits, which one relay has no
+/// reason to make different.
 #[derive(Debug, Default)]
 pub(crate) struct Limits {
-    outbound: BTreeMap<PeerId, Outbound>,
-    inbound: VecDeque<Inbound>,
+    waiting: VecDeque<Waiting>,
 }
 
 #[derive(Debug)]
-struct Outbound {
-    /// Circuits announced for which no connection came up yet.
-    waiting: usize,
-    strictest: Option<CircuitLimit>,
-    last: Instant,
-}
-
-#[derive(Debug)]
-struct Inbound {
-    source: PeerId,
-    relay: PeerId,
-    /// The relay's address as the transport will report it, without `/p2p`.
-    relay_address: Multiaddr,
+struct Waiting {
+    circuit: Circuit,
     limit: Option<CircuitLimit>,
     at: Instant,
 }
 
-/// What is known of the circuit below a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Matched {
-    /// `None` when the address does not name it and nothing was announced.
-    pub(crate) relay: Option<PeerId>,
-    pub(crate) limit: Option<CircuitLimit>,
+pub(crate) struct Circuit {
+    pub(crate) relay: PeerId,
+    /// Who is at the other end.
+    pub(crate) peer: PeerId,
+    /// Whether that peer opened it.
+    pub(crate) inbound: bool,
 }
 
 impl Limits {
-    /// A relay opened a circuit for us.
-    pub(crate) fn on_outbound_circuit(
+    /// A circuit is open, and its connection is being set up.
+    pub(crate) fn on_circuit(
         &mut self,
-        relay: PeerId,
+        circuit: Circuit,
         limit: Option<CircuitLimit>,
         now: Instant,
     ) {
         self.forget(now);
-        let Some(entry) = self.outbound.get_mut(&relay) else {
-            // One entry for each relay that answered within the last 30 s.
-            self.outbound.insert(
-                relay,
-                Outbound {
-                    waiting: 1,
-                    strictest: limit,
-                    last: now,
-                },
-            );
-            return;
-        };
-        entry.waiting += 1;
-        entry.strictest = CircuitLimit::strictest(entry.strictest, limit);
-        entry.last = now;
-    }
-
-    /// A relay brought us a circuit.
-    pub(crate) fn on_inbound_circuit(
-        &mut self,
-        source: PeerId,
-        relay: PeerId,
-        relay_address: Multiaddr,
-        limit: Option<CircuitLimit>,
-        now: Instant,
-    ) {
-        self.forget(now);
-        if self.inbound.len() >= MAX_WAITING {
-            self.inbound.pop_front();
+        if self.waiting.len() >= MAX_WAITING {
+            self.waiting.pop_front();
         }
-        self.inbound.push_back(Inbound {
-            source,
-            relay,
-            relay_address,
+        self.waiting.push_back(Waiting {
+            circuit,
             limit,
             at: now,
         });
     }
 
-    /// An outbound relayed connection is up.
-    pub(crate) fn on_outbound_connection(&mut self, relay: PeerId, now: Instant) -> Matched {
+    /// The connection over a circuit is up: what it may carry.
+    pub(crate) fn on_connection(&mut self, circuit: Circuit, now: Instant) -> Option<CircuitLimit> {
         self.forget(now);
-        let limit = match self.outbound.get_mut(&relay) {
-            Some(entry) => {
-                let limit = entry.strictest;
-                entry.waiting -= 1;
-                if entry.waiting == 0 {
-                    self.outbound.remove(&relay);
-                }
-                limit
-            }
-            None => Some(CircuitLimit::REFERENCE),
+        let mut alike = self
+            .waiting
+            .iter()
+            .filter(|waiting| waiting.circuit == circuit);
+        let Some(first) = alike.next() else {
+            return Some(CircuitLimit::REFERENCE);
         };
-        Matched {
-            relay: Some(relay),
-            limit,
-        }
-    }
-
-    /// An inbound relayed connection is up.
-    pub(crate) fn on_inbound_connection(
-        &mut self,
-        source: PeerId,
-        relay: Option<PeerId>,
-        relay_address: &Multiaddr,
-        now: Instant,
-    ) -> Matched {
-        self.forget(now);
-        let position = self.inbound.iter().position(|circuit| {
-            circuit.source == source
-                && relay.is_none_or(|relay| relay == circuit.relay)
-                && &circuit.relay_address == relay_address
+        let limit = alike.fold(first.limit, |limit, other| {
+            CircuitLimit::strictest(limit, other.limit)
         });
-        match position.and_then(|position| self.inbound.remove(position)) {
-            Some(circuit) => Matched {
-                relay: Some(circuit.relay),
-                limit: circuit.limit,
-            },
-            None => Matched {
-                relay,
-                limit: Some(CircuitLimit::REFERENCE),
-            },
+        let position = self
+            .waiting
+            .iter()
+            .position(|waiting| waiting.circuit == circuit);
+        if let Some(position) = position {
+            self.waiting.remove(position);
         }
+        limit
     }
 
     fn forget(&mut self, now: Instant) {
         let alive = |at: Instant| now.saturating_duration_since(at) < FORGET_AFTER;
-        self.outbound.retain(|_, entry| alive(entry.last));
-        self.inbound.retain(|circuit| alive(circuit.at));
+        self.waiting.retain(|waiting| alive(waiting.at));
     }
 }
 
@@ -166,76 +98,72 @@ mod tests {
         CircuitLimit::announced(None, Some(bytes))
     }
 
-    #[test]
-    fn an_outbound_connection_gets_the_limit_of_its_relay() {
-        let (now, relay, other) = (Instant::now(), PeerId::random(), PeerId::random());
-        let mut limits = Limits::default();
-        limits.on_outbound_circuit(relay, limit(5), now);
-        limits.on_outbound_circuit(other, None, now);
-        assert_eq!(limits.on_outbound_connection(relay, now).limit, limit(5));
-        assert_eq!(limits.on_outbound_connection(other, now).limit, None);
+    fn circuit(inbound: bool) -> Circuit {
+        Circuit {
+            relay: PeerId::random(),
+            peer: PeerId::random(),
+            inbound,
+        }
     }
 
     #[test]
-    fn circuits_set_up_at_the_same_time_all_get_the_strictest_limit() {
-        let (now, relay) = (Instant::now(), PeerId::random());
+    fn each_circuit_keeps_its_own_limit_even_through_one_relay_at_the_same_moment() {
+        let now = Instant::now();
+        let first = circuit(false);
+        let second = Circuit {
+            peer: PeerId::random(),
+            ..first
+        };
+        let inbound = Circuit {
+            inbound: true,
+            ..first
+        };
         let mut limits = Limits::default();
-        limits.on_outbound_circuit(relay, limit(9), now);
-        limits.on_outbound_circuit(relay, limit(5), now);
-        limits.on_outbound_circuit(relay, None, now);
-        for _ in 0..3 {
-            assert_eq!(limits.on_outbound_connection(relay, now).limit, limit(5));
-        }
-        limits.on_outbound_circuit(relay, limit(9), now);
-        assert_eq!(limits.on_outbound_connection(relay, now).limit, limit(9));
+        limits.on_circuit(first, limit(5), now);
+        limits.on_circuit(second, None, now);
+        limits.on_circuit(inbound, limit(7), now);
+        assert_eq!(limits.on_connection(second, now), None);
+        assert_eq!(limits.on_connection(inbound, now), limit(7));
+        assert_eq!(limits.on_connection(first, now), limit(5));
+    }
+
+    #[test]
+    fn circuits_that_nothing_tells_apart_get_the_strictest_limit() {
+        let (now, same) = (Instant::now(), circuit(true));
+        let mut limits = Limits::default();
+        limits.on_circuit(same, limit(5), now);
+        limits.on_circuit(same, limit(9), now);
+        assert_eq!(limits.on_connection(same, now), limit(5));
+        assert_eq!(limits.on_connection(same, now), limit(9));
     }
 
     #[test]
     fn a_connection_that_nobody_announced_gets_the_reference_limit() {
-        let (now, relay) = (Instant::now(), PeerId::random());
-        let mut limits = Limits::default();
         let reference = Some(CircuitLimit::REFERENCE);
-        assert_eq!(limits.on_outbound_connection(relay, now).limit, reference);
-        let here = Multiaddr::empty();
-        let matched = limits.on_inbound_connection(PeerId::random(), None, &here, now);
-        assert_eq!(matched.limit, reference);
-        assert_eq!(matched.relay, None);
+        let mut limits = Limits::default();
+        assert_eq!(
+            limits.on_connection(circuit(true), Instant::now()),
+            reference
+        );
     }
 
     #[test]
     fn a_failed_handshake_does_not_lend_its_limit_to_a_later_connection() {
-        let (now, relay) = (Instant::now(), PeerId::random());
+        let (now, same) = (Instant::now(), circuit(false));
         let mut limits = Limits::default();
-        limits.on_outbound_circuit(relay, limit(1), now);
+        limits.on_circuit(same, limit(1), now);
         let later = now + FORGET_AFTER;
-        limits.on_outbound_circuit(relay, limit(9), later);
-        assert_eq!(limits.on_outbound_connection(relay, later).limit, limit(9));
+        limits.on_circuit(same, limit(9), later);
+        assert_eq!(limits.on_connection(same, later), limit(9));
     }
 
     #[test]
-    fn inbound_circuits_are_told_apart_by_source_and_relay() {
+    fn circuits_without_connections_are_bounded() {
         let now = Instant::now();
-        let (source, relay, other) = (PeerId::random(), PeerId::random(), PeerId::random());
-        let address: Multiaddr = "/ip4/203.0.113.100/tcp/9100".parse().unwrap();
-        let elsewhere: Multiaddr = "/ip4/203.0.113.101/tcp/9100".parse().unwrap();
-        let mut limits = Limits::default();
-        limits.on_inbound_circuit(other, relay, address.clone(), limit(1), now);
-        limits.on_inbound_circuit(source, other, elsewhere.clone(), limit(2), now);
-        limits.on_inbound_circuit(source, relay, address.clone(), limit(3), now);
-        let matched = limits.on_inbound_connection(source, None, &address, now);
-        assert_eq!((matched.relay, matched.limit), (Some(relay), limit(3)));
-        let matched = limits.on_inbound_connection(source, Some(other), &elsewhere, now);
-        assert_eq!((matched.relay, matched.limit), (Some(other), limit(2)));
-    }
-
-    #[test]
-    fn announcements_without_connections_are_bounded() {
-        let (now, relay) = (Instant::now(), PeerId::random());
         let mut limits = Limits::default();
         for _ in 0..10 * MAX_WAITING {
-            let source = PeerId::random();
-            limits.on_inbound_circuit(source, relay, Multiaddr::empty(), None, now);
+            limits.on_circuit(circuit(true), None, now);
         }
-        assert_eq!(limits.inbound.len(), MAX_WAITING);
+        assert_eq!(limits.waiting.len(), MAX_WAITING);
     }
 }

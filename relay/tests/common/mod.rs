@@ -150,7 +150,7 @@ impl Running<Client> {
     /// Waits for a reservation and returns the relayed address and the limit.
     pub async fn reserved(&mut self) -> (Multiaddr, Option<anypath_relay::CircuitLimit>) {
         self.wait_client("reservation", |event| match event {
-            client::Event::ReservationAccepted {
+            client::Event::Reserved {
                 address,
                 renewal: false,
                 limit,

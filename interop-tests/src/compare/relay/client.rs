@@ -54,7 +54,7 @@ impl Client for Ours {
     fn is_reserved(event: &OursEvent) -> bool {
         matches!(
             event,
-            OursEvent::Relay(anypath::Event::ReservationAccepted { .. })
+            OursEvent::Relay(anypath::Event::Reserved { .. })
         )
     }
 

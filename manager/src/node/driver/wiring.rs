@@ -120,6 +120,10 @@ impl Driver {
 
     pub(super) fn set_public(&mut self, public: bool) {
         let public = public || !self.config.external_addrs().is_empty();
+        self.swarm
+            .behaviour_mut()
+            .relay_client
+            .on_reachability(public);
         if let Some(dht) = self.dht() {
             dht.set_mode(if public {
                 dht::Mode::Server
