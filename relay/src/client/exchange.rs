@@ -11,7 +11,8 @@ use web_time::Instant;
 
 use crate::{
     CircuitLimit, ProtocolViolation, StatusCode,
-    message::{HopRequest, HopResponse, MAX_BYTES, Reservation, StopRequest, StopResponse},
+    message::{HopRequest, HopResponse, Reservation, StopRequest, StopResponse},
+    protocol::{self, ReadError},
 };
 
 /// The payload of a ping, <https://github.com/libp2p/specs/blob/master/ping/ping.md>.
@@ -114,50 +115,16 @@ pub(crate) async fn ping<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 async fn send<S: AsyncWrite + Unpin>(stream: &mut S, message: &[u8]) -> Result<(), ExchangeError> {
-    let mut framed = Vec::with_capacity(message.len() + 2);
-    let mut length = message.len();
-    loop {
-        let low = u8::try_from(length & 0x7f).unwrap_or_default();
-        length >>= 7;
-        if length == 0 {
-            framed.push(low);
-            break;
-        }
-        framed.push(low | 0x80);
-    }
-    framed.extend_from_slice(message);
-    stream.write_all(&framed).await.map_err(ExchangeError::Io)?;
-    stream.flush().await.map_err(ExchangeError::Io)
+    protocol::write(stream, message)
+        .await
+        .map_err(ExchangeError::Io)
 }
 
-/// Reads one message with its length before it; allocates no more than [`MAX_BYTES`].
 async fn receive<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Vec<u8>, ExchangeError> {
-    let mut length = 0_usize;
-    // MAX_BYTES takes two bytes of seven bits.
-    for position in 0..2 {
-        let mut byte = [0; 1];
-        stream
-            .read_exact(&mut byte)
-            .await
-            .map_err(ExchangeError::Io)?;
-        let [byte] = byte;
-        length |= usize::from(byte & 0x7f) << (7 * position);
-        if byte & 0x80 == 0 {
-            if length > MAX_BYTES {
-                break;
-            }
-            let mut message = vec![0; length];
-            stream
-                .read_exact(&mut message)
-                .await
-                .map_err(|error| match error.kind() {
-                    io::ErrorKind::UnexpectedEof => ProtocolViolation::Truncated.into(),
-                    _ => ExchangeError::Io(error),
-                })?;
-            return Ok(message);
-        }
-    }
-    Err(ProtocolViolation::TooLong.into())
+    protocol::read(stream).await.map_err(|error| match error {
+        ReadError::Io(error) => ExchangeError::Io(error),
+        ReadError::Violation(violation) => violation.into(),
+    })
 }
 
 #[expect(

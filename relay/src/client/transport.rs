@@ -72,6 +72,10 @@ pub(crate) enum Request {
 }
 
 /// What the behaviour tells the transport.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "few wait, and the large one is a circuit that moves once"
+)]
 pub(crate) enum Notice {
     Announce {
         relay: PeerId,
