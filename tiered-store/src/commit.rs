@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use web_time::Instant;
 
 use crate::{
-    DeleteError, Durability, PutError, PutOptions,
+    DeleteError, Durability, Policy, PutError, PutOptions,
     disk::{
         checkpoint,
         compact::{self, NoRoom},
@@ -25,6 +25,7 @@ use crate::{
     },
     error::WriteFailure,
     key::Key,
+    placement::{self, Placement},
     state::Shared,
 };
 
@@ -507,8 +508,8 @@ struct NewBlock {
     codec: u8,
     head: u8,
     data: Bytes,
-    /// The head start of a new block in reads; `None`: it keeps its heat.
-    weight: Option<f32>,
+    /// Of a new block; `None`: it keeps its heat.
+    placement: Option<Placement>,
     expiry_ms: u64,
 }
 
@@ -617,7 +618,12 @@ fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bo
             codec,
             head: u8::try_from(HEADER + key_bytes.len()).unwrap_or(u8::MAX),
             data: put.data.clone(),
-            weight: Some(put.options.importance.weight()),
+            placement: Some(placement::place(
+                &Policy::default(),
+                shared.memory.capacity(),
+                put.data.len(),
+                &put.options,
+            )),
             expiry_ms,
         });
         staged.drafts.push(Draft {
@@ -706,7 +712,7 @@ fn stage_promotion(
         codec: entry.codec,
         head: u8::try_from(HEADER + draft.key.len()).unwrap_or(u8::MAX),
         data: put.data.clone(),
-        weight: None,
+        placement: None,
         expiry_ms: draft.expiry_ms,
     });
     staged.drafts.push(draft);
@@ -747,12 +753,8 @@ fn apply(shared: &Shared, log: &mut Log, staged: Staged, places: &[Position]) {
         let Some(place) = places.get(block.draft) else {
             continue;
         };
-        let heat = match block.weight {
-            Some(weight) => {
-                let mut clock = shared.clock.lock();
-                clock.tick(shared.index.len());
-                clock.fresh(weight)
-            }
+        let heat = match block.placement {
+            Some(placement) => shared.clock.tick(shared.index.len()).fresh(placement.reads),
             None => f32::NEG_INFINITY,
         };
         let len = u32::try_from(block.data.len()).unwrap_or(u32::MAX);
@@ -777,15 +779,18 @@ fn apply(shared: &Shared, log: &mut Log, staged: Staged, places: &[Position]) {
         }
         shared.retain(log, &entry);
         if shared.memory.capacity() > 0
-            && let Some(weight) = block.weight
+            && let Some(placement) = block.placement
         {
             // A copy, as the caller's bytes may be a small part of a large buffer that would stay with them.
             shared.memory.set_expiry(&block.key, block.expiry_ms);
-            let mut copy = shared.memory.buffer(block.data.len());
-            copy.extend_from_slice(&block.data);
-            shared
-                .memory
-                .insert(block.key, copy.freeze(), weight, block.expiry_ms);
+            if placement.in_memory {
+                let mut copy = shared.memory.buffer(block.data.len());
+                copy.extend_from_slice(&block.data);
+                let (reads, expiry_ms) = (placement.reads, block.expiry_ms);
+                shared
+                    .memory
+                    .insert(block.key, copy.freeze(), reads, expiry_ms);
+            }
         }
     }
     let mut pins = shared.pins.write();

@@ -16,7 +16,6 @@ mod memory;
 mod metrics;
 mod options;
 mod pinning;
-#[cfg_attr(not(test), expect(dead_code, reason = "the writing job uses it"))]
 mod placement;
 mod policy;
 mod role;
@@ -33,6 +32,7 @@ pub use config::{Config, ConfigBuilder, ConfigError, MAX_BLOCK_BYTES, MIN_DISK_C
 pub use error::{
     DeleteError, GetError, MaintenanceError, OpenError, PinError, PutError, ValueError,
 };
+pub use memory::Model;
 pub use options::{Class, Durability, Importance, PutOptions};
 pub use policy::{Policy, PolicyBuilder, PolicyError};
 pub use role::{Preset, Role};

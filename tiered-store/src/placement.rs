@@ -8,15 +8,7 @@
 //! in memory           = size ≤ memory_put_bytes, or high importance, and it fits
 //! ```
 
-use crate::{Class, Importance, Policy};
-
-/// What is known of a new block.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct NewBlock {
-    pub(crate) bytes: u32,
-    pub(crate) importance: Importance,
-    pub(crate) class: Class,
-}
+use crate::{Class, Importance, Policy, PutOptions};
 
 /// What becomes of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,22 +22,28 @@ pub(crate) struct Placement {
 /// A block of high importance may take this part of the memory tier at once.
 const LARGEST_PART: u64 = 8;
 
-/// Decides.
-pub(crate) fn place(policy: &Policy, memory_capacity: u64, block: NewBlock) -> Placement {
-    let class = match block.class {
+/// Decides on a new block of `bytes`.
+pub(crate) fn place(
+    policy: &Policy,
+    memory_capacity: u64,
+    bytes: usize,
+    options: &PutOptions,
+) -> Placement {
+    let bytes = bytes as u64;
+    let class = match options.class {
         Class::Data => 1.0,
         Class::Node => policy.node_reads,
         Class::Cache => policy.cache_reads,
     };
-    let is_small = block.bytes <= policy.memory_put_bytes;
-    let in_memory = match block.importance {
+    let is_small = bytes <= u64::from(policy.memory_put_bytes);
+    let in_memory = match options.importance {
         Importance::Low => false,
         Importance::Normal => is_small && policy.memory_put_bytes > 0,
         Importance::High => true,
     };
     Placement {
-        in_memory: in_memory && u64::from(block.bytes) <= memory_capacity / LARGEST_PART,
-        reads: block.importance.weight() * class,
+        in_memory: in_memory && bytes <= memory_capacity / LARGEST_PART,
+        reads: options.importance.weight() * class,
     }
 }
 
@@ -61,7 +59,7 @@ mod tests {
             Importance::{High, Low, Normal},
             Role::{Leecher, Master, Worker},
         };
-        const KIB: u32 = 1024;
+        const KIB: usize = 1024;
         // role, bytes, importance, class → in memory, reads
         let table = [
             (Worker, 256 * KIB, Normal, Data, true, 1.0),
@@ -81,13 +79,12 @@ mod tests {
         ];
         for (role, bytes, importance, class, in_memory, reads) in table {
             let preset = role.preset();
-            let block = NewBlock {
-                bytes,
-                importance,
-                class,
-            };
-            let placed = place(&preset.policy, preset.memory_capacity, block);
-            assert_eq!(placed, Placement { in_memory, reads }, "{role:?} {block:?}");
+            let options = PutOptions::default()
+                .with_importance(importance)
+                .with_class(class);
+            let placed = place(&preset.policy, preset.memory_capacity, bytes, &options);
+            let expected = Placement { in_memory, reads };
+            assert_eq!(placed, expected, "{role:?} {bytes} {options:?}");
         }
     }
 }

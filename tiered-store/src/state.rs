@@ -27,7 +27,7 @@ use crate::{
         record::{Kind, Record},
         segment,
     },
-    heat::Clock,
+    heat::SharedClock,
     key::{Key, Kinds},
     memory::Memory,
     vfs::{Vfs, VfsFile},
@@ -55,7 +55,7 @@ pub(crate) struct Shared {
     pub(crate) demoter: OnceLock<Arc<dyn Demoter>>,
     /// Set while opening, if the checkpoint was lost: pins, deletions and places in the cold tier that it alone knew are gone.
     pub(crate) checkpoint_lost: AtomicBool,
-    pub(crate) clock: Mutex<Clock>,
+    pub(crate) clock: SharedClock,
     files: Mutex<HashMap<u32, Arc<dyn VfsFile>>>,
     pub(crate) counters: Counters,
     pub(crate) queue: Queue,
@@ -173,7 +173,7 @@ impl Shared {
             packs: Packs::default(),
             demoter: OnceLock::new(),
             checkpoint_lost: AtomicBool::new(false),
-            clock: Mutex::default(),
+            clock: SharedClock::default(),
             files: Mutex::default(),
             counters: Counters::default(),
             queue: Queue::new(config.queue_bytes),
@@ -328,7 +328,7 @@ impl Shared {
     pub(crate) fn remember(&self, key: Key, data: &Bytes, expiry_ms: u64) {
         if self.memory.capacity() > 0 {
             self.counters.promotions.add(1);
-            self.memory.insert(key, data.clone(), 1.0, expiry_ms);
+            self.memory.offer(key, data, 1.0, expiry_ms);
         }
     }
 

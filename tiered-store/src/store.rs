@@ -180,11 +180,7 @@ impl Store {
             return Err(GetError::Closed);
         }
         let now = shared.vfs.now_ms();
-        let clock = {
-            let mut clock = shared.clock.lock();
-            clock.tick(shared.index.len());
-            *clock
-        };
+        let clock = shared.clock.tick(shared.index.len());
         let found = shared.kinds.find(cid).and_then(|key| {
             let entry = shared
                 .index

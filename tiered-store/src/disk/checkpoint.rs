@@ -135,7 +135,7 @@ fn write_file(shared: &Shared, log: &Log, seq: u64, segment: u32, offset: u64) -
     // Seqs given to writes that failed lie below `seq` as well, so no abort has to be kept.
     debug_assert!(log.next_seq > seq || seq == 0);
     out.flush()?;
-    let now = shared.clock.lock().now();
+    let now = shared.clock.get().now();
     let mut number = 0;
     while let Some(entries) = shared.index.shard(number) {
         for entry in entries

@@ -389,11 +389,7 @@ fn apply_one(shared: &Shared, segment: u32, item: &Item, pins: &mut PinsByKey) -
             };
             let (key, codec) = shared.kinds.intern(&cid);
             let head = u8::try_from(HEADER + item.key.len()).unwrap_or(u8::MAX);
-            let heat = {
-                let mut clock = shared.clock.lock();
-                clock.tick(shared.index.len());
-                clock.fresh(1.0)
-            };
+            let heat = shared.clock.tick(shared.index.len()).fresh(1.0);
             shared.index.insert(Entry::new(
                 key,
                 codec,
@@ -456,7 +452,7 @@ fn apply_one(shared: &Shared, segment: u32, item: &Item, pins: &mut PinsByKey) -
             };
             for block in moves::parse_demoted(&payload).unwrap_or_default() {
                 let (key, codec) = shared.kinds.intern(&block.cid);
-                let heat = shared.clock.lock().fresh(1.0);
+                let heat = shared.clock.get().fresh(1.0);
                 let entry = Entry::cold(key, codec, block.at, block.len, block.expiry_s, heat);
                 shared.index.insert(entry);
             }

@@ -20,6 +20,8 @@
 )]
 pub(crate) mod moves;
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 /// `log2(score) + time`, comparable between blocks of one clock.
 pub(crate) type Heat = f32;
 
@@ -32,14 +34,23 @@ const LEAST_BLOCKS: usize = 64;
 /// A heat has 24 bits: up to this time a read among 2,000 decayed ones still shows.
 const REBASE: f64 = 4096.0;
 
+/// `log2` of more reads than a block can get.
+const IMPOSSIBLE: f64 = 48.0;
+
 /// The clock of one tier, in half-lives.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Clock(f64);
 
 impl Clock {
     /// One access happened while the tier held `blocks`.
+    #[cfg(test)]
     pub(crate) fn tick(&mut self, blocks: usize) {
-        self.0 += 1.0 / (HALF_LIFE * blocks.max(LEAST_BLOCKS) as f64);
+        self.tick_by(blocks, HALF_LIFE);
+    }
+
+    /// The same with another half-life, in accesses per block.
+    pub(crate) fn tick_by(&mut self, blocks: usize, half_life: f64) {
+        self.0 += 1.0 / (half_life * blocks.max(LEAST_BLOCKS) as f64);
     }
 
     pub(crate) fn now(self) -> f64 {
@@ -48,7 +59,6 @@ impl Clock {
 
     /// Starts the time over when the heats begin to lose precision, which is after 4,096 half-lives: then every heat of this clock must be
     /// lowered by what this returns.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the disk tier's turn"))]
     pub(crate) fn rebase(&mut self) -> Option<Heat> {
         (self.0 >= REBASE).then(|| {
             self.0 -= REBASE;
@@ -63,12 +73,47 @@ impl Clock {
 
     /// The heat after a read.
     pub(crate) fn touched(self, heat: Heat) -> Heat {
-        ((self.score(heat) + 1.0).log2() + self.0) as Heat
+        let since = f64::from(heat) - self.0;
+        // So many reads there never were: a thread wrote it while the time started over.
+        let score = if since < IMPOSSIBLE {
+            since.exp2()
+        } else {
+            0.0
+        };
+        ((score + 1.0).log2() + self.0) as Heat
     }
 
     /// The decayed number of reads that a heat stands for.
     pub(crate) fn score(self, heat: Heat) -> f64 {
         (f64::from(heat) - self.0).exp2()
+    }
+}
+
+/// A [`Clock`] that threads share without a lock.
+#[derive(Debug, Default)]
+pub(crate) struct SharedClock(AtomicU64);
+
+/// Units of [`SharedClock`] in a half-life. With 2^20 blocks kept an access is 2^20 of them.
+const UNITS: f64 = (1u64 << 44) as f64;
+
+impl SharedClock {
+    /// One access happened while the tier held `blocks`. The time now.
+    pub(crate) fn tick(&self, blocks: usize) -> Clock {
+        let step = (UNITS / (HALF_LIFE * blocks.max(LEAST_BLOCKS) as f64)) as u64;
+        Clock((self.0.fetch_add(step, Relaxed) + step) as f64 / UNITS)
+    }
+
+    /// The time now.
+    pub(crate) fn get(&self) -> Clock {
+        Clock(self.0.load(Relaxed) as f64 / UNITS)
+    }
+
+    /// As [`Clock::rebase`]. A thread that reads meanwhile may leave one block too hot until its next read.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the disk tier's turn"))]
+    pub(crate) fn rebase(&self) -> Option<Heat> {
+        let by = self.get().rebase()?;
+        self.0.fetch_sub((f64::from(by) * UNITS) as u64, Relaxed);
+        Some(by)
     }
 }
 
@@ -90,6 +135,25 @@ mod tests {
             clock.fresh(1.0) > twice,
             "a new block beats two reads of six half-lives ago"
         );
+    }
+
+    #[test]
+    fn no_access_of_any_thread_is_lost_and_time_starts_over_for_all() {
+        let clock = SharedClock::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    (0..16 * 64 * 1024).for_each(|_| {
+                        clock.tick(0);
+                    })
+                });
+            }
+        });
+        assert!((clock.get().now() - 4096.0).abs() < 1e-6);
+        let heat = clock.tick(0).touched(clock.get().fresh(3.0));
+        let by = clock.rebase().unwrap();
+        assert!((clock.get().score(heat - by) - 4.0).abs() < 0.01);
+        assert!(clock.get().touched(heat) < 1.0, "a heat from before");
     }
 
     #[test]
