@@ -22,6 +22,8 @@ pub struct Status {
     pub nat_status: String,
     /// Relays that hold a reservation for it.
     pub reservations: Vec<ReservationStatus>,
+    /// Relays that it knows, whether or not it holds a reservation there.
+    pub relays_known: usize,
     /// Whether it relays for others.
     pub relay_server: bool,
     /// `client`, `server` or `off`.
@@ -53,6 +55,12 @@ pub struct ReservationStatus {
     pub address: String,
     /// Bytes that it lets through one circuit; `None`: any number.
     pub limit_bytes: Option<u64>,
+    /// Whether it was named in the configuration.
+    pub configured: bool,
+    /// The round trip to it in milliseconds, smoothed; `None` before the first ping.
+    pub rtt_ms: Option<u64>,
+    /// For how many milliseconds the reservation has been held without a gap.
+    pub age_ms: u64,
 }
 
 /// One connected peer.

@@ -132,6 +132,66 @@ impl Network {
         self.wires.get(host.site).map(Wire::traffic)
     }
 
+    /// Cuts the leg of this host's site, in silence: nothing passes, and no end is told.
+    pub fn cut(&self, host: &Host) {
+        self.set_cut(host, true);
+    }
+
+    /// Mends what [`cut`](Self::cut) cut.
+    pub fn mend(&self, host: &Host) {
+        self.set_cut(host, false);
+    }
+
+    fn set_cut(&self, host: &Host, cut: bool) {
+        if let Some(wire) = self.wires.get(host.site) {
+            wire.set_cut(cut);
+        }
+    }
+
+    /// Gives the NAT box of this host's site another public address, as a provider does. The
+    /// hosts behind it are not told. For the kinds that masquerade.
+    pub fn renumber(&mut self, host: &str, public: Ipv4Addr) -> Result<(), LabError> {
+        let (site, old) = self.host(host).map(|host| (host.site, host.public))?;
+        let edge = self
+            .boxes
+            .iter()
+            .find(|edge| edge.name() == format!("n{}s{site}", self.number))
+            .ok_or_else(|| LabError::Plan(format!("{host} stands behind no NAT")))?;
+        edge.ip(&format!(
+            "addr add {public}/32 dev wan\naddr del {old}/32 dev wan\n\
+             route replace default via {CORE} dev wan\n"
+        ))?;
+        let mut outer =
+            format!("route del {old}/32 dev w{site}\nroute add {public}/32 dev w{site}\n");
+        // Where neighbours are told, not asked for.
+        if Links::Auto.resolve() == Links::Packet {
+            outer += &format!("neigh add {public} lladdr {SITE_MAC} dev w{site}\n");
+        }
+        self.core.ip(&outer)?;
+        for host in self.hosts.values_mut().filter(|host| host.site == site) {
+            host.public = public;
+        }
+        Ok(())
+    }
+
+    /// Takes the host's interface down and up again with another address, as when it changes
+    /// from one network to another behind the same NAT.
+    pub fn move_host(&mut self, name: &str, octet: u8) -> Result<(), LabError> {
+        let host = self
+            .hosts
+            .get_mut(name)
+            .ok_or_else(|| LabError::Plan(format!("no host is called {name}")))?;
+        let old = host.address;
+        let [a, b, c, _] = old.octets();
+        let (new, gateway) = (Ipv4Addr::new(a, b, c, octet), Ipv4Addr::new(a, b, c, 1));
+        host.namespace.ip(&format!(
+            "link set eth0 down\naddr del {old}/24 dev eth0\naddr add {new}/24 dev eth0\n\
+             link set eth0 up\nroute add default via {gateway}\n"
+        ))?;
+        host.address = new;
+        Ok(())
+    }
+
     fn add_site(&mut self, index: usize, site: &Site, links: Links) -> Result<(), LabError> {
         let number = self.number;
         let counted = Ipv4Addr::new(203, 0, 113, counted_octet(index));

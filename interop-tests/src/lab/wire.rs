@@ -91,6 +91,8 @@ impl Traffic {
 #[derive(Debug)]
 pub(crate) struct Wire {
     end: Arc<AtomicBool>,
+    /// Nothing that enters now arrives.
+    cut: Arc<AtomicBool>,
     traffic: Arc<Traffic>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -109,6 +111,7 @@ impl Wire {
         };
         let mut wire = Self {
             end: Arc::default(),
+            cut: Arc::default(),
             traffic: Arc::default(),
             threads: Vec::new(),
         };
@@ -121,12 +124,18 @@ impl Wire {
         &self.traffic
     }
 
+    /// Cuts the wire, or mends it: neither end is told.
+    pub(crate) fn set_cut(&self, cut: bool) {
+        self.cut.store(cut, Ordering::Relaxed);
+    }
+
     fn carry(&mut self, leg: Leg, direction: usize, mut source: Source, mut sink: Sink) {
         let (queue, arrivals) = sync_channel::<(Instant, Vec<u8>)>(UNDER_WAY);
-        let (end, traffic) = (self.end.clone(), self.traffic.clone());
+        let (end, cut) = (self.end.clone(), self.cut.clone());
+        let traffic = self.traffic.clone();
         self.threads.push(thread::spawn(move || {
             let line = Line::new(leg, direction as u64, now());
-            admit_packets(&mut source, line, &queue, &end, &traffic);
+            admit_packets(&mut source, line, &queue, (&end, &cut), &traffic);
         }));
         let traffic = self.traffic.clone();
         self.threads.push(thread::spawn(move || {
@@ -148,7 +157,7 @@ fn admit_packets(
     source: &mut Source,
     mut line: Line,
     queue: &SyncSender<(Instant, Vec<u8>)>,
-    end: &AtomicBool,
+    (end, cut): (&AtomicBool, &AtomicBool),
     traffic: &Traffic,
 ) {
     while !end.load(Ordering::Relaxed) {
@@ -161,7 +170,8 @@ fn admit_packets(
                 continue;
             }
         };
-        let Some(arrival) = line.admit(packet.len(), now()) else {
+        let arrival = line.admit(packet.len(), now());
+        let Some(arrival) = arrival.filter(|_| !cut.load(Ordering::Relaxed)) else {
             traffic.dropped.fetch_add(1, Ordering::Relaxed);
             continue;
         };

@@ -52,10 +52,7 @@ impl Client for Ours {
     }
 
     fn is_reserved(event: &OursEvent) -> bool {
-        matches!(
-            event,
-            OursEvent::Relay(anypath::Event::Reserved { .. })
-        )
+        matches!(event, OursEvent::Relay(anypath::Event::Reserved { .. }))
     }
 
     fn control(&self) -> libp2p_stream::Control {

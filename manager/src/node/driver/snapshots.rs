@@ -1,6 +1,6 @@
 //! What the node tells of itself: addresses, counts, status and peers.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use anypath_dht as dht;
 use libp2p::{Multiaddr, multiaddr::Protocol};
@@ -78,8 +78,12 @@ impl Driver {
                     relay: reservation.relay.to_string(),
                     address: reservation.address.to_string(),
                     limit_bytes: reservation.limit.and_then(|limit| limit.bytes),
+                    configured: reservation.configured,
+                    rtt_ms: reservation.rtt.map(whole_ms),
+                    age_ms: whole_ms(now().saturating_duration_since(reservation.since)),
                 })
                 .collect(),
+            relays_known: behaviour.relay_client.known_relays(),
             relay_server: behaviour.relay_server.is_enabled(),
             dht_mode: match behaviour.dht.as_ref().map(|dht| dht.inner().mode()) {
                 None => "off",
@@ -116,6 +120,10 @@ impl Driver {
             })
             .collect()
     }
+}
+
+fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 pub(super) fn transport_of(address: &Multiaddr) -> &'static str {
