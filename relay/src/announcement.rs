@@ -12,8 +12,8 @@ use crate::{
     generated::announcement as wire,
 };
 
-const DOMAIN: &str = "anypath-relay-announcement";
-const PAYLOAD_TYPE: &[u8] = b"/anypath/relay-announcement/1";
+pub(crate) const DOMAIN: &str = "anypath-relay-announcement";
+pub(crate) const PAYLOAD_TYPE: &[u8] = b"/anypath/relay-announcement/1";
 const VERSION: u32 = 1;
 
 /// The longest announcement that is read: 16 addresses, and two envelopes with keys of RSA 2048.

@@ -4,6 +4,9 @@ mod address;
 mod announcement;
 mod config;
 mod core;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod limit;
 #[allow(dead_code, reason = "the client takes up its half next")]
 mod message;
