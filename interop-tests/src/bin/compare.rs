@@ -1,7 +1,7 @@
 //! Figures beside their peers, measured in the same run. See `interop-tests/README.md`.
 
 use anypath_interop_tests::compare::area::{Area, NotBuilt};
-use anypath_interop_tests::compare::{Effort, Error, bitswap, relay};
+use anypath_interop_tests::compare::{Effort, Error, bitswap, relay, store};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -33,6 +33,8 @@ enum Command {
 enum Endpoint {
     Bitswap(bitswap::Task),
     Relay(relay::Task),
+    #[command(subcommand)]
+    Store(store::Task),
 }
 
 #[tokio::main]
@@ -55,8 +57,9 @@ async fn run(arguments: Arguments) -> Result<(), Error> {
     let areas = match arguments.command {
         Some(Command::Endpoint(Endpoint::Bitswap(task))) => return task.run().await,
         Some(Command::Endpoint(Endpoint::Relay(task))) => return task.run().await,
+        Some(Command::Endpoint(Endpoint::Store(task))) => return task.run(),
         Some(Command::Area(area)) => vec![area],
-        None => Area::BUILT.to_vec(),
+        None => Area::all(),
     };
     for area in &areas {
         area.built()?;

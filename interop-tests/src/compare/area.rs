@@ -1,16 +1,16 @@
 //! What can be compared, and what cannot yet.
 
-use super::{Effort, Error, bitswap, figure::Figure, relay};
+use super::{Effort, Error, bitswap, figure::Figure, relay, store};
 
 /// A group of figures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Subcommand)]
+#[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
 pub enum Area {
     /// Our bitswap against a raw libp2p stream, beetswap and litep2p: one seed, loopback TCP and QUIC
     Bitswap,
     /// Our relay and its client against stock libp2p-relay, and against a direct connection
     Relay,
-    /// Not built yet (issue 3)
-    Store,
+    /// Our block store against raw appends, a file per block, fjall and redb: puts, gets, space, memory, reopening
+    Store(store::Options),
     /// Not built yet (issue 6)
     Punch,
     /// Not built yet (no issue planned so far)
@@ -21,7 +21,7 @@ pub enum Area {
 
 /// An area without figures.
 #[derive(Debug, thiserror::Error)]
-#[error("`compare -- {name}` is not built yet ({plan}); built are: bitswap, relay")]
+#[error("`compare -- {name}` is not built yet ({plan}); built are: bitswap, relay, store")]
 pub struct NotBuilt {
     name: &'static str,
     plan: &'static str,
@@ -29,17 +29,20 @@ pub struct NotBuilt {
 
 impl Area {
     /// All that have figures.
-    pub const BUILT: [Self; 2] = [Self::Bitswap, Self::Relay];
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        let store = store::Options::default();
+        vec![Self::Bitswap, Self::Relay, Self::Store(store)]
+    }
 
     /// Whether this area has figures.
     ///
     /// # Errors
     ///
     /// [`NotBuilt`] says which issue brings it.
-    pub fn built(self) -> Result<(), NotBuilt> {
+    pub fn built(&self) -> Result<(), NotBuilt> {
         let (name, plan) = match self {
-            Self::Bitswap | Self::Relay => return Ok(()),
-            Self::Store => ("store", "issue 3"),
+            Self::Bitswap | Self::Relay | Self::Store(_) => return Ok(()),
             Self::Punch => ("punch", "issue 6"),
             Self::Dht => ("dht", "no issue planned so far"),
             Self::Select => ("select", "no issue planned so far"),
@@ -60,6 +63,7 @@ impl Area {
         self.built()?;
         match self {
             Self::Bitswap => bitswap::measure(effort, report).await,
+            Self::Store(options) => store::measure(options, effort, report).await,
             _ => relay::measure(effort, report).await,
         }
     }

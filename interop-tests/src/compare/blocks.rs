@@ -16,7 +16,7 @@ pub fn all(count: u64, bytes: usize) -> impl Iterator<Item = (Cid, Bytes)> {
 }
 
 /// SplitMix64 from a seed of its own for each block: nothing compresses and no two are equal.
-fn block(index: u64, bytes: usize) -> Bytes {
+pub(super) fn block(index: u64, bytes: usize) -> Bytes {
     let mut state = index.wrapping_mul(0xD6E8_FEB8_6659_FD93);
     let mut data = Vec::with_capacity(bytes);
     while data.len() < bytes {

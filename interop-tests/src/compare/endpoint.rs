@@ -116,6 +116,15 @@ impl Endpoint {
         Ok(ticks as f64 / TICKS_PER_SECOND)
     }
 
+    /// Kills the process (SIGKILL) and waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// It has ended already.
+    pub async fn kill(mut self) -> Result<(), Error> {
+        Ok(self.child.kill().await?)
+    }
+
     /// Closes the process's stdin and waits for its end.
     ///
     /// # Errors

@@ -18,6 +18,18 @@ pub enum Unit {
     /// CPU seconds, user and system, for 10⁹ bytes of payload.
     #[serde(rename = "CPU s/GB")]
     CpuSecondsPerGigabyte,
+    /// Bytes.
+    #[serde(rename = "B")]
+    Bytes,
+    /// Read calls of the operating system for one operation.
+    #[serde(rename = "reads")]
+    Reads,
+    /// Bytes written to the device for a byte of payload.
+    #[serde(rename = "x")]
+    Times,
+    /// Parts of a hundred.
+    #[serde(rename = "%")]
+    Percent,
 }
 
 impl fmt::Display for Unit {
@@ -27,6 +39,10 @@ impl fmt::Display for Unit {
             Self::Milliseconds => "ms",
             Self::PerSecond => "1/s",
             Self::CpuSecondsPerGigabyte => "CPU s/GB",
+            Self::Bytes => "B",
+            Self::Reads => "reads",
+            Self::Times => "x",
+            Self::Percent => "%",
         })
     }
 }
