@@ -2,3 +2,4 @@
 
 pub mod compare;
 pub mod lab;
+pub mod soak;

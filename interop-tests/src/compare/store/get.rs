@@ -7,12 +7,11 @@
 use super::peer::Peer;
 use super::process::{Io, drop_page_cache, sync_file_system};
 use super::put::ample;
-use super::{Bench, Directory, data, size_name, start};
+use super::{Bench, Directory, data, now, size_name, start};
 use crate::compare::Error;
 use crate::compare::figure::Unit;
 use std::path::{Path, PathBuf};
 use std::sync::Barrier;
-use std::time::Instant;
 
 /// Size of a block, blocks of the data set (1 GiB), gets of a run.
 const CELLS: [(u64, u64, u64); 2] = [(256 << 10, 4096, 2048), (4 << 10, 262_144, 32_768)];
@@ -127,7 +126,7 @@ impl Get {
                 })
                 .collect();
             barrier.wait();
-            let began = Instant::now();
+            let began = now();
             for thread in threads {
                 thread.join().map_err(|_| "a reader panicked")??;
             }

@@ -4,7 +4,7 @@ use super::data::{Digest, digest};
 use super::peer::Blocks as _;
 use super::process::{anonymous_memory, drop_page_cache, files, sync_file_system};
 use super::put::ample;
-use super::{Bench, data, start};
+use super::{Bench, data, now, start};
 use crate::compare::endpoint::stdin_closed;
 use crate::compare::figure::{Figure, Unit};
 use crate::compare::{Effort, Error};
@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::ours::Ours;
 
@@ -80,7 +80,7 @@ impl Open {
         if self.cold {
             drop_page_cache(&self.directory)?;
         }
-        let began = Instant::now();
+        let began = now();
         let store = Ours::open(&self.directory, ample(BYTES, self.blocks))?;
         let nanoseconds = began.elapsed().as_nanos();
         let blocks = store.store.stats().disk.blocks;
@@ -108,7 +108,7 @@ impl Index {
         if self.cold {
             drop_page_cache(&self.directory)?;
         }
-        let began = Instant::now();
+        let began = now();
         let (mut buffer, mut sum) = (vec![0; 1 << 20], 0);
         for path in files(&self.directory)? {
             let file = File::open(&path)?;

@@ -21,8 +21,9 @@ mod space;
 use super::endpoint::Endpoint;
 use super::figure::{Figure, Unit};
 use super::{Effort, Error};
-use peer::Peer;
+pub use peer::Peer;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// `compare -- store …`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args)]
@@ -172,6 +173,12 @@ fn start(role: &str, arguments: &[&dyn ToString]) -> Result<Endpoint, Error> {
             .into_iter()
             .chain(arguments),
     )
+}
+
+/// The clock of all runs.
+fn now() -> Instant {
+    #[expect(clippy::disallowed_methods, reason = "it measures time")]
+    Instant::now()
 }
 
 /// As figures name them: `4KiB`.

@@ -83,11 +83,6 @@ pub(super) fn sync_file_system(directory: &Path) -> Result<(), Error> {
 /// Whether a directory lies in memory, where nothing is ever durable.
 pub(super) fn is_tmpfs(directory: &Path) -> Result<bool, Error> {
     /// `TMPFS_MAGIC` of linux/magic.h.
-    const TMPFS: i64 = 0x0102_1994;
-    #[expect(
-        clippy::useless_conversion,
-        clippy::unnecessary_cast,
-        reason = "the type differs between platforms"
-    )]
-    Ok(rustix::fs::statfs(directory)?.f_type as i64 == TMPFS)
+    const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+    Ok(rustix::fs::statfs(directory)?.f_type == TMPFS)
 }

@@ -2,12 +2,11 @@
 
 use super::data;
 use super::peer::{Blocks, Peer};
-use super::{Bench, size_name, start};
+use super::{Bench, now, size_name, start};
 use crate::compare::figure::Unit;
 use crate::compare::{Effort, Error};
 use std::path::{Path, PathBuf};
 use std::sync::Barrier;
-use std::time::Instant;
 
 /// Size of a block, writers, blocks of a run, whether CI measures it too.
 const CELLS: [(u64, u64, u64, bool); 6] = [
@@ -74,7 +73,7 @@ pub(super) fn put(
             })
             .collect();
         barrier.wait();
-        let began = Instant::now();
+        let began = now();
         for thread in threads {
             let result: Result<(), Error> = thread.join().map_err(|_| "a writer panicked")?;
             result?;
