@@ -68,7 +68,6 @@ pub(crate) enum Origin {
     User,
     /// The cold tier, where the block still is: what it is, as in its record before (class and importance), and whether the disk should
     /// make room for it.
-    #[allow(dead_code, reason = "the cold tier promotes")]
     Cold {
         class: u8,
         urgent: bool,
@@ -195,7 +194,6 @@ pub(crate) async fn task<T: Send + 'static>(
 
 /// Writes a block that is in the cold tier to disk again; its heat and time to live stay. Waits for room if `urgent`. `false`: it was not
 /// done, as the block is not in the cold tier any more, or as there was no room.
-#[allow(dead_code, reason = "the cold tier calls it")]
 pub(crate) async fn promote(
     shared: &Arc<Shared>,
     cid: Cid,
@@ -217,7 +215,6 @@ pub(crate) async fn promote(
 }
 
 /// Tells puts that wait for room why the cold tier does not take blocks. `None`: it does again.
-#[allow(dead_code, reason = "the cold tier calls it")]
 pub(crate) fn demotion_failed(shared: &Shared, cause: Option<Cause>) {
     let mut state = shared.queue.state.lock();
     state.demotion_failure = cause;

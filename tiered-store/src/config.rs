@@ -1,11 +1,11 @@
 //! What a store can be told. Valid by construction: only [`ConfigBuilder::build`] makes a [`Config`].
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 
 use crate::{
-    ColdConfig, Durability,
+    ColdConfig, Durability, Policy, PolicyBuilder, PolicyError, PutOptions, Role, Source,
     vfs::{RealVfs, Vfs},
 };
 
@@ -30,7 +30,11 @@ pub struct Config {
     pub(crate) queue_bytes: usize,
     pub(crate) compaction_garbage_percent: u8,
     pub(crate) compaction_bytes_per_second: u64,
+    pub(crate) policy: Policy,
     pub(crate) cold: Option<ColdConfig>,
+    pub(crate) source: Option<Arc<dyn Source>>,
+    pub(crate) source_options: PutOptions,
+    pub(crate) source_timeout: Duration,
     pub(crate) vfs: Arc<dyn Vfs>,
 }
 
@@ -52,6 +56,7 @@ impl fmt::Debug for Config {
                 "compaction_bytes_per_second",
                 &self.compaction_bytes_per_second,
             )
+            .field("policy", &self.policy)
             .field("cold", &self.cold)
             .finish_non_exhaustive()
     }
@@ -88,39 +93,35 @@ impl Config {
 }
 
 impl Default for Config {
-    /// 100 MiB of memory, 1 GiB of disk, in the directory `blocks` below the current one.
+    /// Role [`Role::Worker`]: 100 MiB of memory, 1 GiB of disk, in the directory `blocks` below the current one.
     fn default() -> Self {
         let builder = ConfigBuilder::default();
-        Config {
-            segment_bytes: segment_bytes(builder.segment_bytes, builder.disk_capacity),
-            path: builder.path,
-            memory_capacity: builder.memory_capacity,
-            disk_capacity: builder.disk_capacity,
-            max_block_bytes: builder.max_block_bytes,
-            durability: builder.durability,
-            queue_bytes: builder.queue_bytes,
-            compaction_garbage_percent: builder.compaction_garbage_percent,
-            compaction_bytes_per_second: builder.compaction_bytes_per_second,
-            cold: builder.cold,
-            vfs: builder.vfs,
-        }
+        builder.fill(Role::default().preset().policy)
     }
 }
 
-/// Builds a [`Config`]; see its setters for units, defaults and ranges.
+/// Builds a [`Config`]; see its setters for units, defaults and ranges. What is not set is what the [`Role`] says.
 #[derive(Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConfigBuilder {
     path: PathBuf,
-    memory_capacity: u64,
-    disk_capacity: u64,
-    segment_bytes: u64,
+    role: Role,
+    memory_capacity: Option<u64>,
+    disk_capacity: Option<u64>,
+    segment_bytes: Option<u64>,
     max_block_bytes: u32,
-    durability: Durability,
-    queue_bytes: usize,
+    durability: Option<Durability>,
+    queue_bytes: Option<usize>,
     compaction_garbage_percent: u8,
     compaction_bytes_per_second: u64,
+    policy: PolicyBuilder,
     cold: Option<ColdConfig>,
+    #[serde(with = "humantime_serde")]
+    source_timeout: Duration,
+    #[serde(skip)]
+    source: Option<Arc<dyn Source>>,
+    #[serde(skip)]
+    source_options: PutOptions,
     #[serde(skip)]
     vfs: Arc<dyn Vfs>,
 }
@@ -129,6 +130,7 @@ impl fmt::Debug for ConfigBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConfigBuilder")
             .field("path", &self.path)
+            .field("role", &self.role)
             .finish_non_exhaustive()
     }
 }
@@ -137,15 +139,20 @@ impl Default for ConfigBuilder {
     fn default() -> Self {
         ConfigBuilder {
             path: PathBuf::from("blocks"),
-            memory_capacity: 100 * MIB,
-            disk_capacity: 1024 * MIB,
-            segment_bytes: 64 * MIB,
+            role: Role::default(),
+            memory_capacity: None,
+            disk_capacity: None,
+            segment_bytes: None,
             max_block_bytes: 4 * 1024 * 1024,
-            durability: Durability::Group,
-            queue_bytes: 16 * 1024 * 1024,
+            durability: None,
+            queue_bytes: None,
             compaction_garbage_percent: 50,
             compaction_bytes_per_second: 64 * MIB,
+            policy: PolicyBuilder::default(),
             cold: None,
+            source_timeout: Duration::from_secs(60),
+            source: None,
+            source_options: PutOptions::default(),
             vfs: Arc::new(RealVfs),
         }
     }
@@ -158,23 +165,29 @@ impl ConfigBuilder {
         self
     }
 
+    /// What the node is for: sets everything below that is not set. Default [`Role::Worker`].
+    pub fn role(mut self, role: Role) -> Self {
+        self.role = role;
+        self
+    }
+
     /// Bytes of blocks kept in memory. Default 100 MiB; 0 turns the memory tier off.
     pub fn memory_capacity(mut self, bytes: u64) -> Self {
-        self.memory_capacity = bytes;
+        self.memory_capacity = Some(bytes);
         self
     }
 
     /// Bytes of segment files. Default 1 GiB, at least [`MIN_DISK_CAPACITY`]. Seven eighths of it hold blocks, the rest is
     /// what compaction works with. Exceeded by one segment at most, for as long as a compaction runs.
     pub fn disk_capacity(mut self, bytes: u64) -> Self {
-        self.disk_capacity = bytes;
+        self.disk_capacity = Some(bytes);
         self
     }
 
     /// Size at which a segment is sealed. Default 64 MiB, range 64 KiB to 1 GiB; never more than a sixteenth of the disk
     /// capacity (at least 64 KiB), so that small stores can compact too.
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
-        self.segment_bytes = bytes;
+        self.segment_bytes = Some(bytes);
         self
     }
 
@@ -186,14 +199,14 @@ impl ConfigBuilder {
 
     /// When a put returns, unless its options say otherwise. Default [`Durability::Group`].
     pub fn durability(mut self, durability: Durability) -> Self {
-        self.durability = durability;
+        self.durability = Some(durability);
         self
     }
 
     /// Bytes of blocks that wait for the disk, the batch under way included; further puts wait. Default 16 MiB, at least
     /// 64 KiB. One block above it is still accepted when nothing else waits.
     pub fn queue_bytes(mut self, bytes: usize) -> Self {
-        self.queue_bytes = bytes;
+        self.queue_bytes = Some(bytes);
         self
     }
 
@@ -206,6 +219,31 @@ impl ConfigBuilder {
     /// I/O budget of background compaction, in bytes copied a second. Default 64 MiB. A full store does not wait for it.
     pub fn compaction_bytes_per_second(mut self, bytes: u64) -> Self {
         self.compaction_bytes_per_second = bytes;
+        self
+    }
+
+    /// When blocks move between the tiers. Default: as the role says.
+    pub fn policy(mut self, policy: PolicyBuilder) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Where blocks come from that are not here; `get` asks it and stores what it brings. Default: nowhere. See [`Source`].
+    pub fn source(mut self, source: Arc<dyn Source>) -> Self {
+        self.source = Some(source);
+        self
+    }
+
+    /// How blocks of the [`source`](Self::source) are stored: time to live, class, importance, durability, pin. Default
+    /// [`PutOptions::default`].
+    pub fn source_options(mut self, options: PutOptions) -> Self {
+        self.source_options = options;
+        self
+    }
+
+    /// How long a [`source`](Self::source) may take for one block. Default 60 s, at least 1 ms.
+    pub fn source_timeout(mut self, timeout: Duration) -> Self {
+        self.source_timeout = timeout;
         self
     }
 
@@ -223,49 +261,79 @@ impl ConfigBuilder {
 
     /// Checks the ranges.
     pub fn build(self) -> Result<Config, ConfigError> {
-        if self.disk_capacity < MIN_DISK_CAPACITY {
-            return Err(ConfigError::DiskCapacity {
-                given: self.disk_capacity,
-                least: MIN_DISK_CAPACITY,
-            });
-        }
-        if self.max_block_bytes == 0 || self.max_block_bytes > MAX_BLOCK_BYTES {
-            return Err(ConfigError::MaxBlockBytes {
-                given: self.max_block_bytes,
-                most: MAX_BLOCK_BYTES,
-            });
-        }
-        if !(64 * 1024..=1024 * MIB).contains(&self.segment_bytes) {
-            return Err(ConfigError::SegmentBytes {
-                given: self.segment_bytes,
-            });
-        }
-        if self.queue_bytes < 64 * 1024 {
-            return Err(ConfigError::QueueBytes {
-                given: self.queue_bytes,
-            });
-        }
-        if !(5..=95).contains(&self.compaction_garbage_percent) {
-            return Err(ConfigError::CompactionGarbagePercent {
-                given: self.compaction_garbage_percent,
-            });
-        }
+        let policy = self.policy.build(self.role)?;
         if let Some(cold) = &self.cold {
             cold.check()?;
         }
-        Ok(Config {
-            segment_bytes: segment_bytes(self.segment_bytes, self.disk_capacity),
+        if self
+            .source_options
+            .pin
+            .as_ref()
+            .is_some_and(|set| !crate::pinning::is_name(set))
+        {
+            return Err(ConfigError::SourcePin);
+        }
+        if self.source_timeout < Duration::from_millis(1) {
+            return Err(ConfigError::SourceTimeout);
+        }
+        let segment_bytes = self
+            .segment_bytes
+            .unwrap_or(self.role.preset().segment_bytes);
+        if !(64 * 1024..=1024 * MIB).contains(&segment_bytes) {
+            return Err(ConfigError::SegmentBytes {
+                given: segment_bytes,
+            });
+        }
+        let config = self.fill(policy);
+        if config.disk_capacity < MIN_DISK_CAPACITY {
+            return Err(ConfigError::DiskCapacity {
+                given: config.disk_capacity,
+                least: MIN_DISK_CAPACITY,
+            });
+        }
+        if config.max_block_bytes == 0 || config.max_block_bytes > MAX_BLOCK_BYTES {
+            return Err(ConfigError::MaxBlockBytes {
+                given: config.max_block_bytes,
+                most: MAX_BLOCK_BYTES,
+            });
+        }
+        if config.queue_bytes < 64 * 1024 {
+            return Err(ConfigError::QueueBytes {
+                given: config.queue_bytes,
+            });
+        }
+        if !(5..=95).contains(&config.compaction_garbage_percent) {
+            return Err(ConfigError::CompactionGarbagePercent {
+                given: config.compaction_garbage_percent,
+            });
+        }
+        Ok(config)
+    }
+
+    /// Takes from the role what was not set.
+    fn fill(self, policy: Policy) -> Config {
+        let preset = self.role.preset();
+        let disk_capacity = self.disk_capacity.unwrap_or(preset.disk_capacity);
+        Config {
+            segment_bytes: segment_bytes(
+                self.segment_bytes.unwrap_or(preset.segment_bytes),
+                disk_capacity,
+            ),
             path: self.path,
-            memory_capacity: self.memory_capacity,
-            disk_capacity: self.disk_capacity,
+            memory_capacity: self.memory_capacity.unwrap_or(preset.memory_capacity),
+            disk_capacity,
             max_block_bytes: self.max_block_bytes,
-            durability: self.durability,
-            queue_bytes: self.queue_bytes,
+            durability: self.durability.unwrap_or(preset.durability),
+            queue_bytes: self.queue_bytes.unwrap_or(preset.queue_bytes),
             compaction_garbage_percent: self.compaction_garbage_percent,
             compaction_bytes_per_second: self.compaction_bytes_per_second,
+            policy,
             cold: self.cold,
+            source: self.source,
+            source_options: self.source_options,
+            source_timeout: self.source_timeout,
             vfs: self.vfs,
-        })
+        }
     }
 }
 
@@ -283,7 +351,7 @@ impl TryFrom<ConfigBuilder> for Config {
 }
 
 /// A value of [`ConfigBuilder`] is out of range.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// See [`ConfigBuilder::disk_capacity`].
@@ -320,6 +388,18 @@ pub enum ConfigError {
         /// What was asked for, in percent.
         given: u8,
     },
+    /// See [`PolicyBuilder`].
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The pin set of [`ConfigBuilder::source_options`] has a wrong name.
+    #[error(
+        "the pin set of source_options must have a name of 1 to {} bytes",
+        crate::MAX_NAME_BYTES
+    )]
+    SourcePin,
+    /// See [`ConfigBuilder::source_timeout`].
+    #[error("source_timeout must be at least 1ms")]
+    SourceTimeout,
     /// See the setters of [`ColdConfig`](crate::ColdConfig).
     #[error("cold.{key} must be {range}")]
     Cold {

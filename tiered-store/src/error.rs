@@ -1,6 +1,6 @@
 //! One error per operation. The text says what to do next.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{error::Error, io, path::PathBuf, sync::Arc};
 
 use cid::Cid;
 
@@ -47,6 +47,15 @@ pub enum OpenError {
         found: u32,
         /// The format that this version reads.
         supported: u32,
+    },
+    /// The cold tier's directory cannot be used, or its S3 settings make no sense. A server that does not answer is no reason not to open.
+    #[error("cannot set up the cold tier ({at}); check its settings")]
+    Cold {
+        /// The directory or bucket.
+        at: String,
+        /// The cause.
+        #[source]
+        source: Arc<dyn Error + Send + Sync>,
     },
     /// The operating system refused.
     #[error("cannot open the store at {}: {what}", path.display())]
@@ -163,7 +172,7 @@ pub enum PutError {
     ColdTier {
         /// Why the last attempt failed.
         #[source]
-        source: Arc<dyn std::error::Error + Send + Sync>,
+        source: Arc<dyn Error + Send + Sync>,
     },
     /// The store was closed.
     #[error("the store is closed")]
@@ -174,9 +183,38 @@ pub enum PutError {
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum GetError {
-    /// The bytes on the disk are not those that were written. The block counts as absent from now on: fetch and put it again.
-    #[error("block {cid} is damaged on the disk; fetch it again")]
+    /// The bytes on the disk or in the cold tier are not those that were written, or its pack is gone. The block counts as absent from now
+    /// on: fetch and put it again.
+    #[error("block {cid} is damaged; fetch it again")]
     Corrupt {
+        /// The block.
+        cid: Cid,
+    },
+    /// The block is in the cold tier, which does not answer or refuses. It is not lost; all other blocks can be read.
+    #[error("block {cid} is in the cold tier ({at}), which cannot be read: {check}")]
+    ColdUnreachable {
+        /// The block.
+        cid: Cid,
+        /// The directory or bucket.
+        at: String,
+        /// What to look at.
+        check: &'static str,
+        /// The cause.
+        #[source]
+        source: Arc<dyn Error + Send + Sync>,
+    },
+    /// The [`Source`](crate::Source) failed or took too long. The next get asks it again.
+    #[error("block {cid} is not here, and its source failed")]
+    Source {
+        /// The block.
+        cid: Cid,
+        /// The cause.
+        #[source]
+        source: Arc<dyn Error + Send + Sync>,
+    },
+    /// The [`Source`](crate::Source) brought bytes that do not have the block's hash. They were not stored.
+    #[error("the source of block {cid} brought other bytes; check the source")]
+    WrongBlock {
         /// The block.
         cid: Cid,
     },
@@ -387,7 +425,42 @@ pub enum MaintenanceError {
         #[source]
         source: Arc<io::Error>,
     },
+    /// The cold tier does not answer or refuses. What is on the disk is done.
+    #[error("the cold tier ({at}) cannot be tidied up: {check}")]
+    ColdUnreachable {
+        /// The directory or bucket.
+        at: String,
+        /// What to look at.
+        check: &'static str,
+        /// The cause.
+        #[source]
+        source: Arc<dyn Error + Send + Sync>,
+    },
+    /// The disk failed while something moved to the cold tier. Nothing is lost.
+    #[error("a move to the cold tier failed on the disk")]
+    Move {
+        /// The cause.
+        #[source]
+        source: Arc<dyn Error + Send + Sync>,
+    },
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
+}
+
+impl From<PutError> for PinError {
+    /// A pin that first brings a block to the disk fails as a put does.
+    fn from(error: PutError) -> Self {
+        let io = |error: PutError| PinError::Io {
+            source: Arc::new(io::Error::other(error)),
+        };
+        match error {
+            PutError::Full { needed, capacity } => PinError::Full { needed, capacity },
+            PutError::DiskFull { source } => PinError::DiskFull { source },
+            PutError::Sync { source } => PinError::Sync { source },
+            PutError::Io { source } => PinError::Io { source },
+            PutError::Closed => PinError::Closed,
+            error => io(error),
+        }
+    }
 }

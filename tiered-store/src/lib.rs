@@ -1,11 +1,12 @@
 #![doc = include_str!("../README.md")]
 
-#[allow(dead_code, reason = "the executor of moves comes next")]
+mod blocking_store;
 mod cold;
 mod commit;
 mod config;
 mod disk;
 mod error;
+mod flight;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -18,15 +19,18 @@ mod options;
 mod pinning;
 mod placement;
 mod policy;
+mod read_through;
 mod role;
 mod scrub;
 mod state;
 mod stats;
 mod store;
+mod tiers;
 mod upkeep;
 mod values;
 pub mod vfs;
 
+pub use blocking_store::BlockingStore;
 pub use cold::{ColdConfig, MAX_PACK_BYTES, MIN_PACK_BYTES, S3Config};
 pub use config::{Config, ConfigBuilder, ConfigError, MAX_BLOCK_BYTES, MIN_DISK_CAPACITY};
 pub use error::{
@@ -35,8 +39,9 @@ pub use error::{
 pub use memory::Model;
 pub use options::{Class, Durability, Importance, PutOptions};
 pub use policy::{Policy, PolicyBuilder, PolicyError};
+pub use read_through::{BoxError, Source};
 pub use role::{Preset, Role};
-pub use stats::{DiskStats, GcReport, MemoryStats, ScrubReport, Stats};
+pub use stats::{ColdStats, DiskStats, GcReport, MemoryStats, ScrubReport, Stats};
 pub use store::Store;
 
 /// The longest name of a pin set and the longest key of a value, in bytes.

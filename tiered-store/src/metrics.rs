@@ -97,7 +97,22 @@ impl Collector for StoreCollector {
                 "Segments given up",
                 disk.poisoned_segments,
             ),
-            ("misses", "Gets that found nothing", stats.misses),
+            ("misses", "Gets that no tier could answer", stats.misses),
+            (
+                "source_hits",
+                "Misses that the source answered",
+                stats.source_hits,
+            ),
+            (
+                "source_misses",
+                "Misses that the source could not answer",
+                stats.source_misses,
+            ),
+            (
+                "source_errors",
+                "Misses for which the source failed",
+                stats.source_errors,
+            ),
             ("puts", "Puts acknowledged", stats.puts),
             (
                 "duplicate_puts",
@@ -105,7 +120,14 @@ impl Collector for StoreCollector {
                 stats.duplicate_puts,
             ),
         ];
-        for (name, help, value) in counters {
+        let cold = stats.cold.map(cold_figures);
+        let (cold_gauges, cold_counters) = cold.unzip();
+        for (name, help, value) in cold_gauges.into_iter().flatten() {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        let counters = counters.into_iter();
+        for (name, help, value) in counters.chain(cold_counters.into_iter().flatten()) {
             let counter = ConstCounter::new(value);
             counter.encode(encoder.encode_descriptor(
                 name,
@@ -116,4 +138,91 @@ impl Collector for StoreCollector {
         }
         Ok(())
     }
+}
+
+type Figure = (&'static str, &'static str, u64);
+
+/// Gauges and counters of the cold tier.
+fn cold_figures(cold: crate::ColdStats) -> ([Figure; 9], [Figure; 19]) {
+    let gauges = [
+        (
+            "cold_reachable",
+            "1 if the cold tier answered last time",
+            u64::from(cold.is_reachable),
+        ),
+        ("cold_blocks", "Blocks in the cold tier", cold.blocks),
+        ("cold_bytes", "Their bytes, not compressed", cold.bytes),
+        (
+            "cold_stored_bytes",
+            "Their bytes as stored",
+            cold.stored_bytes,
+        ),
+        ("cold_used_bytes", "Bytes of packs", cold.used_bytes),
+        (
+            "cold_garbage_bytes",
+            "Bytes of packs that are not needed",
+            cold.garbage_bytes,
+        ),
+        (
+            "cold_capacity_bytes",
+            "Bytes the packs may take; 0 for no limit",
+            cold.capacity.unwrap_or(0),
+        ),
+        ("cold_packs", "Packs", cold.packs),
+        (
+            "cold_waiting_promotions",
+            "Blocks on their way to the disk",
+            cold.waiting_promotions,
+        ),
+    ];
+    let counters = [
+        ("cold_hits", "Gets answered from the cold tier", cold.hits),
+        (
+            "cold_promotions",
+            "Blocks that came to the disk",
+            cold.promotions,
+        ),
+        (
+            "cold_demotions",
+            "Blocks that came from the disk",
+            cold.demotions,
+        ),
+        (
+            "cold_evictions",
+            "Blocks forgotten to make room",
+            cold.evictions,
+        ),
+        ("cold_packs_written", "Packs written", cold.packs_written),
+        ("cold_packs_removed", "Packs removed", cold.packs_removed),
+        ("cold_repacks", "Sets of packs written again", cold.repacks),
+        (
+            "cold_orphans",
+            "Packs that nothing pointed to",
+            cold.orphans,
+        ),
+        ("cold_failed_moves", "Moves that failed", cold.failed_moves),
+        (
+            "cold_throttled_moves",
+            "Promotions refused for want of budget",
+            cold.throttled_moves,
+        ),
+        ("cold_put_requests", "Put requests", cold.put_requests),
+        ("cold_get_requests", "Get requests", cold.get_requests),
+        ("cold_list_requests", "List requests", cold.list_requests),
+        (
+            "cold_delete_requests",
+            "Delete requests",
+            cold.delete_requests,
+        ),
+        ("cold_retries", "Requests tried again", cold.retries),
+        ("cold_errors", "Requests that failed", cold.errors),
+        ("cold_received_bytes", "Bytes received", cold.bytes_in),
+        ("cold_sent_bytes", "Bytes sent", cold.bytes_out),
+        (
+            "cold_raw_bytes",
+            "Bytes of blocks before compression",
+            cold.raw_bytes,
+        ),
+    ];
+    (gauges, counters)
 }

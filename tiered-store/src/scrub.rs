@@ -5,53 +5,63 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cid::Cid;
 use futures::{Stream, stream};
-use multihash_codetable::{Code, MultihashDigest};
 
 use crate::{
     GetError, MaintenanceError, ScrubReport,
     disk::index::Entry,
+    read_through::matches_hash,
     state::{Read, Shared},
+    tiers::{self, Found, Mover},
 };
 
-/// The blocks by their place: 16 bytes each and the key.
+/// All blocks by their place: on the disk first, then pack by pack.
 fn in_order(shared: &Shared) -> Vec<Entry> {
     let now = shared.vfs.now_ms();
     let mut entries = Vec::with_capacity(shared.index.len());
     shared.index.for_each(|entry| {
-        if entry.is_present(now) && !entry.is_cold() {
+        if entry.is_present(now) {
             entries.push(*entry);
         }
     });
-    entries.sort_unstable_by_key(|entry| entry.position().map(|at| (at.segment, at.offset)));
+    entries.sort_unstable_by_key(|entry| {
+        let on_disk = entry.position().map(|at| (at.segment, at.offset));
+        (entry.location(), on_disk)
+    });
     entries
 }
 
 pub(crate) fn scan(
     shared: Arc<Shared>,
+    mover: Option<Arc<Mover>>,
 ) -> impl Stream<Item = Result<(Cid, Bytes), GetError>> + Send + 'static {
     let entries = in_order(&shared).into_iter();
-    stream::unfold((shared, entries), |(shared, mut entries)| async move {
+    let state = (shared, mover, entries);
+    stream::unfold(state, |(shared, mover, mut entries)| async move {
         loop {
             let entry = entries.next()?;
             let Some(cid) = shared.kinds.cid(&entry.key(), entry.codec) else {
                 continue;
             };
             if shared.is_closed() {
-                return Some((Err(GetError::Closed), (shared, Vec::new().into_iter())));
+                let end = Vec::new().into_iter();
+                return Some((Err(GetError::Closed), (shared, mover, end)));
             }
-            let reader = shared.clone();
-            let read = blocking::unblock(move || reader.read_block(&entry.key(), &cid)).await;
-            match read {
-                Ok(Read::Here(data, _)) => return Some((Ok((cid, data)), (shared, entries))),
-                Ok(Read::Absent | Read::Cold(_)) => {}
-                Err(error) => return Some((Err(error), (shared, entries))),
-            }
+            let found = tiers::read(&shared, mover.as_deref(), entry.key(), cid).await;
+            let item = match found {
+                Ok(Some(Found::Disk(data, _))) => Ok((cid, data)),
+                Ok(Some(Found::Cold(_, _, thawed))) => Ok((cid, thawed.data)),
+                Ok(None) => continue,
+                Err(error) => Err(error),
+            };
+            return Some((item, (shared, mover, entries)));
         }
     })
 }
 
-pub(crate) fn scrub(shared: &Shared) -> Result<ScrubReport, MaintenanceError> {
+/// Reads what is on the disk. Returns what is not, too.
+pub(crate) fn scrub(shared: &Shared) -> Result<(ScrubReport, Vec<Entry>), MaintenanceError> {
     let mut report = ScrubReport::default();
+    let mut cold = Vec::new();
     for entry in in_order(shared) {
         if shared.is_closed() {
             return Err(MaintenanceError::Closed);
@@ -63,17 +73,18 @@ pub(crate) fn scrub(shared: &Shared) -> Result<ScrubReport, MaintenanceError> {
             Ok(Read::Here(data, _)) => {
                 report.checked += 1;
                 report.bytes += data.len() as u64;
-                match Code::try_from(cid.hash().code()) {
-                    Ok(code) if !hash_is_right(code, &data, &cid) => {
+                match matches_hash(&cid, &data) {
+                    Some(true) => {}
+                    Some(false) => {
                         // The checksum is right: it was put under a wrong name.
                         shared.mark_damaged(&entry.key(), entry.place());
                         report.corrupt.push(cid);
                     }
-                    Ok(_) => {}
-                    Err(_) => report.checksum_only += 1,
+                    None => report.checksum_only += 1,
                 }
             }
-            Ok(Read::Absent | Read::Cold(_)) => {}
+            Ok(Read::Cold(entry)) => cold.push(entry),
+            Ok(Read::Absent) => {}
             Err(GetError::Corrupt { cid }) => {
                 report.checked += 1;
                 report.corrupt.push(cid);
@@ -82,11 +93,52 @@ pub(crate) fn scrub(shared: &Shared) -> Result<ScrubReport, MaintenanceError> {
             Err(_) => return Err(MaintenanceError::Closed),
         }
     }
-    Ok(report)
+    Ok((report, cold))
 }
 
-/// A multihash may hold a shortened digest.
-fn hash_is_right(code: Code, data: &[u8], cid: &Cid) -> bool {
-    let expected = cid.hash().digest();
-    code.digest(data).digest().get(..expected.len()) == Some(expected)
+/// Reads what is in the cold tier, or was at the beginning.
+pub(crate) async fn scrub_cold(
+    shared: &Arc<Shared>,
+    mover: Option<&Mover>,
+    entries: Vec<Entry>,
+    report: &mut ScrubReport,
+) -> Result<(), MaintenanceError> {
+    for entry in entries {
+        if shared.is_closed() {
+            return Err(MaintenanceError::Closed);
+        }
+        let key = entry.key();
+        let Some(cid) = shared.kinds.cid(&key, entry.codec) else {
+            continue;
+        };
+        let data = match tiers::read(shared, mover, key, cid).await {
+            Ok(Some(Found::Disk(data, _))) => data,
+            Ok(Some(Found::Cold(_, _, thawed))) => thawed.data,
+            Ok(None) => continue,
+            Err(GetError::Corrupt { cid }) => {
+                report.checked += 1;
+                report.corrupt.push(cid);
+                continue;
+            }
+            Err(GetError::ColdUnreachable { .. }) => {
+                report.unreachable += 1;
+                continue;
+            }
+            Err(GetError::Io { source, .. }) => return Err(MaintenanceError::Io { source }),
+            Err(_) => return Err(MaintenanceError::Closed),
+        };
+        report.checked += 1;
+        report.bytes += data.len() as u64;
+        match blocking::unblock(move || matches_hash(&cid, &data)).await {
+            Some(true) => {}
+            Some(false) => {
+                if let Some(entry) = shared.index.get(&key) {
+                    shared.mark_damaged(&key, entry.place());
+                }
+                report.corrupt.push(cid);
+            }
+            None => report.checksum_only += 1,
+        }
+    }
+    Ok(())
 }

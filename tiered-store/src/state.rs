@@ -91,7 +91,6 @@ pub(crate) enum Read {
     /// The bytes, and when its time is over in milliseconds since 1970; 0 for never.
     Here(Bytes, u64),
     /// It is in the cold tier.
-    #[allow(dead_code, reason = "the cold tier reads there")]
     Cold(Entry),
     Absent,
 }
@@ -140,6 +139,9 @@ pub(crate) struct Counters {
     pub(crate) promotions: Counter,
     pub(crate) disk_hits: Counter,
     pub(crate) misses: Counter,
+    pub(crate) source_hits: Counter,
+    pub(crate) source_misses: Counter,
+    pub(crate) source_errors: Counter,
     pub(crate) puts: Counter,
     pub(crate) duplicate_puts: Counter,
     pub(crate) user_bytes: Counter,
@@ -397,7 +399,7 @@ impl Shared {
     pub(crate) fn release(&self, log: &mut Log, entry: &Entry) {
         match entry.place() {
             Place::Disk(at) => self.release_record(log, at.segment, entry.footprint()),
-            Place::Cold(at) => self.packs.release(at.pack, entry.len()),
+            Place::Cold(at) => self.packs.release(at, entry.len()),
         }
     }
 
@@ -405,7 +407,7 @@ impl Shared {
     pub(crate) fn retain(&self, log: &mut Log, entry: &Entry) {
         match entry.place() {
             Place::Disk(at) => self.retain_record(log, at.segment, entry.footprint()),
-            Place::Cold(at) => self.packs.retain(at.pack, entry.len()),
+            Place::Cold(at) => self.packs.retain(at, entry.len()),
         }
     }
 

@@ -1,6 +1,10 @@
 //! Figures of a store, as a struct.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use serde::Serialize;
+
+use crate::{state::Shared, tiers::Mover};
 
 /// A snapshot of what a store holds and did since it was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
@@ -10,8 +14,16 @@ pub struct Stats {
     pub memory: MemoryStats,
     /// The disk tier.
     pub disk: DiskStats,
-    /// Gets that found nothing.
+    /// The cold tier; `None` where none is configured.
+    pub cold: Option<ColdStats>,
+    /// Gets that no tier could answer.
     pub misses: u64,
+    /// Misses that the [`Source`](crate::Source) answered.
+    pub source_hits: u64,
+    /// Misses that it could not answer.
+    pub source_misses: u64,
+    /// Misses for which it failed, took too long or brought other bytes.
+    pub source_errors: u64,
     /// Puts that were acknowledged.
     pub puts: u64,
     /// Puts whose block was there already; they are part of `puts`.
@@ -89,6 +101,174 @@ impl DiskStats {
     }
 }
 
+/// The cold tier.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[non_exhaustive]
+pub struct ColdStats {
+    /// Whether the last request was answered. While it is `false` blocks stay on the disk, and puts into a full disk wait.
+    pub is_reachable: bool,
+    /// Blocks in the cold tier.
+    pub blocks: u64,
+    /// Their bytes, not compressed.
+    pub bytes: u64,
+    /// Their bytes as they are stored, to a 256th.
+    pub stored_bytes: u64,
+    /// Bytes of all packs that are known to be there; 0 until the first look after opening.
+    pub used_bytes: u64,
+    /// Bytes that repacking can give back: `used_bytes` − `stored_bytes`.
+    pub garbage_bytes: u64,
+    /// Bytes that the packs may take; `None`: no limit.
+    pub capacity: Option<u64>,
+    /// Packs.
+    pub packs: u64,
+    /// Gets answered from the cold tier.
+    pub hits: u64,
+    /// Blocks that came to the disk.
+    pub promotions: u64,
+    /// Blocks that came from the disk.
+    pub demotions: u64,
+    /// Blocks forgotten to keep within the capacity.
+    pub evictions: u64,
+    /// Packs written, those of repacking included.
+    pub packs_written: u64,
+    /// Packs removed.
+    pub packs_removed: u64,
+    /// Sets of packs that were written again.
+    pub repacks: u64,
+    /// Packs that nothing pointed to, left by a crash or a lost answer, and removed.
+    pub orphans: u64,
+    /// Moves that failed and were tried again.
+    pub failed_moves: u64,
+    /// Promotions that were refused for want of I/O budget.
+    pub throttled_moves: u64,
+    /// Blocks on their way to the disk.
+    pub waiting_promotions: u64,
+    /// Put requests.
+    pub put_requests: u64,
+    /// Get requests.
+    pub get_requests: u64,
+    /// List requests.
+    pub list_requests: u64,
+    /// Delete requests.
+    pub delete_requests: u64,
+    /// Requests that were tried again; part of the above.
+    pub retries: u64,
+    /// Requests that were not answered, or with an error; part of the above.
+    pub errors: u64,
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+    /// Bytes of blocks that were compressed since opening, before.
+    pub raw_bytes: u64,
+    /// And after, with their heads; those of repacking included.
+    pub frame_bytes: u64,
+}
+
+impl ColdStats {
+    /// Bytes of the blocks for each byte that is stored of them; `None` if there are none.
+    pub fn compression_ratio(&self) -> Option<f64> {
+        (self.stored_bytes > 0).then(|| self.bytes as f64 / self.stored_bytes as f64)
+    }
+
+    fn of(shared: &Shared, mover: &Mover) -> ColdStats {
+        let (cold, counters) = (&mover.cold, &mover.cold.counters);
+        let (requests, used, moves) = (
+            &cold.bucket.requests,
+            shared.packs.sum(),
+            mover.move_stats(),
+        );
+        let used_bytes = cold.used_bytes();
+        ColdStats {
+            is_reachable: cold.bucket.is_up(),
+            blocks: used.blocks,
+            bytes: used.bytes,
+            stored_bytes: used.stored,
+            used_bytes,
+            garbage_bytes: used_bytes.saturating_sub(used.stored),
+            capacity: cold.config.capacity,
+            packs: used.packs,
+            hits: counters.hits.get(),
+            promotions: counters.promotions.get(),
+            demotions: counters.demotions.get(),
+            evictions: counters.evictions.get(),
+            packs_written: counters.packs_written.get(),
+            packs_removed: counters.packs_removed.get(),
+            repacks: counters.repacks.get(),
+            orphans: counters.orphans.get(),
+            failed_moves: counters.failures.get(),
+            throttled_moves: moves.throttled,
+            waiting_promotions: mover.waiting(),
+            put_requests: requests.puts.get(),
+            get_requests: requests.gets.get(),
+            list_requests: requests.lists.get(),
+            delete_requests: requests.deletes.get(),
+            retries: requests.retries.get(),
+            errors: requests.errors.get(),
+            bytes_in: requests.bytes_in.get(),
+            bytes_out: requests.bytes_out.get(),
+            raw_bytes: counters.raw_bytes.get(),
+            frame_bytes: counters.frame_bytes.get(),
+        }
+    }
+}
+
+impl Stats {
+    pub(crate) fn of(shared: &Shared, mover: Option<&Mover>) -> Stats {
+        let counters = &shared.counters;
+        let (memory_blocks, memory_bytes) = shared.memory.usage();
+        let pins = shared.pins.read();
+        let cold = mover.map(|mover| ColdStats::of(shared, mover));
+        let cold_blocks = cold.map_or_else(|| shared.packs.sum().blocks, |cold| cold.blocks);
+        Stats {
+            memory: MemoryStats {
+                blocks: memory_blocks,
+                bytes: memory_bytes,
+                capacity: shared.memory.capacity(),
+                hits: counters.memory_hits.get(),
+                promotions: counters.promotions.get(),
+                evictions: shared.memory.evictions.load(Relaxed),
+            },
+            disk: DiskStats {
+                blocks: (shared.index.len() as u64).saturating_sub(cold_blocks),
+                live_bytes: counters.live.get(),
+                pinned_bytes: counters.pinned.get(),
+                used_bytes: counters.used.get(),
+                garbage_bytes: counters.used.get().saturating_sub(counters.live.get()),
+                capacity: shared.capacity(),
+                segments: counters.segments.get(),
+                hits: counters.disk_hits.get(),
+                evictions: counters.evictions.get(),
+                expirations: counters.expirations.get(),
+                corruptions: counters.corruptions.get(),
+                compactions: counters.compactions.get(),
+                user_bytes: counters.user_bytes.get(),
+                written_bytes: counters.written.get(),
+                syncs: counters.syncs.get(),
+                batches: counters.batches.get(),
+                poisoned_segments: counters.poisoned.get(),
+                index_bytes: shared.index.bytes() + pins.bytes(),
+            },
+            cold,
+            misses: counters.misses.get(),
+            source_hits: counters.source_hits.get(),
+            source_misses: counters.source_misses.get(),
+            source_errors: counters.source_errors.get(),
+            puts: counters.puts.get(),
+            duplicate_puts: counters.duplicate_puts.get(),
+            pin_sets: pins.len() as u64,
+            values: shared.values.read().len() as u64,
+        }
+    }
+
+    /// Share of gets that a tier answered, in [0, 1]; `None` before the first get.
+    pub fn hit_ratio(&self) -> Option<f64> {
+        let hits = self.memory.hits + self.disk.hits + self.cold.map_or(0, |cold| cold.hits);
+        let gets = hits + self.misses;
+        (gets > 0).then(|| hits as f64 / gets as f64)
+    }
+}
+
 /// What [`Store::gc`](crate::Store::gc) did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[non_exhaustive]
@@ -99,6 +279,10 @@ pub struct GcReport {
     pub segments: u64,
     /// Bytes given back to the file system.
     pub freed_bytes: u64,
+    /// Packs removed from the cold tier.
+    pub packs: u64,
+    /// Bytes given back there.
+    pub freed_cold_bytes: u64,
 }
 
 /// What [`Store::scrub`](crate::Store::scrub) found.
@@ -111,6 +295,8 @@ pub struct ScrubReport {
     pub checksum_only: u64,
     /// Bytes read.
     pub bytes: u64,
+    /// Blocks in a cold tier that did not answer.
+    pub unreachable: u64,
     /// Damaged blocks. They count as absent from now on: fetch and put them again.
     pub corrupt: Vec<cid::Cid>,
 }

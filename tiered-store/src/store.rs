@@ -1,39 +1,74 @@
 //! The handle.
 
-use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cid::Cid;
 use futures::{
-    StreamExt,
+    FutureExt, StreamExt,
     channel::oneshot,
+    future::BoxFuture,
     stream::{self, BoxStream},
 };
+use multihash::Multihash;
 
 use crate::{
-    Config, DeleteError, DiskStats, GcReport, GetError, MIN_DISK_CAPACITY, MaintenanceError,
-    MemoryStats, OpenError, PinError, PutError, PutOptions, ScrubReport, Stats, ValueError,
+    Config, DeleteError, GcReport, GetError, MIN_DISK_CAPACITY, MaintenanceError, OpenError,
+    PinError, PutError, PutOptions, ScrubReport, Stats, ValueError,
+    blocking_store::BlockingStore,
     commit::{self, Delete, Op, Origin, Put},
-    disk::recovery,
+    disk::{index::Entry, recovery},
+    flight::Flights,
+    key::Key,
     pinning::{self, Pinned},
-    scrub,
+    read_through, scrub,
     state::{Read, Shared},
+    tiers::{self, GcError, Mover},
     upkeep, values,
 };
 
 /// Blocks of [`Store::put_many`] that are on their way at once; the queue's bytes limit them too.
 const PUTS_AT_ONCE: usize = 1024;
 
+/// Reads of [`Store::get_many`] that run at once.
+const READS_AT_ONCE: usize = 16;
+
+/// Times that a pin looks again for blocks that left the disk since it brought them there.
+const PIN_ATTEMPTS: usize = 5;
+
 /// An open store. Cheap to clone; all clones are the same store.
 ///
 /// Dropping the last clone is safe at any time: whatever was acknowledged is there at the next opening, which
-/// [`close`](Store::close) makes faster. A write whose future is dropped while it waits in the queue is carried out all the same.
+/// [`close`](Store::close) makes faster.
+///
+/// # Cancellation
+///
+/// Every future may be dropped at any time. A write (`put`, `delete`, `pin`, values, upkeep) that waits for room in the queue is
+/// undone by it, one that is in the queue is carried out all the same. A read is given up; one that others wait for too goes
+/// on for them. Limit the time of any call with your runtime's timeout; requests to the cold tier and to a
+/// [`Source`](crate::Source) have limits of their own.
 #[derive(Clone)]
 pub struct Store {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
+    inner: Arc<Inner>,
+}
+
+/// What the handles share, and the writing job does not keep alive.
+pub(crate) struct Inner {
+    pub(crate) mover: Option<Arc<Mover>>,
+    source: Option<read_through::Origin>,
+    reads: Arc<Flights<Key, Found>>,
+    fetches: Arc<Flights<Multihash<64>, Found>>,
+}
+
+type Found = Result<Option<Bytes>, GetError>;
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(mover) = &self.mover {
+            mover.stop();
+        }
+    }
 }
 
 impl std::fmt::Debug for Store {
@@ -45,14 +80,33 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens a directory, creating it if it is missing, and recovers what a crash left.
+    /// Opens a directory, creating it if it is missing, and recovers what a crash left. A cold tier is not asked for it: the store opens
+    /// while that does not answer.
     ///
     /// The directory is locked until the store is closed or dropped; a second opener gets [`OpenError::Locked`].
     pub async fn open(config: Config) -> Result<Store, OpenError> {
-        let shared = blocking::unblock(move || recovery::open(config)).await?;
-        Ok(Store {
-            shared: Arc::new(shared),
+        let source = read_through::Origin::new(&config);
+        let (shared, mover) = blocking::unblock(move || {
+            let shared = Arc::new(recovery::open(config)?);
+            let mover = tiers::attach(&shared)?;
+            Ok((shared, mover))
         })
+        .await?;
+        let inner = Inner {
+            mover,
+            source,
+            reads: Arc::default(),
+            fetches: Arc::default(),
+        };
+        Ok(Store {
+            shared,
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The same store for callers that are not async.
+    pub fn blocking(&self) -> BlockingStore {
+        BlockingStore::new(self.clone())
     }
 
     /// Stores a block; durable when it returns, if the configuration does not say otherwise. A block that is there already costs
@@ -93,84 +147,102 @@ impl Store {
         data: Bytes,
         options: Arc<PutOptions>,
     ) -> Result<(), PutError> {
-        let most = self.shared.config.max_block_bytes;
-        if data.len() as u64 > u64::from(most) {
-            return Err(PutError::TooLarge {
-                size: data.len() as u64,
-                most,
-            });
+        put_shared(&self.shared, cid, data, options).await?;
+        if let Some(mover) = &self.inner.mover {
+            mover.on_put(&self.shared);
         }
-        if options
-            .pin
-            .as_ref()
-            .is_some_and(|set| !pinning::is_name(set))
-        {
-            return Err(PutError::Name);
-        }
-        let (reply, answer) = oneshot::channel();
-        let put = Put {
-            cid,
-            crc: crc32c::crc32c(&data),
-            data,
-            options,
-            origin: Origin::User,
-            reply,
-        };
-        commit::submit(&self.shared, Op::Put(put)).await?;
-        answer.await.unwrap_or(Err(PutError::Closed)).map(drop)
+        Ok(())
     }
 
-    /// The block, from memory or with one read from the disk; `None` if it is not here or its time is over.
+    /// The block: from memory, with one read from the disk, with one request from the cold tier, or from the
+    /// [`Source`](crate::Source). `None` if none of them has it, or its time is over.
+    ///
+    /// Gets of one block at the same time share the read, and its error.
     pub async fn get(&self, cid: &Cid) -> Result<Option<Bytes>, GetError> {
+        match self.get_local(cid).await? {
+            Some(data) => Ok(Some(data)),
+            None => self.get_from_source(cid).await,
+        }
+    }
+
+    /// Like [`get`](Self::get), without the [`Source`](crate::Source): what to answer others with, who would ask it by way of this store.
+    pub async fn get_local(&self, cid: &Cid) -> Result<Option<Bytes>, GetError> {
         match self.get_from_memory(cid)? {
             Lookup::Here(data) => Ok(Some(data)),
             Lookup::Absent => Ok(None),
-            Lookup::OnDisk => {
-                let (shared, cid) = (self.shared.clone(), *cid);
-                blocking::unblock(move || get_from_disk(&shared, &cid)).await
-            }
+            Lookup::Below(key) => self.get_from_below(key, *cid).await,
         }
     }
 
-    /// Many blocks, in the order of `cids`. All of them are in memory at the end: ask for a few at a time.
+    /// Many blocks, in the order of `cids`. All of them are in memory at the end: ask for a few at a time. Those on the disk are read in the
+    /// order in which they lie there, several at once, those in the cold tier and at the source beside them.
     pub async fn get_many(&self, cids: &[Cid]) -> Vec<Result<Option<Bytes>, GetError>> {
         let mut results = Vec::with_capacity(cids.len());
-        let mut on_disk = Vec::new();
+        let mut below = Vec::new();
         for (number, cid) in cids.iter().enumerate() {
             results.push(match self.get_from_memory(cid) {
                 Ok(Lookup::Here(data)) => Ok(Some(data)),
-                Ok(Lookup::Absent) => Ok(None),
-                Ok(Lookup::OnDisk) => {
-                    on_disk.push((number, *cid));
+                Ok(Lookup::Absent) => {
+                    if self.inner.source.is_some() {
+                        below.push((number, *cid, None));
+                    }
+                    Ok(None)
+                }
+                Ok(Lookup::Below(key)) => {
+                    below.push((number, *cid, Some(key)));
                     Ok(None)
                 }
                 Err(error) => Err(error),
             });
         }
-        if !on_disk.is_empty() {
-            let shared = self.shared.clone();
-            let read = blocking::unblock(move || {
-                let place = |cid: &Cid| {
-                    shared
-                        .kinds
-                        .find(cid)
-                        .and_then(|key| shared.index.get(&key))
-                        .and_then(|entry| entry.position())
-                        .map(|at| (at.segment, at.offset))
-                };
-                on_disk.sort_by_cached_key(|(_, cid)| place(cid));
-                on_disk
+        let (mut on_disk, mut elsewhere) = (Vec::new(), Vec::new());
+        for (number, cid, key) in below {
+            let entry = key.and_then(|key| self.shared.index.get(&key));
+            match (key, entry.and_then(|entry| entry.position())) {
+                (Some(key), Some(at)) => on_disk.push(((at.segment, at.offset), number, cid, key)),
+                (key, _) => elsewhere.push((number, cid, key)),
+            }
+        }
+        on_disk.sort_unstable_by_key(|(at, ..)| *at);
+        let length = on_disk.len().div_ceil(READS_AT_ONCE).max(1);
+        let sweeps = on_disk.chunks(length).map(|sweep| {
+            let (shared, sweep) = (self.shared.clone(), sweep.to_vec());
+            blocking::unblock(move || {
+                sweep
                     .into_iter()
-                    .map(|(number, cid)| (number, get_from_disk(&shared, &cid)))
+                    .map(|(_, number, cid, key)| {
+                        (number, cid, key, get_from_disk(&shared, &key, &cid))
+                    })
                     .collect::<Vec<_>>()
             })
-            .await;
-            for (number, result) in read {
-                if let Some(place) = results.get_mut(number) {
-                    *place = result;
+        });
+        for sweep in futures::future::join_all(sweeps).await {
+            for (number, cid, key, read) in sweep {
+                match read {
+                    Ok(OnDisk::Here(data)) => set(&mut results, number, Ok(Some(data))),
+                    Ok(OnDisk::Cold) => elsewhere.push((number, cid, Some(key))),
+                    Ok(OnDisk::Absent) => elsewhere.push((number, cid, None)),
+                    Err(error) => set(&mut results, number, Err(error)),
                 }
             }
         }
+        let mut others = stream::iter(elsewhere)
+            .map(|(number, cid, key)| async move {
+                let found = match key {
+                    Some(key) => self.get_from_below(key, cid).await,
+                    None => Ok(None),
+                };
+                let found = match found {
+                    Ok(None) => self.get_from_source(&cid).await,
+                    found => found,
+                };
+                (number, found)
+            })
+            .buffer_unordered(READS_AT_ONCE);
+        while let Some((number, found)) = others.next().await {
+            set(&mut results, number, found);
+        }
+        drop(others);
         results
     }
 
@@ -192,6 +264,11 @@ impl Store {
             return Ok(Lookup::Absent);
         };
         if entry.is_damaged() {
+            // A source may have it whole.
+            if self.inner.source.is_some() {
+                shared.counters.misses.add(1);
+                return Ok(Lookup::Absent);
+            }
             return Err(GetError::Corrupt { cid: *cid });
         }
         match shared.memory.get(&key, now) {
@@ -199,8 +276,52 @@ impl Store {
                 shared.counters.memory_hits.add(1);
                 Ok(Lookup::Here(data))
             }
-            None => Ok(Lookup::OnDisk),
+            None => Ok(Lookup::Below(key)),
         }
+    }
+
+    /// From the disk or the cold tier, one read for all who ask at the same time.
+    async fn get_from_below(&self, key: Key, cid: Cid) -> Found {
+        let begin = || -> BoxFuture<'static, Found> {
+            let (shared, mover) = (self.shared.clone(), self.inner.mover.clone());
+            read_below(shared, mover, key, cid).boxed()
+        };
+        self.inner.reads.join(key, begin).await
+    }
+
+    /// From the source, one fetch for all who ask at the same time; what comes is stored.
+    async fn get_from_source(&self, cid: &Cid) -> Found {
+        if self.inner.source.is_none() {
+            return Ok(None);
+        }
+        let begin = || -> BoxFuture<'static, Found> {
+            // The flight must not keep the store alive by itself: it lives in it.
+            let (shared, inner, cid) = (self.shared.clone(), Arc::downgrade(&self.inner), *cid);
+            async move {
+                let Some(inner) = inner.upgrade() else {
+                    return Err(GetError::Closed);
+                };
+                let Some(source) = &inner.source else {
+                    return Ok(None);
+                };
+                let fetched = source.fetch(&cid).await;
+                match &fetched {
+                    Ok(Some(data)) => {
+                        shared.counters.source_hits.add(1);
+                        let put = put_shared(&shared, cid, data.clone(), source.options.clone());
+                        if let Err(error) = put.await {
+                            // The caller wanted the block, and here it is.
+                            tracing::warn!(%cid, %error, "a fetched block was not stored");
+                        }
+                    }
+                    Ok(None) => shared.counters.source_misses.add(1),
+                    Err(_) => shared.counters.source_errors.add(1),
+                }
+                fetched
+            }
+            .boxed()
+        };
+        self.inner.fetches.join(*cid.hash(), begin).await
     }
 
     /// Whether a block is here. Never touches the disk. A time to live counts in whole seconds here, rounded up; `get` is exact.
@@ -227,17 +348,53 @@ impl Store {
     /// Adds blocks to a pin set, creating it. Pinned blocks are never evicted, expired or deleted. All or nothing, durable when it
     /// returns; every block must be here.
     pub async fn pin(&self, set: &str, cids: &[Cid]) -> Result<(), PinError> {
-        let (set, cids) = (set.to_owned(), cids.to_vec());
-        let pinned = commit::task(&self.shared, move |shared, log| {
-            pinning::pin(shared, log, &set, &cids)
-        })
-        .await??;
-        match pinned {
-            Pinned::Cold(cids) => match cids.first() {
-                Some(cid) => Err(PinError::ColdTier { cid: *cid }),
-                None => Ok(()),
-            },
-            Pinned::Done => Ok(()),
+        let (mut first_cold, mut held) = (None, None);
+        for _ in 0..PIN_ATTEMPTS {
+            let (set, these) = (set.to_owned(), cids.to_vec());
+            let pinned = commit::task(&self.shared, move |shared, log| {
+                pinning::pin(shared, log, &set, &these)
+            })
+            .await??;
+            let cold = match pinned {
+                Pinned::Done => return Ok(()),
+                Pinned::Cold(cids) => cids,
+            };
+            first_cold = cold.first().copied();
+            // Those that came would be the first to go again for those that come.
+            if held.is_none()
+                && let Some(mover) = &self.inner.mover
+            {
+                let keys = cids.iter().filter_map(|cid| self.shared.kinds.find(cid));
+                held = Some(mover.hold(keys.collect()));
+            }
+            let mut promotions = stream::iter(cold)
+                .map(|cid| self.promote(cid))
+                .buffer_unordered(READS_AT_ONCE);
+            while let Some(promoted) = promotions.next().await {
+                promoted?;
+            }
+        }
+        match first_cold {
+            Some(cid) => Err(PinError::ColdTier { cid }),
+            None => Ok(()),
+        }
+    }
+
+    /// Brings a block back to the disk, if it is in the cold tier.
+    async fn promote(&self, cid: Cid) -> Result<(), PinError> {
+        let Some(key) = self.shared.kinds.find(&cid) else {
+            return Ok(());
+        };
+        let mover = self.inner.mover.as_deref();
+        match tiers::read(&self.shared, mover, key, cid).await {
+            Ok(Some(tiers::Found::Cold(_, name, thawed))) => {
+                commit::promote(&self.shared, name, thawed.data, thawed.class, true).await?;
+                Ok(())
+            }
+            // What became of it shows when the pin looks again.
+            Ok(_) => Ok(()),
+            Err(GetError::Corrupt { cid }) => Err(PinError::Missing { cid }),
+            Err(_) => Err(PinError::ColdTier { cid }),
         }
     }
 
@@ -309,34 +466,45 @@ impl Store {
             .filter_map(move |entry| shared.kinds.cid(&entry.key(), entry.codec))
     }
 
-    /// All blocks with their bytes, in the order in which they lie on the disk. They are not offered to the memory tier and do not count as reads.
+    /// All blocks with their bytes, in the order in which they lie on the disk, then pack by pack. They are not offered to the memory
+    /// tier and do not count as reads.
     pub fn scan(&self) -> BoxStream<'static, Result<(Cid, Bytes), GetError>> {
-        scrub::scan(self.shared.clone()).boxed()
+        scrub::scan(self.shared.clone(), self.inner.mover.clone()).boxed()
     }
 
-    /// Reads blocks into the memory tier, as far as it takes them. Returns how many are there afterwards; absent and damaged ones are passed over.
+    /// Reads blocks into the memory tier, as far as it takes them. Returns how many are there afterwards; absent and damaged ones, and those
+    /// in a cold tier that does not answer, are passed over. Does not count as reads of them.
     pub async fn warm(&self, cids: &[Cid]) -> usize {
-        let (shared, cids) = (self.shared.clone(), cids.to_vec());
-        blocking::unblock(move || {
-            for cid in &cids {
-                let Some(key) = shared.kinds.find(cid) else {
-                    continue;
-                };
-                if !shared.memory.contains(&key)
-                    && let Ok(Read::Here(data, expiry_ms)) = shared.read_block(&key, cid)
-                {
-                    shared.remember(key, &data, expiry_ms);
+        let keys: Vec<(Key, Cid)> = cids
+            .iter()
+            .filter_map(|cid| Some((self.shared.kinds.find(cid)?, *cid)))
+            .collect();
+        let mover = self.inner.mover.as_deref();
+        let absent = keys
+            .iter()
+            .filter(|(key, _)| !self.shared.memory.contains(key));
+        let mut reads =
+            stream::iter(absent)
+                .map(|(key, cid)| async move {
+                    (*key, tiers::read(&self.shared, mover, *key, *cid).await)
+                })
+                .buffer_unordered(READS_AT_ONCE);
+        while let Some((key, found)) = reads.next().await {
+            match found {
+                Ok(Some(tiers::Found::Disk(data, expiry_ms))) => {
+                    self.shared.remember(key, &data, expiry_ms);
                 }
+                Ok(Some(tiers::Found::Cold(entry, _, thawed))) => {
+                    let expiry_ms = entry_expiry_ms(&entry);
+                    self.shared.remember(key, &thawed.data, expiry_ms);
+                }
+                Ok(None) | Err(_) => {}
             }
-            let is_there = |cid: &&Cid| {
-                shared
-                    .kinds
-                    .find(cid)
-                    .is_some_and(|key| shared.memory.contains(&key))
-            };
-            cids.iter().filter(is_there).count()
-        })
-        .await
+        }
+        drop(reads);
+        keys.iter()
+            .filter(|(key, _)| self.shared.memory.contains(key))
+            .count()
     }
 
     /// Stores a small value under a key, replacing an old one; durable when it returns. Values are not evicted.
@@ -380,18 +548,39 @@ impl Store {
         Ok(commit::task(&self.shared, |shared, log| log.sync(shared)).await??)
     }
 
-    /// Forgets what is over and gives all garbage back that can be had, without regard to the I/O budget.
+    /// Forgets what is over and gives all garbage back that can be had, on the disk and in the cold tier, without regard to the I/O budgets.
     pub async fn gc(&self) -> Result<GcReport, MaintenanceError> {
-        Ok(commit::task(&self.shared, upkeep::gc).await??)
+        let mut report = commit::task(&self.shared, upkeep::gc).await??;
+        if let Some(mover) = self.inner.mover.clone() {
+            let at = mover.cold.bucket.at().to_owned();
+            let collected = blocking::unblock(move || mover.collect())
+                .await
+                .map_err(|error| match error {
+                    GcError::Closed => MaintenanceError::Closed,
+                    GcError::Disk(source) => MaintenanceError::Move { source },
+                    GcError::Bucket(error) => MaintenanceError::ColdUnreachable {
+                        at,
+                        check: error.advice(),
+                        source: error.source_or_advice(),
+                    },
+                })?;
+            report.packs = collected.packs;
+            report.freed_cold_bytes = collected.bytes;
+        }
+        Ok(report)
     }
 
-    /// Reads every block and compares checksum and hash. Damaged ones count as absent afterwards.
+    /// Reads every block, in the cold tier too, and compares checksum and hash. Damaged ones count as absent afterwards. Blocks in
+    /// a cold tier that does not answer are counted in [`ScrubReport::unreachable`].
     pub async fn scrub(&self) -> Result<ScrubReport, MaintenanceError> {
         if self.shared.is_closed() {
             return Err(MaintenanceError::Closed);
         }
         let shared = self.shared.clone();
-        blocking::unblock(move || scrub::scrub(&shared)).await
+        let (mut report, cold) = blocking::unblock(move || scrub::scrub(&shared)).await?;
+        let mover = self.inner.mover.as_deref();
+        scrub::scrub_cold(&self.shared, mover, cold, &mut report).await?;
+        Ok(report)
     }
 
     /// Changes the bytes that the tiers may take. A smaller disk tier evicts and compacts before this returns.
@@ -417,49 +606,16 @@ impl Store {
 
     /// Figures: what is stored, and what happened since opening. Cheap.
     pub fn stats(&self) -> Stats {
-        let shared = &self.shared;
-        let counters = &shared.counters;
-        let (memory_blocks, memory_bytes) = shared.memory.usage();
-        let pins = shared.pins.read();
-        Stats {
-            memory: MemoryStats {
-                blocks: memory_blocks,
-                bytes: memory_bytes,
-                capacity: shared.memory.capacity(),
-                hits: counters.memory_hits.get(),
-                promotions: counters.promotions.get(),
-                evictions: shared.memory.evictions.load(Relaxed),
-            },
-            disk: DiskStats {
-                blocks: shared.index.len() as u64,
-                live_bytes: counters.live.get(),
-                pinned_bytes: counters.pinned.get(),
-                used_bytes: counters.used.get(),
-                garbage_bytes: counters.used.get().saturating_sub(counters.live.get()),
-                capacity: shared.capacity(),
-                segments: counters.segments.get(),
-                hits: counters.disk_hits.get(),
-                evictions: counters.evictions.get(),
-                expirations: counters.expirations.get(),
-                corruptions: counters.corruptions.get(),
-                compactions: counters.compactions.get(),
-                user_bytes: counters.user_bytes.get(),
-                written_bytes: counters.written.get(),
-                syncs: counters.syncs.get(),
-                batches: counters.batches.get(),
-                poisoned_segments: counters.poisoned.get(),
-                index_bytes: shared.index.bytes() + pins.bytes(),
-            },
-            misses: counters.misses.get(),
-            puts: counters.puts.get(),
-            duplicate_puts: counters.duplicate_puts.get(),
-            pin_sets: pins.len() as u64,
-            values: shared.values.read().len() as u64,
-        }
+        Stats::of(&self.shared, self.inner.mover.as_deref())
     }
 
-    /// Writes what waits, then a checkpoint, and releases the directory. Later calls on any clone fail with `Closed`. Calling it again does nothing.
+    /// Ends moves, writes what waits, then a checkpoint, and releases the directory. Later calls on any clone fail with `Closed`. Calling it
+    /// again does nothing.
     pub async fn close(&self) -> Result<(), MaintenanceError> {
+        if let Some(mover) = &self.inner.mover {
+            mover.stop();
+            mover.ended().await;
+        }
         match commit::task(&self.shared, upkeep::close).await {
             Ok(result) => Ok(result?),
             Err(crate::error::WriteFailure::Closed) => Ok(()),
@@ -470,24 +626,95 @@ impl Store {
 
 enum Lookup {
     Here(Bytes),
-    OnDisk,
+    /// On the disk or in the cold tier.
+    Below(Key),
     Absent,
 }
 
-fn get_from_disk(shared: &Shared, cid: &Cid) -> Result<Option<Bytes>, GetError> {
-    let Some(key) = shared.kinds.find(cid) else {
-        return Ok(None);
+enum OnDisk {
+    Here(Bytes),
+    Cold,
+    Absent,
+}
+
+fn set(results: &mut [Found], number: usize, found: Found) {
+    if let Some(place) = results.get_mut(number) {
+        *place = found;
+    }
+}
+
+async fn put_shared(
+    shared: &Arc<Shared>,
+    cid: Cid,
+    data: Bytes,
+    options: Arc<PutOptions>,
+) -> Result<(), PutError> {
+    let most = shared.config.max_block_bytes;
+    if data.len() as u64 > u64::from(most) {
+        return Err(PutError::TooLarge {
+            size: data.len() as u64,
+            most,
+        });
+    }
+    if options
+        .pin
+        .as_ref()
+        .is_some_and(|set| !pinning::is_name(set))
+    {
+        return Err(PutError::Name);
+    }
+    let (reply, answer) = oneshot::channel();
+    let put = Put {
+        cid,
+        crc: crc32c::crc32c(&data),
+        data,
+        options,
+        origin: Origin::User,
+        reply,
     };
-    let read = shared.read_block(&key, cid)?;
-    match read {
+    commit::submit(shared, Op::Put(put)).await?;
+    answer.await.unwrap_or(Err(PutError::Closed)).map(drop)
+}
+
+fn get_from_disk(shared: &Shared, key: &Key, cid: &Cid) -> Result<OnDisk, GetError> {
+    match shared.read_block(key, cid)? {
         Read::Here(data, expiry_ms) => {
+            shared.counters.disk_hits.add(1);
+            shared.remember(*key, &data, expiry_ms);
+            Ok(OnDisk::Here(data))
+        }
+        Read::Cold(_) => Ok(OnDisk::Cold),
+        Read::Absent => {
+            shared.counters.misses.add(1);
+            Ok(OnDisk::Absent)
+        }
+    }
+}
+
+/// Reads a block that the index has, wherever it is, and counts that.
+async fn read_below(shared: Arc<Shared>, mover: Option<Arc<Mover>>, key: Key, cid: Cid) -> Found {
+    match tiers::read(&shared, mover.as_deref(), key, cid).await? {
+        Some(tiers::Found::Disk(data, expiry_ms)) => {
             shared.counters.disk_hits.add(1);
             shared.remember(key, &data, expiry_ms);
             Ok(Some(data))
         }
-        Read::Cold(_) | Read::Absent => {
+        Some(tiers::Found::Cold(entry, name, thawed)) => {
+            shared.remember(key, &thawed.data, entry_expiry_ms(&entry));
+            if let Some(mover) = &mover {
+                mover.cold.counters.hits.add(1);
+                mover.on_read(&shared, &entry, name, &thawed);
+            }
+            Ok(Some(thawed.data))
+        }
+        None => {
             shared.counters.misses.add(1);
             Ok(None)
         }
     }
+}
+
+/// When the time of a block in the cold tier is over, in milliseconds since 1970; 0 for never.
+fn entry_expiry_ms(entry: &Entry) -> u64 {
+    u64::from(entry.expiry_s) * 1000
 }

@@ -34,6 +34,7 @@ pub(crate) fn gc(shared: &Shared, log: &mut Log) -> Result<GcReport, WriteFailur
         expired,
         segments: shared.counters.compactions.get() - compactions,
         freed_bytes: used.saturating_sub(shared.counters.used.get()),
+        ..GcReport::default()
     })
 }
 

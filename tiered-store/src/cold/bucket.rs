@@ -110,6 +110,10 @@ impl BucketError {
         }
     }
 
+    pub(crate) fn source_or_advice(&self) -> Cause {
+        self.cause().unwrap_or_else(|| cause(Wrong(self.advice())))
+    }
+
     fn of(error: object_store::Error) -> BucketError {
         use object_store::Error as E;
         match &error {
@@ -433,7 +437,7 @@ impl Bucket {
     ) -> Result<T, BucketError> {
         let request: BoxFuture<'static, _> = match self.drive {
             Drive::Threads => {
-                blocking::unblock(move || futures::executor::block_on(request)).boxed()
+                blocking::unblock(move || crate::blocking_store::block_on(request)).boxed()
             }
             #[cfg(feature = "s3")]
             Drive::Reactor => async_compat::Compat::new(request).boxed(),

@@ -109,7 +109,8 @@ impl ColdConfig {
         }
     }
 
-    /// Bytes of packs that it may take, compressed. Default: no limit. Above it the coldest of its blocks are forgotten. At least four packs.
+    /// Bytes of packs that it may take, compressed. Default: no limit. Above it its coldest packs are
+    /// forgotten. At least four packs. Exceeded by one while packs are written again.
     pub fn capacity(mut self, bytes: u64) -> Self {
         self.capacity = Some(bytes);
         self

@@ -102,11 +102,6 @@ impl<'a> Frame<'a> {
         Frame::parse(bytes, header.pack)
     }
 
-    /// Bytes of the whole frame.
-    pub(crate) fn frame_len(&self) -> usize {
-        HEADER + self.key.len() + self.stored.len()
-    }
-
     /// The block. Allocates its length, which `most` bounds, and writes no more whatever the frame holds.
     pub(crate) fn block(&self, most: u32) -> Result<Bytes, FrameError> {
         let Header {
@@ -280,7 +275,8 @@ mod tests {
             let bytes = frame(&block);
             let frame = Frame::parse(&bytes, 7).unwrap();
             assert_eq!(frame.header.coding, coding, "{} bytes", block.len());
-            assert_eq!(frame.frame_len(), bytes.len());
+            let after = [bytes.as_slice(), b"what follows"].concat();
+            assert!(Frame::parse(&after, 7).is_ok());
             assert_eq!((frame.header.class, frame.header.expiry_ms), (0x12, 99));
             assert_eq!(frame.key, b"the key");
             assert_eq!(frame.block(MOST).unwrap(), block);

@@ -1,11 +1,11 @@
 //! The cold tier: packs of compressed blocks in a directory or a bucket.
 
-mod bucket;
+pub(crate) mod bucket;
 mod config;
-mod frame;
+pub(crate) mod frame;
 mod health;
-mod pack;
-mod tier;
+pub(crate) mod pack;
+pub(crate) mod tier;
 
 use std::collections::BTreeMap;
 
@@ -34,21 +34,34 @@ pub(crate) struct Use {
     pub(crate) blocks: u64,
     /// Bytes of the blocks, not compressed.
     pub(crate) bytes: u64,
+    /// Bytes of their frames, by their bounds.
+    pub(crate) stored: u64,
+}
+
+/// What is needed of all packs.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Sum {
+    pub(crate) packs: u64,
+    pub(crate) blocks: u64,
+    pub(crate) bytes: u64,
+    pub(crate) stored: u64,
 }
 
 impl Packs {
-    pub(crate) fn retain(&self, pack: u32, len: u32) {
+    pub(crate) fn retain(&self, at: Location, len: u32) {
         let mut packs = self.0.lock();
-        let used = packs.entry(pack).or_default();
+        let used = packs.entry(at.pack).or_default();
         used.blocks += 1;
         used.bytes += u64::from(len);
+        used.stored += at.usual_frame(len);
     }
 
     /// A pack that nothing is needed of stays listed until [`Packs::forget`].
-    pub(crate) fn release(&self, pack: u32, len: u32) {
-        if let Some(used) = self.0.lock().get_mut(&pack) {
+    pub(crate) fn release(&self, at: Location, len: u32) {
+        if let Some(used) = self.0.lock().get_mut(&at.pack) {
             used.blocks = used.blocks.saturating_sub(1);
             used.bytes = used.bytes.saturating_sub(u64::from(len));
+            used.stored = used.stored.saturating_sub(at.usual_frame(len));
         }
     }
 
@@ -61,10 +74,19 @@ impl Packs {
     }
 
     pub(crate) fn all(&self) -> Vec<(u32, Use)> {
-        self.0
-            .lock()
-            .iter()
-            .map(|(pack, used)| (*pack, *used))
-            .collect()
+        let packs = self.0.lock();
+        packs.iter().map(|(pack, used)| (*pack, *used)).collect()
+    }
+
+    /// All packs together.
+    pub(crate) fn sum(&self) -> Sum {
+        let mut sum = Sum::default();
+        for used in self.0.lock().values() {
+            sum.packs += 1;
+            sum.blocks += used.blocks;
+            sum.bytes += used.bytes;
+            sum.stored += used.stored;
+        }
+        sum
     }
 }

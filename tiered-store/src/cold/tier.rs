@@ -36,8 +36,6 @@ pub(crate) enum ColdError {
 #[derive(Debug, Clone)]
 pub(crate) struct Thawed {
     pub(crate) data: Bytes,
-    /// Milliseconds since 1970; 0 for never.
-    pub(crate) expiry_ms: u64,
     /// Class and importance as in a record of the log.
     pub(crate) class: u8,
 }
@@ -110,11 +108,22 @@ impl Cold {
             }
             Ok(Thawed {
                 data: frame.block(self.max_block)?,
-                expiry_ms: frame.header.expiry_ms,
                 class: frame.header.class,
             })
         };
         thaw().map_err(|error| ColdError::Lost(Arc::new(error)))
+    }
+
+    /// Reads a part of a pack.
+    pub(crate) async fn pieces(
+        &self,
+        pack: u32,
+        range: std::ops::Range<u64>,
+    ) -> Result<Bytes, ColdError> {
+        match self.bucket.get(pack, range).await {
+            Ok(bytes) => Ok(bytes),
+            Err(error) => Err(self.explain(error).await),
+        }
     }
 
     /// A pack that is missing is lost only where this is the right bucket.
@@ -331,6 +340,16 @@ impl Location {
             offset: item.offset,
             bound: u8::try_from(parts.saturating_sub(1)).unwrap_or(u8::MAX),
         }
+    }
+
+    /// Bytes of the whole frame, of a block with a CID of the usual 36 bytes.
+    pub(crate) fn usual_frame(&self, len: u32) -> u64 {
+        frame::HEADER as u64 + 36 + self.most_stored(len)
+    }
+
+    /// Bytes of the whole frame at most. A CID has 104 bytes at most.
+    pub(crate) fn most_frame(&self, len: u32) -> u64 {
+        frame::HEADER as u64 + 104 + self.most_stored(len)
     }
 
     /// Bytes in the frame at most, of a block of `len` bytes.
