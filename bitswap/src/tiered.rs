@@ -10,7 +10,8 @@ use crate::{BlockSource, BoxError};
 impl BlockSource for Store {
     fn get(&self, cid: &Cid) -> BoxFuture<'static, Result<Option<Bytes>, BoxError>> {
         let (store, cid) = (self.clone(), *cid);
-        async move { Store::get(&store, &cid).await.map_err(BoxError::from) }.boxed()
+        // Without the store's source: what peers ask for must not make this node fetch.
+        async move { store.get_local(&cid).await.map_err(BoxError::from) }.boxed()
     }
 
     fn size(&self, cid: &Cid) -> Option<u32> {

@@ -96,9 +96,9 @@ impl BlockingStore {
         block_on(self.0.put_many(blocks, options))
     }
 
-    /// See [`Store::get`].
+    /// See [`Store::get`]. Memory and disk are read on this thread, each caller for itself.
     pub fn get(&self, cid: &Cid) -> Result<Option<Bytes>, GetError> {
-        block_on(self.0.get(cid))
+        self.0.get_here(cid)
     }
 
     /// See [`Store::get_local`].

@@ -179,6 +179,19 @@ pub enum PutError {
     Closed,
 }
 
+/// A request to the cold tier that came to nothing.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{cause}")]
+#[non_exhaustive]
+pub struct ColdFailure {
+    /// The directory or bucket.
+    pub at: String,
+    /// What to look at.
+    pub check: &'static str,
+    /// What happened.
+    pub cause: Arc<dyn Error + Send + Sync>,
+}
+
 /// Why a block could not be read.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -191,17 +204,13 @@ pub enum GetError {
         cid: Cid,
     },
     /// The block is in the cold tier, which does not answer or refuses. It is not lost; all other blocks can be read.
-    #[error("block {cid} is in the cold tier ({at}), which cannot be read: {check}")]
+    #[error("block {cid} is in the cold tier ({}), which cannot be read: {}", source.at, source.check)]
     ColdUnreachable {
         /// The block.
         cid: Cid,
-        /// The directory or bucket.
-        at: String,
-        /// What to look at.
-        check: &'static str,
-        /// The cause.
+        /// Where it is, what to look at, and what happened.
         #[source]
-        source: Arc<dyn Error + Send + Sync>,
+        source: Arc<ColdFailure>,
     },
     /// The [`Source`](crate::Source) failed or took too long. The next get asks it again.
     #[error("block {cid} is not here, and its source failed")]
@@ -426,15 +435,11 @@ pub enum MaintenanceError {
         source: Arc<io::Error>,
     },
     /// The cold tier does not answer or refuses. What is on the disk is done.
-    #[error("the cold tier ({at}) cannot be tidied up: {check}")]
+    #[error("the cold tier ({}) cannot be tidied up: {}", source.at, source.check)]
     ColdUnreachable {
-        /// The directory or bucket.
-        at: String,
-        /// What to look at.
-        check: &'static str,
-        /// The cause.
+        /// Where it is, what to look at, and what happened.
         #[source]
-        source: Arc<dyn Error + Send + Sync>,
+        source: Arc<ColdFailure>,
     },
     /// The disk failed while something moved to the cold tier. Nothing is lost.
     #[error("a move to the cold tier failed on the disk")]

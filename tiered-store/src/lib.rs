@@ -34,7 +34,7 @@ pub use blocking_store::BlockingStore;
 pub use cold::{ColdConfig, MAX_PACK_BYTES, MIN_PACK_BYTES, S3Config};
 pub use config::{Config, ConfigBuilder, ConfigError, MAX_BLOCK_BYTES, MIN_DISK_CAPACITY};
 pub use error::{
-    DeleteError, GetError, MaintenanceError, OpenError, PinError, PutError, ValueError,
+    ColdFailure, DeleteError, GetError, MaintenanceError, OpenError, PinError, PutError, ValueError,
 };
 pub use memory::Model;
 pub use options::{Class, Durability, Importance, PutOptions};

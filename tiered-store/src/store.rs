@@ -15,7 +15,7 @@ use multihash::Multihash;
 use crate::{
     Config, DeleteError, GcReport, GetError, MIN_DISK_CAPACITY, MaintenanceError, OpenError,
     PinError, PutError, PutOptions, ScrubReport, Stats, ValueError,
-    blocking_store::BlockingStore,
+    blocking_store::{BlockingStore, block_on},
     commit::{self, Delete, Op, Origin, Put},
     disk::{index::Entry, recovery},
     flight::Flights,
@@ -277,6 +277,20 @@ impl Store {
                 Ok(Lookup::Here(data))
             }
             None => Ok(Lookup::Below(key)),
+        }
+    }
+
+    /// [`get`](Self::get) on this thread: a read of memory or disk costs no way to another one.
+    pub(crate) fn get_here(&self, cid: &Cid) -> Found {
+        let key = match self.get_from_memory(cid)? {
+            Lookup::Here(data) => return Ok(Some(data)),
+            Lookup::Absent => return block_on(self.get_from_source(cid)),
+            Lookup::Below(key) => key,
+        };
+        match get_from_disk(&self.shared, &key, cid)? {
+            OnDisk::Here(data) => Ok(Some(data)),
+            OnDisk::Absent => block_on(self.get_from_source(cid)),
+            OnDisk::Cold => block_on(self.get_from_below(key, *cid)),
         }
     }
 
@@ -552,16 +566,14 @@ impl Store {
     pub async fn gc(&self) -> Result<GcReport, MaintenanceError> {
         let mut report = commit::task(&self.shared, upkeep::gc).await??;
         if let Some(mover) = self.inner.mover.clone() {
-            let at = mover.cold.bucket.at().to_owned();
+            let bucket = mover.clone();
             let collected = blocking::unblock(move || mover.collect())
                 .await
                 .map_err(|error| match error {
                     GcError::Closed => MaintenanceError::Closed,
                     GcError::Disk(source) => MaintenanceError::Move { source },
                     GcError::Bucket(error) => MaintenanceError::ColdUnreachable {
-                        at,
-                        check: error.advice(),
-                        source: error.source_or_advice(),
+                        source: bucket.cold.bucket.failure(&error),
                     },
                 })?;
             report.packs = collected.packs;

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use web_time::Instant;
 
 use super::health::{Backoff, Health};
-use crate::state::Counter;
+use crate::{ColdFailure, state::Counter};
 
 /// Between the attempts of one request.
 const ATTEMPTS: Backoff = Backoff {
@@ -199,13 +199,17 @@ impl Bucket {
         }
     }
 
-    /// Where it is, for messages.
-    pub(crate) fn at(&self) -> &str {
-        &self.at
-    }
-
     pub(crate) fn is_up(&self) -> bool {
         self.health.lock().is_up()
+    }
+
+    /// What a request that failed tells the user.
+    pub(crate) fn failure(&self, error: &BucketError) -> Arc<ColdFailure> {
+        Arc::new(ColdFailure {
+            at: self.at.clone(),
+            check: error.advice(),
+            cause: error.source_or_advice(),
+        })
     }
 
     /// How long moves wait before they try the bucket again.

@@ -69,6 +69,11 @@ impl Packs {
         self.0.lock().remove(&pack);
     }
 
+    /// Whether something was ever in a pack, as far as this process and its log know.
+    pub(crate) fn knows(&self, pack: u32) -> bool {
+        self.0.lock().contains_key(&pack)
+    }
+
     pub(crate) fn get(&self, pack: u32) -> Use {
         self.0.lock().get(&pack).copied().unwrap_or_default()
     }

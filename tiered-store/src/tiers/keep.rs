@@ -108,7 +108,8 @@ impl Mover {
                 .map_err(|error| Stop::Disk(cause(error)))?;
         }
         for (pack, _) in &listed {
-            let known = self.shared()?.packs.get(*pack).blocks > 0;
+            // Those that nothing needs any more are not orphans: they go in their turn.
+            let known = self.shared()?.packs.knows(*pack);
             if !known && !self.state.lock().untouched.contains(pack) {
                 tracing::info!(pack, "a pack that nothing points to is removed");
                 self.remove(*pack)?;

@@ -27,7 +27,7 @@ use parking_lot::{Condvar, Mutex};
 use web_time::Instant;
 
 use crate::{
-    GetError, OpenError, PutError,
+    ColdFailure, GetError, OpenError, PutError,
     blocking_store::block_on,
     cold::{
         bucket::{BucketError, Cause, cause},
@@ -560,16 +560,6 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// Says what a get found wrong in the cold tier.
-pub(crate) fn get_error(cold: &Cold, cid: Cid, error: BucketError) -> GetError {
-    GetError::ColdUnreachable {
-        cid,
-        at: cold.bucket.at().to_owned(),
-        check: error.advice(),
-        source: error.source_or_advice(),
-    }
-}
-
 /// A block below memory.
 pub(crate) enum Found {
     /// On the disk, and when its time is over in milliseconds since 1970; 0 for never.
@@ -593,12 +583,12 @@ pub(crate) async fn read(
             Read::Cold(entry) => entry,
         };
         let Some(mover) = mover else {
-            return Err(GetError::ColdUnreachable {
-                cid,
+            let source = Arc::new(ColdFailure {
                 at: "none is configured".to_owned(),
                 check: "configure the cold tier as it was when the block went there",
-                source: Arc::new(NoColdTier),
+                cause: cause(NoColdTier),
             });
+            return Err(GetError::ColdUnreachable { cid, source });
         };
         if let Some((name, thawed)) = thaw(mover, shared, &entry, cid).await? {
             return Ok(Some(Found::Cold(entry, name, thawed)));
@@ -629,7 +619,10 @@ async fn thaw(
     };
     match mover.cold.read(at, entry.len(), &name).await {
         Ok(thawed) => Ok(Some((name, thawed))),
-        Err(ColdError::Bucket(error)) => Err(get_error(&mover.cold, cid, error)),
+        Err(ColdError::Bucket(error)) => {
+            let source = mover.cold.bucket.failure(&error);
+            Err(GetError::ColdUnreachable { cid, source })
+        }
         Err(ColdError::Lost(cause)) => {
             if shared.mark_damaged(&entry.key(), entry.place()) {
                 tracing::error!(%cid, ?at, %cause, "a block in the cold tier is damaged or gone");
