@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use web_time::Instant;
 
 use crate::{
-    DeleteError, Durability, Policy, PutError, PutOptions,
+    DeleteError, Durability, PutError, PutOptions,
     disk::{
         checkpoint,
         compact::{self, NoRoom},
@@ -616,7 +616,7 @@ fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bo
             head: u8::try_from(HEADER + key_bytes.len()).unwrap_or(u8::MAX),
             data: put.data.clone(),
             placement: Some(placement::place(
-                &Policy::default(),
+                &shared.config.policy,
                 shared.memory.capacity(),
                 put.data.len(),
                 &put.options,

@@ -107,6 +107,8 @@ impl DiskStats {
 pub struct ColdStats {
     /// Whether the last request was answered. While it is `false` blocks stay on the disk, and puts into a full disk wait.
     pub is_reachable: bool,
+    /// Whether something moves, is tidied up, or waits for the cold tier to answer.
+    pub is_moving: bool,
     /// Blocks in the cold tier.
     pub blocks: u64,
     /// Their bytes, not compressed.
@@ -181,6 +183,7 @@ impl ColdStats {
         let used_bytes = cold.used_bytes();
         ColdStats {
             is_reachable: cold.bucket.is_up(),
+            is_moving: mover.is_moving(),
             blocks: used.blocks,
             bytes: used.bytes,
             stored_bytes: used.stored,

@@ -211,7 +211,7 @@ impl Mover {
     fn uses(&self) -> Result<Vec<PackUse>, Stop> {
         let shared = self.shared()?;
         let mut scores: BTreeMap<u32, f64> = BTreeMap::new();
-        let clock = *shared.clock.lock();
+        let clock = shared.clock.get();
         shared.index.for_each(|entry| {
             if let Some(at) = entry.location() {
                 *scores.entry(at.pack).or_default() += clock.score(entry.heat);
@@ -452,7 +452,7 @@ fn adopt_items(
         payload.push(at.bound);
         payload.extend_from_slice(&item.len.to_le_bytes());
         payload.extend_from_slice(&expiry_s.to_le_bytes());
-        let heat = shared.clock.lock().fresh(1.0);
+        let heat = shared.clock.get().fresh(1.0);
         entries.push(Entry::cold(key, codec, at, item.len, expiry_s, heat));
     }
     if entries.is_empty() {

@@ -267,7 +267,7 @@ impl Mover {
             bytes: entry.len(),
             heat: entry.heat,
         };
-        let clock = *shared.clock.lock();
+        let clock = shared.clock.get();
         let mut state = self.state.lock();
         state.moves.on_read(block, &clock, usage(shared), now());
         let mut is_due = false;
@@ -297,6 +297,11 @@ impl Mover {
 
     pub(crate) fn move_stats(&self) -> MoveStats {
         self.state.lock().moves.stats()
+    }
+
+    pub(crate) fn is_moving(&self) -> bool {
+        let state = self.state.lock();
+        state.is_running || state.promoting > 0
     }
 
     /// Blocks on their way to the disk.
