@@ -339,7 +339,7 @@ async fn a_renewal_that_is_decided_after_the_end_of_the_reservation_does_not_sto
         .with(|_| std::thread::sleep(Duration::from_secs(5)))
         .await;
     node.wait_client("renewal", |event| {
-        matches!(event, client::Event::ReservationAccepted { .. }).then_some(())
+        matches!(event, client::Event::Reserved { .. }).then_some(())
     })
     .await;
     let held = relay

@@ -9,23 +9,20 @@ use std::{
 use bytes::Bytes;
 use cid::Cid;
 use futures::channel::oneshot;
-use hashbrown::{HashMap, HashSet};
 use parking_lot::{Condvar, Mutex};
 use web_time::Instant;
 
 use crate::{
-    DeleteError, Durability, PutError, PutOptions,
+    DeleteError, Durability, PinError, PutError, PutOptions, ValueError,
     disk::{
         checkpoint,
-        compact::{self, NoRoom},
-        index::Entry,
-        log::{Draft, Log, Position},
-        record::{HEADER, Kind, MORE, put_cid},
-        segment,
+        compact::{self, Idle},
+        log::Log,
+        record::HEADER,
     },
     error::WriteFailure,
-    key::Key,
-    placement::{self, Placement},
+    group,
+    pinning::Pinned,
     state::Shared,
 };
 
@@ -40,11 +37,15 @@ const LINGER: Duration = Duration::from_micros(150);
 const SMALL_RESERVE: usize = 1024 * 1024;
 
 /// How often a job whose puts wait for room looks whether anybody still has the store.
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Something for the job to do.
 pub(crate) enum Op {
     Put(Put),
+    Pin(Pin),
+    Unpin(Unpin),
+    PutValue(PutValue),
+    DeleteValue(DeleteValue),
     Delete(Delete),
     /// Everything rare, alone.
     Task(Task),
@@ -79,17 +80,64 @@ pub(crate) struct Delete {
     pub(crate) reply: oneshot::Sender<Result<bool, DeleteError>>,
 }
 
+pub(crate) struct Pin {
+    pub(crate) set: String,
+    pub(crate) cids: Vec<Cid>,
+    pub(crate) reply: oneshot::Sender<Result<Pinned, PinError>>,
+}
+
+pub(crate) struct Unpin {
+    pub(crate) set: String,
+    pub(crate) cids: Vec<Cid>,
+    pub(crate) reply: oneshot::Sender<Result<(), PinError>>,
+}
+
+pub(crate) struct PutValue {
+    pub(crate) key: String,
+    /// As a record has it: hash and value.
+    pub(crate) payload: Bytes,
+    pub(crate) crc: u32,
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) reply: oneshot::Sender<Result<(), ValueError>>,
+}
+
+pub(crate) struct DeleteValue {
+    pub(crate) key: String,
+    pub(crate) reply: oneshot::Sender<Result<bool, ValueError>>,
+}
+
+/// Ops that share a group. Those of another kind go into the next one, so that no op sees what another of its group does.
+#[derive(PartialEq, Eq)]
+enum Company {
+    Writes,
+    Deletes,
+    Alone,
+}
+
 impl Op {
+    fn company(&self) -> Company {
+        match self {
+            Op::Delete(_) => Company::Deletes,
+            Op::Task(_) => Company::Alone,
+            _ => Company::Writes,
+        }
+    }
+
     /// Bytes that it holds while it waits.
     fn weight(&self) -> usize {
         match self {
             Op::Put(put) => put.data.len() + 256,
-            Op::Delete(_) | Op::Task(_) => 256,
+            Op::PutValue(put) => put.payload.len() + put.key.len() + 256,
+            Op::Pin(Pin { cids, .. }) | Op::Unpin(Unpin { cids, .. }) => {
+                size_of_val(cids.as_slice()) + 256
+            }
+            Op::Delete(_) | Op::DeleteValue(_) | Op::Task(_) => 256,
         }
     }
 
-    fn is_put(&self) -> bool {
-        matches!(self, Op::Put(_))
+    /// Whether it may have to wait for room in the store.
+    pub(crate) fn needs_room(&self) -> bool {
+        matches!(self, Op::Put(_) | Op::PutValue(_))
     }
 }
 
@@ -110,6 +158,8 @@ struct State {
     running: bool,
     /// The job waits at the condition variable.
     lingering: bool,
+    /// The time for upkeep has come.
+    tick: bool,
     /// Why blocks could not leave for the cold tier, as of the last attempt.
     demotion_failure: Option<Cause>,
 }
@@ -152,7 +202,7 @@ pub(crate) async fn submit(shared: &Arc<Shared>, op: Op) -> Result<(), WriteFail
             if shared.is_closed() {
                 return Err(WriteFailure::Closed);
             }
-            let limit = if op.is_put() {
+            let limit = if op.needs_room() {
                 shared.queue.limit
             } else {
                 shared.queue.limit + SMALL_RESERVE
@@ -177,6 +227,31 @@ pub(crate) async fn submit(shared: &Arc<Shared>, op: Op) -> Result<(), WriteFail
         // A dropped sender means the same as a message: look again.
         let _ = wait.await;
     }
+}
+
+/// Runs the job once, if it does not run, as something that it waits for has happened.
+pub(crate) fn wake(shared: &Arc<Shared>) {
+    let mut state = shared.queue.state.lock();
+    if shared.is_closed() {
+        return;
+    }
+    shared.queue.arrived.notify_one();
+    if !state.running {
+        state.running = true;
+        let shared = shared.clone();
+        blocking::unblock(move || run(&shared)).detach();
+    }
+}
+
+/// Lets the job look after what takes no notice of itself: blocks whose time is over, garbage.
+pub(crate) fn tick(shared: &Arc<Shared>) {
+    shared.queue.state.lock().tick = true;
+    wake(shared);
+}
+
+/// Whether the job runs. It holds the store then, without using it for anybody.
+pub(crate) fn is_running(shared: &Shared) -> bool {
+    shared.queue.state.lock().running
 }
 
 /// Queues work that has the log for itself and waits for its answer.
@@ -247,12 +322,12 @@ fn now() -> Instant {
 }
 
 /// Puts the group back to the front. They wait until something leaves the disk.
-fn stall(shared: &Shared, log: &mut Log, puts: Vec<Put>) -> Stall {
+fn stall(shared: &Shared, log: &mut Log, ops: Vec<Op>) -> Stall {
     let now = now();
     log.lacking_since.get_or_insert(now);
     let mut state = shared.queue.state.lock();
-    for put in puts.into_iter().rev() {
-        state.ops.push_front(Op::Put(put));
+    for op in ops.into_iter().rev() {
+        state.ops.push_front(op);
     }
     Stall {
         seen: occupancy(shared),
@@ -270,10 +345,10 @@ fn is_stalled(shared: &Arc<Shared>, log: &Log, stall: &Stall) -> bool {
         .get()
         .map_or(Duration::ZERO, |demoter| demoter.patience());
     let mut state = shared.queue.state.lock();
-    if state.ops.iter().any(|op| !op.is_put()) {
+    if state.ops.iter().any(|op| !op.needs_room()) {
         return true;
     }
-    if Arc::strong_count(shared) == 1 {
+    if is_abandoned(shared, log) {
         // Nobody waits for an answer any more.
         let bytes = state.ops.iter().map(Op::weight).sum();
         state.ops.clear();
@@ -291,10 +366,11 @@ fn is_stalled(shared: &Arc<Shared>, log: &Log, stall: &Stall) -> bool {
         drop(state);
         shared.queue.release(failed.iter().map(Op::weight).sum());
         for op in failed {
-            if let Op::Put(put) = op {
-                let _ = put.reply.send(Err(PutError::ColdTier {
-                    source: cause.clone(),
-                }));
+            let source = cause.clone();
+            match op {
+                Op::Put(put) => drop(put.reply.send(Err(PutError::ColdTier { source }))),
+                Op::PutValue(put) => drop(put.reply.send(Err(ValueError::ColdTier { source }))),
+                _ => {}
             }
         }
         return false;
@@ -330,6 +406,11 @@ impl Drop for CloseOnPanic<'_> {
     }
 }
 
+/// Whether nobody but the job, and a checkpoint that is being written, has the store any more.
+fn is_abandoned(shared: &Arc<Shared>, log: &Log) -> bool {
+    Arc::strong_count(shared) <= 1 + usize::from(log.checkpoints.is_writing())
+}
+
 /// The job: runs while there is something to do.
 fn run(shared: &Arc<Shared>) {
     let mut log = shared.log.lock();
@@ -337,6 +418,7 @@ fn run(shared: &Arc<Shared>) {
     let mut last = 0;
     let mut stalled: Option<Stall> = None;
     loop {
+        let is_news = checkpoint::finish_if_written(shared, &mut log);
         if stalled
             .as_ref()
             .is_some_and(|stall| !is_stalled(shared, &log, stall))
@@ -346,31 +428,23 @@ fn run(shared: &Arc<Shared>) {
         let (group, bytes) = take(shared, &log, last, stalled.is_some());
         last = group.len();
         if group.is_empty() {
-            if stalled.is_some() {
-                continue;
-            }
-            // Nobody but this job has the store any more: go at once, so that it can be opened again.
-            if Arc::strong_count(shared) > 1
-                && !shared.is_closed()
-                && compact::background(shared, &mut log)
-            {
-                continue;
-            }
-            let mut state = shared.queue.state.lock();
-            if state.ops.is_empty() {
-                state.running = false;
+            if stalled.is_none() && !is_news && !idle(shared, &mut log) {
                 return;
             }
             continue;
         }
         match commit(shared, &mut log, group) {
-            Some(puts) => stalled = Some(stall(shared, &mut log, puts)),
+            Some(ops) => {
+                let held: usize = ops.iter().map(Op::weight).sum();
+                stalled = Some(stall(shared, &mut log, ops));
+                shared.queue.release(bytes - held);
+            }
             None => shared.queue.release(bytes),
         }
         // A closed store's directory may be somebody else's by now.
         if !shared.is_closed()
             && checkpoint::is_due(&log)
-            && let Err(error) = checkpoint::write(shared, &mut log)
+            && let Err(error) = checkpoint::start(shared, &mut log)
         {
             tracing::warn!(
                 ?error,
@@ -381,11 +455,40 @@ fn run(shared: &Arc<Shared>) {
     }
 }
 
+/// Nothing is to be written. `false`: the job ends.
+fn idle(shared: &Arc<Shared>, log: &mut Log) -> bool {
+    let mut next = Idle::Done;
+    // If nobody has the store any more, go at once, so that it can be opened again.
+    if !is_abandoned(shared, log) && !shared.is_closed() {
+        if std::mem::take(&mut shared.queue.state.lock().tick) {
+            compact::expire(shared, log);
+        }
+        next = compact::background(shared, log);
+    }
+    let mut state = shared.queue.state.lock();
+    match next {
+        Idle::Busy => return true,
+        Idle::In(wait) if state.ops.is_empty() => {
+            state.lingering = true;
+            shared.queue.arrived.wait_for(&mut state, wait.min(LOOK));
+            state.lingering = false;
+            return true;
+        }
+        Idle::In(_) | Idle::Done => {}
+    }
+    // What was written beside meanwhile is looked at first.
+    let is_idle = state.ops.is_empty() && !state.tick && !log.checkpoints.is_written();
+    if is_idle {
+        state.running = false;
+    }
+    !is_idle
+}
+
 /// Takes ops of one kind that fit into the active segment together; while puts wait for room, one of the others.
 fn take(shared: &Shared, log: &Log, last: usize, stalled: bool) -> (Vec<Op>, usize) {
     let mut state = shared.queue.state.lock();
     if stalled {
-        let other = state.ops.iter().position(|op| !op.is_put());
+        let other = state.ops.iter().position(|op| !op.needs_room());
         let op = other.and_then(|at| state.ops.remove(at));
         let weight = op.as_ref().map_or(0, Op::weight);
         return (op.into_iter().collect(), weight);
@@ -419,8 +522,8 @@ fn take(shared: &Shared, log: &Log, last: usize, stalled: bool) -> (Vec<Op>, usi
         Op::Put(put) => {
             put.options.durability.unwrap_or(shared.config.durability) == Durability::Each
         }
-        Op::Delete(_) => false,
         Op::Task(_) => true,
+        _ => false,
     };
     let (mut group, mut weight, mut disk) = (Vec::new(), 0, 0);
     while let Some(op) = state.ops.front() {
@@ -428,7 +531,7 @@ fn take(shared: &Shared, log: &Log, last: usize, stalled: bool) -> (Vec<Op>, usi
         let alone = each(op) || group.first().is_some_and(each);
         let other = group
             .first()
-            .is_some_and(|first| std::mem::discriminant(first) != std::mem::discriminant(op));
+            .is_some_and(|first| first.company() != op.company());
         if !group.is_empty() && (alone || other || disk + bytes > room) {
             break;
         }
@@ -452,405 +555,37 @@ fn record_bytes(op: &Op) -> u64 {
                 .map_or(0, |set| HEADER + set.len() + 128);
             OVERHEAD + put.data.len() + pin
         }
+        Op::PutValue(put) => OVERHEAD + put.key.len() * 2 + put.payload.len(),
+        Op::Pin(Pin { set, cids, .. }) | Op::Unpin(Unpin { set, cids, .. }) => {
+            OVERHEAD + set.len() * 2 + cids.len() * 48
+        }
         Op::Delete(_) => OVERHEAD,
+        Op::DeleteValue(delete) => OVERHEAD + delete.key.len() * 2,
         Op::Task(_) => 0,
     };
     bytes as u64
 }
 
-/// Returns puts that have to wait for room.
-fn commit(shared: &Shared, log: &mut Log, group: Vec<Op>) -> Option<Vec<Put>> {
+/// Returns what has to wait for room.
+fn commit(shared: &Shared, log: &mut Log, group: Vec<Op>) -> Option<Vec<Op>> {
     if shared.is_closed() {
         // Dropping the replies tells the callers.
         return None;
     }
     shared.counters.batches.add(1);
-    let (mut puts, mut deletes) = (Vec::new(), Vec::new());
+    let (mut writes, mut deletes) = (Vec::new(), Vec::new());
     for op in group {
         match op {
-            Op::Put(put) => puts.push(put),
             Op::Delete(delete) => deletes.push(delete),
             Op::Task(task) => task(shared, log),
+            op => writes.push(op),
         }
     }
     if !deletes.is_empty() {
-        commit_deletes(shared, log, deletes);
+        group::delete(shared, log, deletes);
     }
-    if puts.is_empty() {
+    if writes.is_empty() {
         return None;
     }
-    commit_puts(shared, log, puts)
-}
-
-/// What a group of puts will change once it is on the disk.
-#[derive(Default)]
-struct Staged {
-    drafts: Vec<Draft>,
-    /// Draft number and entry to be.
-    blocks: Vec<NewBlock>,
-    pins: Vec<(String, Key)>,
-    live: u64,
-    pinned: u64,
-    /// What is written or pinned by this group must not be evicted for it.
-    keep: HashSet<Key>,
-    /// Blocks that this group writes, and whether they stay for good.
-    written: HashMap<Key, bool>,
-    pinned_keys: HashSet<Key>,
-    needs_sync: bool,
-}
-
-struct NewBlock {
-    draft: usize,
-    key: Key,
-    codec: u8,
-    head: u8,
-    data: Bytes,
-    /// Of a new block; `None`: it keeps its heat.
-    placement: Option<Placement>,
-    expiry_ms: u64,
-}
-
-fn commit_puts(shared: &Shared, log: &mut Log, puts: Vec<Put>) -> Option<Vec<Put>> {
-    let now = shared.vfs.now_ms();
-    let mut staged = Staged::default();
-    let mut decided = Vec::with_capacity(puts.len());
-    for put in &puts {
-        decided.push(stage(shared, &mut staged, put, now));
-    }
-    let written = write_staged(shared, log, &staged);
-    let result = match written {
-        Ok(places) => {
-            log.lacking_since = None;
-            apply(shared, log, staged, &places);
-            Ok(())
-        }
-        Err(NotWritten::Wait) => return Some(puts),
-        Err(NotWritten::Failed(error)) => {
-            // What was interned for blocks that did not arrive.
-            for block in &staged.blocks {
-                if shared.index.id(&block.key).is_none() {
-                    shared.kinds.forget(&block.key);
-                }
-            }
-            Err(error)
-        }
-    };
-    for (put, decided) in puts.into_iter().zip(decided) {
-        let answer = decided.and_then(|new| result.clone().map(|()| new));
-        if let (Ok(new), Origin::User) = (&answer, put.origin) {
-            shared.counters.puts.add(1);
-            if *new {
-                shared.counters.user_bytes.add(put.data.len() as u64);
-            } else {
-                shared.counters.duplicate_puts.add(1);
-            }
-        }
-        let _ = put.reply.send(answer);
-    }
-    None
-}
-
-/// Why a group was not written.
-enum NotWritten {
-    /// There will be room once the cold tier took some blocks.
-    Wait,
-    Failed(PutError),
-}
-
-/// Decides what a put writes. `Ok(false)`: the block is there already.
-fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bool, PutError> {
-    if let Origin::Cold { class, urgent } = put.origin {
-        return stage_promotion(shared, staged, put, class, urgent, now);
-    }
-    let (key, codec) = shared.kinds.intern(&put.cid);
-    let key_bytes = put.cid.to_bytes();
-    let entry = shared.index.get(&key);
-    // What is pinned has to be on disk.
-    let entry = entry.filter(|entry| !entry.is_cold() || put.options.pin.is_none());
-    let there = match staged.written.get(&key) {
-        Some(for_good) => *for_good,
-        None => entry
-            .is_some_and(|entry| !entry.is_damaged() && (entry.expiry_s == 0 || entry.pins > 0)),
-    };
-    let expiry_ms = match put.options.ttl {
-        Some(ttl) => now
-            .saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))
-            .max(1),
-        None => 0,
-    };
-    // A block that expires is written again for good, even where a pin holds it for now.
-    let there = there && (expiry_ms != 0 || entry.is_none_or(|entry| entry.expiry_s == 0));
-    let key_len = key_bytes.len() as u64;
-    let bytes = segment::footprint(HEADER as u64 + key_len + put.data.len() as u64, key_len);
-    let already_pinned =
-        entry.is_some_and(|entry| entry.pins > 0) || staged.pinned_keys.contains(&key);
-    let adds_live = if there { 0 } else { bytes };
-    let adds_pinned = if put.options.pin.is_some() && !already_pinned {
-        bytes
-    } else {
-        0
-    };
-    let pinned = shared.fixed_bytes() + staged.pinned;
-    let unpinned_floor = if put.options.pin.is_none() && !there {
-        bytes
-    } else {
-        0
-    };
-    if pinned + adds_pinned + unpinned_floor > shared.live_limit() {
-        return Err(PutError::Full {
-            needed: adds_pinned.max(unpinned_floor),
-            capacity: shared.capacity(),
-        });
-    }
-    staged.live += adds_live;
-    staged.pinned += adds_pinned;
-    staged.keep.insert(key);
-    let durability = put.options.durability.unwrap_or(shared.config.durability);
-    staged.needs_sync |= durability != Durability::Relaxed || put.options.pin.is_some();
-    if !there {
-        staged.written.insert(key, expiry_ms == 0);
-        staged.blocks.push(NewBlock {
-            draft: staged.drafts.len(),
-            key,
-            codec,
-            head: u8::try_from(HEADER + key_bytes.len()).unwrap_or(u8::MAX),
-            data: put.data.clone(),
-            placement: Some(placement::place(
-                &shared.config.policy,
-                shared.memory.capacity(),
-                put.data.len(),
-                &put.options,
-            )),
-            expiry_ms,
-        });
-        staged.drafts.push(Draft {
-            kind: Kind::Block,
-            flags: if put.options.pin.is_some() { MORE } else { 0 },
-            class: put.options.class as u8 | (put.options.importance as u8) << 4,
-            expiry_ms,
-            key: key_bytes,
-            payload: put.data.clone(),
-            payload_crc: put.crc,
-        });
-    }
-    if let Some(set) = &put.options.pin {
-        let member = shared
-            .index
-            .id(&key)
-            .is_some_and(|id| shared.pins.read().is_member(set, id));
-        if !member || !there {
-            let mut payload = Vec::new();
-            put_cid(&put.cid, &mut payload);
-            staged.drafts.push(Draft::new(
-                Kind::Pin,
-                set.clone().into_bytes(),
-                payload.into(),
-            ));
-        }
-        staged.pins.push((set.clone(), key));
-        staged.pinned_keys.insert(key);
-    }
-    Ok(!there)
-}
-
-/// A block comes back from the cold tier, if it is still there.
-fn stage_promotion(
-    shared: &Shared,
-    staged: &mut Staged,
-    put: &Put,
-    class: u8,
-    urgent: bool,
-    now: u64,
-) -> Result<bool, PutError> {
-    let found = shared.kinds.find(&put.cid).and_then(|key| {
-        let entry = shared.index.get(&key)?;
-        Some((key, entry))
-    });
-    let Some((key, entry)) = found.filter(|(key, entry)| {
-        entry.is_cold() && entry.is_present(now) && !staged.written.contains_key(key)
-    }) else {
-        return Ok(false);
-    };
-    let key_bytes = shared
-        .kinds
-        .cid(&key, entry.codec)
-        .unwrap_or(put.cid)
-        .to_bytes();
-    let draft = Draft {
-        kind: Kind::Block,
-        flags: 0,
-        class,
-        expiry_ms: u64::from(entry.expiry_s) * 1000,
-        key: key_bytes,
-        payload: put.data.clone(),
-        payload_crc: put.crc,
-    };
-    let bytes = draft.footprint();
-    let room = shared
-        .live_limit()
-        .saturating_sub(shared.counters.live.get() + staged.live);
-    if !urgent && bytes > room {
-        return Ok(false);
-    }
-    if shared.fixed_bytes() + staged.pinned + bytes > shared.live_limit() {
-        return Err(PutError::Full {
-            needed: bytes,
-            capacity: shared.capacity(),
-        });
-    }
-    staged.live += bytes;
-    staged.keep.insert(key);
-    // The copy in the cold tier is given up for it.
-    staged.needs_sync = true;
-    staged.written.insert(key, entry.expiry_s == 0);
-    staged.blocks.push(NewBlock {
-        draft: staged.drafts.len(),
-        key,
-        codec: entry.codec,
-        head: u8::try_from(HEADER + draft.key.len()).unwrap_or(u8::MAX),
-        data: put.data.clone(),
-        placement: None,
-        expiry_ms: draft.expiry_ms,
-    });
-    staged.drafts.push(draft);
-    Ok(true)
-}
-
-fn write_staged(
-    shared: &Shared,
-    log: &mut Log,
-    staged: &Staged,
-) -> Result<Vec<Position>, NotWritten> {
-    let failed = |failure: WriteFailure| NotWritten::Failed(failure.into());
-    let bytes = staged.drafts.iter().map(Draft::footprint).sum();
-    match compact::make_room(shared, log, staged.live, bytes, &staged.keep) {
-        Ok(()) => {}
-        Err(NoRoom::Full { needed }) => {
-            return Err(NotWritten::Failed(PutError::Full {
-                needed,
-                capacity: shared.capacity(),
-            }));
-        }
-        Err(NoRoom::Wait) => return Err(NotWritten::Wait),
-        Err(NoRoom::Failed(failure)) => return Err(failed(failure)),
-    }
-    let places = if staged.drafts.is_empty() {
-        Vec::new()
-    } else {
-        log.append(shared, &staged.drafts).map_err(failed)?
-    };
-    if staged.needs_sync {
-        log.sync(shared).map_err(failed)?;
-    }
-    Ok(places)
-}
-
-fn apply(shared: &Shared, log: &mut Log, staged: Staged, places: &[Position]) {
-    for block in staged.blocks {
-        let Some(place) = places.get(block.draft) else {
-            continue;
-        };
-        let heat = match block.placement {
-            Some(placement) => shared.clock.tick(shared.index.len()).fresh(placement.reads),
-            None => f32::NEG_INFINITY,
-        };
-        let len = u32::try_from(block.data.len()).unwrap_or(u32::MAX);
-        let entry = Entry::new(
-            block.key,
-            block.codec,
-            *place,
-            block.head,
-            len,
-            block.expiry_ms,
-            heat,
-        );
-        let old = shared.index.insert(entry);
-        if let Some(old) = old {
-            log.has_shadows = true;
-            shared.release(log, &old);
-            if old.pins > 0 {
-                // The name may be of another length.
-                shared.counters.pinned.add(entry.footprint());
-                shared.counters.pinned.sub(old.footprint());
-            }
-        }
-        shared.retain(log, &entry);
-        if shared.memory.capacity() > 0
-            && let Some(placement) = block.placement
-        {
-            // A copy, as the caller's bytes may be a small part of a large buffer that would stay with them.
-            shared.memory.set_expiry(&block.key, block.expiry_ms);
-            if placement.in_memory {
-                let mut copy = shared.memory.buffer(block.data.len());
-                copy.extend_from_slice(&block.data);
-                let (reads, expiry_ms) = (placement.reads, block.expiry_ms);
-                shared
-                    .memory
-                    .insert(block.key, copy.freeze(), reads, expiry_ms);
-            }
-        }
-    }
-    let mut pins = shared.pins.write();
-    for (set, key) in staged.pins {
-        let pinned = pins.pin(&shared.index, &set, &key);
-        shared.counters.pinned.add(pinned);
-        shared.memory.set_expiry(&key, 0);
-    }
-}
-
-fn commit_deletes(shared: &Shared, log: &mut Log, deletes: Vec<Delete>) {
-    let now = shared.vfs.now_ms();
-    let (mut drafts, mut keys, mut answers) = (Vec::new(), Vec::new(), Vec::new());
-    let mut seen = HashSet::new();
-    // Blocks that are not here may be evicted ones, whose records would count again at the next opening.
-    let mut unknown = Vec::new();
-    for delete in deletes {
-        let draft = Draft::new(Kind::Delete, delete.cid.to_bytes(), Bytes::new());
-        let Some(entry) = shared
-            .kinds
-            .find(&delete.cid)
-            .and_then(|key| shared.index.get(&key))
-        else {
-            if log.has_shadows {
-                unknown.push(draft);
-            }
-            answers.push((delete.reply, false));
-            continue;
-        };
-        if entry.pins > 0 {
-            let _ = delete
-                .reply
-                .send(Err(DeleteError::Pinned { cid: delete.cid }));
-            continue;
-        }
-        let first = seen.insert(entry.key());
-        if first {
-            drafts.push(draft);
-            keys.push(entry.key());
-        }
-        answers.push((delete.reply, first && entry.is_present(now)));
-    }
-    let bytes: u64 = unknown.iter().map(Draft::footprint).sum();
-    // There is no end to what is not here, but a checkpoint is the end of all those records.
-    if bytes > 0
-        && shared.counters.used.get() + bytes > shared.capacity()
-        && checkpoint::write(shared, log).is_ok()
-    {
-        unknown.clear();
-    }
-    drafts.append(&mut unknown);
-    // Deleting must work in a full store, so it asks for no room: its records are small and become garbage at once.
-    let written = if drafts.is_empty() {
-        Ok(())
-    } else {
-        log.append(shared, &drafts).and_then(|_| log.sync(shared))
-    };
-    if written.is_ok() {
-        for key in keys {
-            shared.forget(log, &key);
-        }
-    }
-    for (reply, there) in answers {
-        let _ = reply.send(written.clone().map(|()| there).map_err(DeleteError::from));
-    }
+    group::write(shared, log, writes)
 }

@@ -369,6 +369,21 @@ pub enum ValueError {
         /// Bytes that the disk tier may take.
         capacity: u64,
     },
+    /// The hash that the value should be stored with is longer than 128 bytes.
+    #[error("the hash has {size} bytes, a value is stored with up to 128")]
+    Hash {
+        /// Its size in bytes.
+        size: usize,
+    },
+    /// See [`PutError::ColdTier`].
+    #[error(
+        "the disk tier is full and the cold tier cannot take blocks; put again once it can be reached, or raise the disk capacity"
+    )]
+    ColdTier {
+        /// Why the last attempt failed.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
     /// The bytes on the disk are not those that were written. Put the value again or delete it.
     #[error("the value of {key:?} is damaged on the disk")]
     Corrupt {

@@ -11,14 +11,21 @@ use multihash_codetable::{Code, MultihashDigest as _};
 use crate::{
     Config, FORMAT, PutOptions, Store,
     disk::{
-        checkpoint,
+        aborts, checkpoint,
+        lane::LaneKind,
         record::{HEADER, Header, Record},
-        segment::{self, Item},
+        segment::{self, Items, SegmentHeader},
     },
     vfs::{Image, SimVfs, Vfs, VfsFile},
 };
 
 const SEGMENT: u32 = 1;
+const HEAD: SegmentHeader = SegmentHeader {
+    id: SEGMENT,
+    first_seq: 0,
+    salt: 0x5a17_5a17_5a17_5a17,
+    lane: LaneKind::Main,
+};
 const NOW_MS: u64 = 1_000_000_000_000;
 
 fn file(bytes: &[u8]) -> Arc<dyn VfsFile> {
@@ -36,20 +43,8 @@ fn number(bytes: &[u8]) -> Option<(u16, &[u8])> {
     Some((u16::from_le_bytes(*number), rest))
 }
 
-fn header_of(item: &Item) -> Header {
-    Header {
-        kind: item.kind,
-        flags: 0,
-        class: item.class,
-        key_len: u16::try_from(item.key.len()).expect("it came from 16 bits"),
-        payload_len: item.payload_len,
-        expiry_ms: item.expiry_ms,
-        seq: item.seq,
-    }
-}
-
-/// Gives every record in a row the checksum that it should have.
-fn mend_records(bytes: &mut [u8]) {
+/// Gives every record in a row the token and the checksum that it should have, `at` being where the first stands in its segment.
+fn mend_records(bytes: &mut [u8], mut at: u64) {
     let mut rest = bytes;
     while let Some(head) = rest.first_chunk::<HEADER>() {
         let key = usize::from(u16::from_le_bytes([head[8], head[9]]));
@@ -57,6 +52,8 @@ fn mend_records(bytes: &mut [u8]) {
         let Some(record) = rest.get_mut(..HEADER + key + payload) else {
             return;
         };
+        record[HEADER - 8..HEADER - 4].copy_from_slice(&HEAD.token(at).to_le_bytes());
+        at += record.len() as u64;
         let crc = crc32c::crc32c(&record[HEADER + key..]);
         let crc = crc32c::crc32c_append(crc, &record[..HEADER - 4]);
         let crc = crc32c::crc32c_append(crc, &record[HEADER..HEADER + key]);
@@ -68,7 +65,7 @@ fn mend_records(bytes: &mut [u8]) {
 /// A record, or several in a row.
 pub fn record(bytes: &[u8]) {
     let mut mended = bytes.to_vec();
-    mend_records(&mut mended);
+    mend_records(&mut mended, segment::SEGMENT_HEADER);
     for bytes in [bytes, &mended] {
         let Some(record) = Record::parse(bytes) else {
             continue;
@@ -90,14 +87,17 @@ pub fn record(bytes: &[u8]) {
         flipped[bit / 8] ^= 1 << (bit % 8);
         assert!(Record::parse(&flipped).is_none());
     }
-    let mut whole = segment::encode_header(SEGMENT);
+    let mut whole = HEAD.encode();
     whole.extend_from_slice(&mended);
-    let (items, end) = segment::scan(&file(&whole), SEGMENT, 0).expect("nothing fails in memory");
-    assert!(end <= whole.len() as u64);
-    for item in items {
-        let from = item.offset as usize;
-        let record = Record::parse(&whole[from..from + item.record_len()]).expect("it was scanned");
-        assert_eq!(record.key, item.key);
+    for (header, settled) in [(Some(HEAD), 0), (Some(HEAD), 100), (None, 0), (None, 100)] {
+        let scan = segment::scan(&file(&whole), header, settled).expect("nothing fails in memory");
+        assert!(scan.end <= whole.len() as u64);
+        for item in scan.items.iter() {
+            let from = item.offset as usize;
+            let record = Record::parse(&whole[from..from + item.record_len() as usize])
+                .expect("it was scanned");
+            assert_eq!(record.key, item.key);
+        }
     }
 }
 
@@ -105,27 +105,26 @@ pub fn record(bytes: &[u8]) {
 pub fn footer(bytes: &[u8]) {
     let raw = file(bytes);
     let _ = segment::read_footer(&*raw, SEGMENT).expect("nothing fails in memory");
-    let _ = segment::scan(&raw, SEGMENT, 0).expect("nothing fails in memory");
+    let header = segment::read_header(&*raw, SEGMENT).expect("nothing fails in memory");
+    let _ = segment::scan(&raw, header, 0).expect("nothing fails in memory");
+    let _ = aborts::parse(bytes);
     let Some((count, items)) = number(bytes) else {
         return;
     };
-    let mended = file(&segment::encode_header(SEGMENT));
-    segment::write_footer(
-        &*mended,
-        segment::SEGMENT_HEADER,
-        SEGMENT,
-        items,
-        u32::from(count),
-    )
-    .expect("nothing fails in memory");
+    let mended = file(&HEAD.encode());
+    let items = Items {
+        bytes: items.to_vec(),
+        count: u32::from(count),
+    };
+    segment::write_footer(&*mended, segment::SEGMENT_HEADER, SEGMENT, &items)
+        .expect("nothing fails in memory");
     let read = segment::read_footer(&*mended, SEGMENT).expect("nothing fails in memory");
     if let Some(read) = read {
-        let mut again = Vec::new();
-        for item in &read {
-            segment::push_item(&header_of(item), item.offset, &item.key, &mut again);
+        let mut again = Items::default();
+        for item in read.iter() {
+            again.push(&item);
         }
-        assert_eq!(again, items);
-        assert_eq!(read.len(), usize::from(count));
+        assert_eq!((&again.bytes, again.count), (&items.bytes, items.count));
     }
 }
 
@@ -154,6 +153,8 @@ pub fn checkpoint(bytes: &[u8]) {
         .expect("nothing fails in memory");
         assert!(seen <= bytes.len());
         assert!(!whole || starts == 1);
+        let seq = checkpoint::seq_of_whole(&*file(bytes)).expect("nothing fails in memory");
+        assert!(!whole || seq.is_some());
     }
 }
 
@@ -164,9 +165,9 @@ pub fn recovery(bytes: &[u8]) {
         return;
     };
     let (checkpoint, records) = rest.split_at(usize::from(len).min(rest.len()));
-    let mut log = segment::encode_header(SEGMENT);
+    let mut log = HEAD.encode();
     let mut records = records.to_vec();
-    mend_records(&mut records);
+    mend_records(&mut records, segment::SEGMENT_HEADER);
     log.extend_from_slice(&records);
     let dir = std::path::Path::new("store");
     let mut image = Image::new();
@@ -176,7 +177,7 @@ pub fn recovery(bytes: &[u8]) {
     );
     image.insert(dir.join(segment::file_name(SEGMENT)), log);
     if !checkpoint.is_empty() {
-        image.insert(dir.join(checkpoint::FILE), chunks(checkpoint));
+        image.insert(dir.join(checkpoint::file_name(1)), chunks(checkpoint));
     }
     let vfs = SimVfs::from_image(image, NOW_MS);
     let config = || {

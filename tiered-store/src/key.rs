@@ -100,12 +100,39 @@ impl Kinds {
         }
     }
 
+    /// All numbers that were given out.
+    pub(crate) fn all(&self) -> Numbered {
+        let tables = self.0.read();
+        Numbered {
+            hashes: tables.hashes.clone(),
+            codecs: tables.codecs.clone(),
+        }
+    }
+
+    /// The number of a hash function and digest length; `None` if there are too many.
+    pub(crate) fn intern_hash(&self, code: u64, size: u8) -> Option<u8> {
+        intern(&mut self.0.write().hashes, (code, size)).map(number_of)
+    }
+
+    /// The number of a codec; 0 if there are too many.
+    pub(crate) fn intern_codec(&self, is_v0: bool, codec: u64) -> u8 {
+        intern(&mut self.0.write().codecs, (is_v0, codec)).map_or(0, number_of)
+    }
+
     /// A block is gone: its long form is not needed any more.
     pub(crate) fn forget(&self, key: &Key) {
         if key.hash == 0 {
             self.0.write().long.remove(&key.digest);
         }
     }
+}
+
+/// What the numbers stand for, from 1 on.
+pub(crate) struct Numbered {
+    /// Hash code and digest length.
+    pub(crate) hashes: Vec<(u64, u8)>,
+    /// CID version 0 or not, and codec.
+    pub(crate) codecs: Vec<(bool, u64)>,
 }
 
 fn intern<T: PartialEq>(table: &mut Vec<T>, value: T) -> Option<usize> {

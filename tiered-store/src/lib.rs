@@ -10,6 +10,7 @@ mod flight;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod group;
 mod heat;
 mod key;
 mod memory;

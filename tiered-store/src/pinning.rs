@@ -6,10 +6,12 @@ use cid::Cid;
 use crate::{
     MAX_NAME_BYTES, PinError,
     disk::{
+        compact,
         log::{Draft, Log},
         record::{Kind, MORE, put_cid},
     },
     error::WriteFailure,
+    group::{Effect, Staged},
     key::Key,
     state::Shared,
 };
@@ -21,12 +23,8 @@ pub(crate) fn is_name(name: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&name.len())
 }
 
-fn write(shared: &Shared, log: &mut Log, mut drafts: Vec<Draft>) -> Result<(), WriteFailure> {
-    let last = drafts.len().saturating_sub(1);
-    for draft in drafts.iter_mut().take(last) {
-        draft.flags = MORE;
-    }
-    log.append(shared, &drafts)?;
+fn write(shared: &Shared, log: &mut Log, draft: Draft) -> Result<(), WriteFailure> {
+    compact::append(shared, log, &[draft])?;
     log.sync(shared)
 }
 
@@ -38,7 +36,12 @@ fn lists(kind: Kind, set: &str, cids: &[Cid]) -> Vec<Draft> {
         }
         Draft::new(kind, set.as_bytes().to_vec(), payload.into())
     };
-    cids.chunks(CIDS_PER_RECORD).map(record).collect()
+    let mut drafts: Vec<Draft> = cids.chunks(CIDS_PER_RECORD).map(record).collect();
+    let last = drafts.len().saturating_sub(1);
+    for draft in drafts.iter_mut().take(last) {
+        draft.flags = MORE;
+    }
+    drafts
 }
 
 /// What became of a pin.
@@ -48,9 +51,10 @@ pub(crate) enum Pinned {
     Cold(Vec<Cid>),
 }
 
-pub(crate) fn pin(
+/// Decides what a pin writes.
+pub(crate) fn stage_pin(
     shared: &Shared,
-    log: &mut Log,
+    staged: &mut Staged,
     set: &str,
     cids: &[Cid],
 ) -> Result<Pinned, PinError> {
@@ -58,61 +62,74 @@ pub(crate) fn pin(
         return Err(PinError::Name);
     }
     let now = shared.vfs.now_ms();
-    let mut keys: Vec<Key> = Vec::new();
+    let (mut found, mut cold) = (Vec::with_capacity(cids.len()), Vec::new());
     for cid in cids {
-        let key = shared.kinds.find(cid).filter(|key| {
-            shared
-                .index
-                .get(key)
-                .is_some_and(|entry| entry.is_present(now))
-        });
-        keys.push(key.ok_or(PinError::Missing { cid: *cid })?);
+        let entry = shared
+            .kinds
+            .find(cid)
+            .and_then(|key| shared.index.get(&key));
+        let entry = entry
+            .filter(|entry| entry.is_present(now))
+            .ok_or(PinError::Missing { cid: *cid })?;
+        if entry.is_cold() {
+            cold.push(*cid);
+        }
+        found.push((entry, *cid));
     }
-    let is_cold = |key: &Key| shared.index.get(key).is_some_and(|entry| entry.is_cold());
-    let cold: Vec<Cid> = cids
-        .iter()
-        .zip(&keys)
-        .filter(|(_, key)| is_cold(key))
-        .map(|(cid, _)| *cid)
-        .collect();
     if !cold.is_empty() {
         return Ok(Pinned::Cold(cold));
     }
-    let mut unique = keys.clone();
-    unique.sort_unstable();
-    unique.dedup();
-    let entries = unique.iter().filter_map(|key| shared.index.get(key));
-    let needed: u64 = entries
-        .filter(|entry| entry.pins == 0)
-        .map(|entry| entry.footprint())
-        .sum();
-    if needed > 0 && shared.fixed_bytes() + needed > shared.live_limit() {
+    found.sort_unstable_by_key(|(entry, _)| entry.key());
+    found.dedup_by_key(|(entry, _)| entry.key());
+    {
+        let pins = shared.pins.read();
+        found.retain(|(entry, _)| {
+            let id = shared.index.id(&entry.key());
+            !id.is_some_and(|id| pins.is_member(set, id))
+        });
+    }
+    let new = found
+        .iter()
+        .filter(|(entry, _)| entry.pins == 0 && !staged.pinned.contains(&entry.key()));
+    let needed: u64 = new.map(|(entry, _)| entry.footprint()).sum();
+    if needed > 0 && shared.fixed_bytes() + staged.fixed + needed > shared.live_limit() {
         return Err(PinError::Full {
             needed,
             capacity: shared.capacity(),
         });
     }
-    if keys.is_empty() {
+    if found.is_empty() {
         return Ok(Pinned::Done);
     }
-    write(shared, log, lists(Kind::Pin, set, cids))?;
+    staged.fixed += needed;
+    staged.needs_sync = true;
+    let (keys, cids): (Vec<Key>, Vec<Cid>) = found
+        .into_iter()
+        .map(|(entry, cid)| (entry.key(), cid))
+        .unzip();
+    staged.keep.extend(keys.iter().copied());
+    staged.pinned.extend(keys.iter().copied());
+    staged.drafts.extend(lists(Kind::Pin, set, &cids));
+    staged.effects.push(Effect::Pin {
+        set: set.to_owned(),
+        keys,
+    });
+    Ok(Pinned::Done)
+}
+
+pub(crate) fn apply_pin(shared: &Shared, set: &str, keys: &[Key]) {
     let mut pins = shared.pins.write();
-    for key in &unique {
+    for key in keys {
         shared
             .counters
             .pinned
             .add(pins.pin(&shared.index, set, key));
         shared.memory.set_expiry(key, 0);
     }
-    Ok(Pinned::Done)
 }
 
-pub(crate) fn unpin(
-    shared: &Shared,
-    log: &mut Log,
-    set: &str,
-    cids: &[Cid],
-) -> Result<(), PinError> {
+/// Decides what the end of a pin writes.
+pub(crate) fn stage_unpin(shared: &Shared, staged: &mut Staged, set: &str, cids: &[Cid]) {
     let members: Vec<(Cid, Key)> = {
         let pins = shared.pins.read();
         let member = |cid: &Cid| {
@@ -123,26 +140,42 @@ pub(crate) fn unpin(
         cids.iter().filter_map(member).collect()
     };
     if members.is_empty() {
-        return Ok(());
+        return;
     }
-    let cids: Vec<Cid> = members.iter().map(|(cid, _)| *cid).collect();
-    write(shared, log, lists(Kind::Unpin, set, &cids))?;
+    let (cids, keys): (Vec<Cid>, Vec<Key>) = members.into_iter().unzip();
+    staged.needs_sync = true;
+    staged.drafts.extend(lists(Kind::Unpin, set, &cids));
+    staged.effects.push(Effect::Unpin {
+        set: set.to_owned(),
+        keys,
+    });
+}
+
+pub(crate) fn apply_unpin(shared: &Shared, set: &str, keys: &[Key]) {
     let mut pins = shared.pins.write();
-    for (_, key) in &members {
+    for key in keys {
         shared
             .counters
             .pinned
             .sub(pins.unpin(&shared.index, set, key));
-        // Its time to live counts again, and the copy in memory does not know it.
-        if shared
-            .index
-            .get(key)
-            .is_some_and(|entry| entry.expiry_s != 0)
-        {
-            shared.memory.remove(key);
-        }
+        released(shared, key);
     }
-    Ok(())
+}
+
+/// A pin ended that held a block.
+fn released(shared: &Shared, key: &Key) {
+    let Some(entry) = shared.index.get(key).filter(|entry| entry.pins == 0) else {
+        return;
+    };
+    // Its time to live counts again, and the copy in memory does not know it.
+    if entry.expiry_s != 0 {
+        shared.memory.remove(key);
+    }
+    // Nobody waits for its bytes any more.
+    if entry.is_lost() {
+        shared.index.remove(key);
+        shared.kinds.forget(key);
+    }
 }
 
 pub(crate) fn rename(shared: &Shared, log: &mut Log, from: &str, to: &str) -> Result<(), PinError> {
@@ -168,7 +201,7 @@ pub(crate) fn rename(shared: &Shared, log: &mut Log, from: &str, to: &str) -> Re
         from.as_bytes().to_vec(),
         Bytes::copy_from_slice(to.as_bytes()),
     );
-    write(shared, log, vec![record])?;
+    write(shared, log, record)?;
     shared.pins.write().rename(from, to);
     Ok(())
 }
@@ -180,21 +213,18 @@ pub(crate) fn drop_set(shared: &Shared, log: &mut Log, set: &str) -> Result<(), 
     write(
         shared,
         log,
-        vec![Draft::new(
-            Kind::DropSet,
-            set.as_bytes().to_vec(),
-            Bytes::new(),
-        )],
+        Draft::new(Kind::DropSet, set.as_bytes().to_vec(), Bytes::new()),
     )?;
     let mut pins = shared.pins.write();
-    for id in pins.members(set) {
-        if let Some(entry) = shared.index.by_id(id).filter(|entry| entry.expiry_s != 0) {
-            shared.memory.remove(&entry.key());
-        }
-    }
+    let members = pins.members(set);
     shared
         .counters
         .pinned
         .sub(pins.drop_set(&shared.index, set));
+    for id in members {
+        if let Some(entry) = shared.index.by_id(id) {
+            released(shared, &entry.key());
+        }
+    }
     Ok(())
 }

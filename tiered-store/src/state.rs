@@ -7,13 +7,14 @@ use std::{
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc::SyncSender,
     },
     time::Duration,
 };
 
 use bytes::Bytes;
 use cid::Cid;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
     cold::Packs,
     commit::Queue,
     disk::{
+        checkpoint,
         index::{Entry, Index, Place},
         log::{Log, Position},
         pins::Pins,
@@ -30,6 +32,7 @@ use crate::{
     heat::SharedClock,
     key::{Key, Kinds},
     memory::Memory,
+    values,
     vfs::{Vfs, VfsFile},
 };
 
@@ -56,13 +59,22 @@ pub(crate) struct Shared {
     /// Set while opening, if the checkpoint was lost: pins, deletions and places in the cold tier that it alone knew are gone.
     pub(crate) checkpoint_lost: AtomicBool,
     pub(crate) clock: SharedClock,
-    files: Mutex<HashMap<u32, Arc<dyn VfsFile>>>,
+    files: Mutex<Files>,
     pub(crate) counters: Counters,
     pub(crate) queue: Queue,
     pub(crate) log: Mutex<Log>,
     pub(crate) closed: AtomicBool,
+    /// Ends the timer of upkeep when it is dropped.
+    pub(crate) timer: Mutex<Option<SyncSender<()>>>,
     /// The lock file; given back on close.
     pub(crate) lock: Mutex<Option<Box<dyn Any + Send + Sync>>>,
+}
+
+#[derive(Default)]
+struct Files {
+    open: HashMap<u32, Arc<dyn VfsFile>>,
+    /// Those that exist.
+    segments: HashSet<u32>,
 }
 
 /// A value on disk.
@@ -128,6 +140,10 @@ impl Counter {
         self.0.fetch_sub(n, Relaxed);
     }
 
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -159,6 +175,7 @@ pub(crate) struct Counters {
     pub(crate) pinned: Counter,
     pub(crate) used: Counter,
     pub(crate) segments: Counter,
+    pub(crate) checkpoint_bytes: Counter,
 }
 
 impl Shared {
@@ -181,6 +198,7 @@ impl Shared {
             queue: Queue::new(config.queue_bytes),
             log: Mutex::default(),
             closed: AtomicBool::new(false),
+            timer: Mutex::default(),
             lock: Mutex::new(Some(lock)),
             config,
         }
@@ -195,9 +213,15 @@ impl Shared {
         self.counters.pinned.get() + self.counters.value_bytes.get()
     }
 
-    /// Bytes of records that may be live: the rest is what compaction works with.
+    /// Bytes of records that may be live: the rest is what two checkpoints take and what compaction works with.
     pub(crate) fn live_limit(&self) -> u64 {
-        self.capacity() / 8 * 7
+        let checkpoints = 2 * checkpoint::BLOCK_BYTES * self.index.len() as u64;
+        self.capacity().saturating_sub(checkpoints) / 8 * 7
+    }
+
+    /// Bytes that the store takes on the disk.
+    pub(crate) fn used(&self) -> u64 {
+        self.counters.used.get() + self.counters.checkpoint_bytes.get()
     }
 
     pub(crate) fn segment_bytes(&self) -> u64 {
@@ -208,26 +232,53 @@ impl Shared {
         self.closed.load(Relaxed)
     }
 
+    /// A segment exists from now on.
+    pub(crate) fn add_segment(&self, id: u32) {
+        self.files.lock().segments.insert(id);
+    }
+
+    /// A segment was removed.
+    pub(crate) fn remove_segment(&self, id: u32) {
+        let mut files = self.files.lock();
+        files.segments.remove(&id);
+        files.open.remove(&id);
+    }
+
     pub(crate) fn keep_file(&self, id: u32, file: Arc<dyn VfsFile>) {
         let mut files = self.files.lock();
-        if files.len() >= OPEN_FILES
-            && let Some(other) = files.keys().find(|other| **other != id).copied()
-        {
-            files.remove(&other);
+        // A reader may have opened it just before it was removed: kept, it would hold its room for ever.
+        if !files.segments.contains(&id) {
+            return;
         }
-        files.insert(id, file);
+        if files.open.len() >= OPEN_FILES
+            && let Some(other) = files.open.keys().find(|other| **other != id).copied()
+        {
+            files.open.remove(&other);
+        }
+        files.open.insert(id, file);
     }
 
     pub(crate) fn drop_file(&self, id: u32) {
-        self.files.lock().remove(&id);
+        self.files.lock().open.remove(&id);
     }
 
     pub(crate) fn drop_files(&self) {
-        self.files.lock().clear();
+        self.files.lock().open.clear();
+    }
+
+    /// Forgets everything that the index holds; while opening.
+    pub(crate) fn clear(&self) {
+        let mut keys = Vec::new();
+        self.index.for_each(|entry| keys.push(entry.key()));
+        for key in keys {
+            self.index.remove(&key);
+        }
+        *self.pins.write() = Pins::default();
+        self.values.write().clear();
     }
 
     pub(crate) fn file(&self, id: u32) -> io::Result<Arc<dyn VfsFile>> {
-        if let Some(file) = self.files.lock().get(&id) {
+        if let Some(file) = self.files.lock().open.get(&id) {
             return Ok(file.clone());
         }
         let file = self.vfs.open(&self.dir.join(segment::file_name(id)))?;
@@ -334,7 +385,8 @@ impl Shared {
         }
     }
 
-    pub(crate) fn read_value(&self, key: &str) -> Result<Option<Bytes>, ValueError> {
+    /// The hash that a value was stored with, and the value.
+    pub(crate) fn read_value(&self, key: &str) -> Result<Option<(Bytes, Bytes)>, ValueError> {
         for _ in 0..READ_ATTEMPTS {
             let now = self.vfs.now_ms();
             let Some(value) = self
@@ -351,7 +403,8 @@ impl Shared {
                     .filter(|record| {
                         record.header.kind == Kind::Value && record.key == key.as_bytes()
                     })
-                    .map(|record| bytes.slice(bytes.len() - record.payload.len()..)),
+                    .map(|record| bytes.slice(bytes.len() - record.payload.len()..))
+                    .and_then(values::parse),
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -384,6 +437,18 @@ impl Shared {
         Err(ValueError::Io {
             source: Arc::new(io::Error::other("the value kept moving")),
         })
+    }
+
+    /// The store gives a block up by itself, which the log is told with its next append.
+    pub(crate) fn forget_and_tell(&self, log: &mut Log, key: &Key) {
+        let cid = self
+            .index
+            .get(key)
+            .and_then(|entry| self.kinds.cid(key, entry.codec));
+        if let Some(cid) = cid {
+            log.note_gone(&cid);
+        }
+        self.forget(log, key);
     }
 
     /// The block is not in the store any more.

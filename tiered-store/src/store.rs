@@ -16,7 +16,7 @@ use crate::{
     Config, DeleteError, GcReport, GetError, MIN_DISK_CAPACITY, MaintenanceError, OpenError,
     PinError, PutError, PutOptions, ScrubReport, Stats, ValueError,
     blocking_store::{BlockingStore, block_on},
-    commit::{self, Delete, Op, Origin, Put},
+    commit::{self, Delete, DeleteValue, Op, Origin, Pin, Put, PutValue, Unpin},
     disk::{index::Entry, recovery},
     flight::Flights,
     key::Key,
@@ -89,6 +89,7 @@ impl Store {
         let (shared, mover) = blocking::unblock(move || {
             let shared = Arc::new(recovery::open(config)?);
             let mover = tiers::attach(&shared)?;
+            upkeep::start_timer(&shared);
             Ok((shared, mover))
         })
         .await?;
@@ -365,11 +366,14 @@ impl Store {
         let (mut first_cold, mut held) = (None, None);
         for _ in 0..PIN_ATTEMPTS {
             let (set, these) = (set.to_owned(), cids.to_vec());
-            let pinned = commit::task(&self.shared, move |shared, log| {
-                pinning::pin(shared, log, &set, &these)
-            })
-            .await??;
-            let cold = match pinned {
+            let (reply, answer) = oneshot::channel();
+            let pin = Pin {
+                set,
+                cids: these,
+                reply,
+            };
+            commit::submit(&self.shared, Op::Pin(pin)).await?;
+            let cold = match answer.await.unwrap_or(Err(PinError::Closed))? {
                 Pinned::Done => return Ok(()),
                 Pinned::Cold(cids) => cids,
             };
@@ -415,10 +419,9 @@ impl Store {
     /// Takes blocks out of a pin set; those that are not in it are passed over. An empty set ceases to exist.
     pub async fn unpin(&self, set: &str, cids: &[Cid]) -> Result<(), PinError> {
         let (set, cids) = (set.to_owned(), cids.to_vec());
-        commit::task(&self.shared, move |shared, log| {
-            pinning::unpin(shared, log, &set, &cids)
-        })
-        .await?
+        let (reply, answer) = oneshot::channel();
+        commit::submit(&self.shared, Op::Unpin(Unpin { set, cids, reply })).await?;
+        answer.await.unwrap_or(Err(PinError::Closed))
     }
 
     /// Renames a pin set. The new name must be free.
@@ -528,16 +531,46 @@ impl Store {
         value: Bytes,
         ttl: Option<Duration>,
     ) -> Result<(), ValueError> {
-        let key = key.to_owned();
-        let crc = crc32c::crc32c(&value);
-        commit::task(&self.shared, move |shared, log| {
-            values::put(shared, log, key, value, crc, ttl)
-        })
-        .await?
+        self.put_value_of(key, value, &[], ttl).await
+    }
+
+    /// The same, with the hash (any bytes, up to 128) of what the value was computed from: [`get_value_of`](Store::get_value_of) returns it
+    /// only as long as that is the same, so that nothing stale is used.
+    pub async fn put_value_of(
+        &self,
+        key: &str,
+        value: Bytes,
+        hash: &[u8],
+        ttl: Option<Duration>,
+    ) -> Result<(), ValueError> {
+        if hash.len() > values::MOST_HASH {
+            return Err(ValueError::Hash { size: hash.len() });
+        }
+        let payload = values::payload(&value, hash);
+        let (reply, answer) = oneshot::channel();
+        let put = PutValue {
+            key: key.to_owned(),
+            crc: crc32c::crc32c(&payload),
+            payload,
+            ttl,
+            reply,
+        };
+        commit::submit(&self.shared, Op::PutValue(put)).await?;
+        answer.await.unwrap_or(Err(ValueError::Closed))
     }
 
     /// The value of a key, unless its time is over.
     pub async fn get_value(&self, key: &str) -> Result<Option<Bytes>, ValueError> {
+        Ok(self.read_value(key).await?.map(|(_, value)| value))
+    }
+
+    /// The value of a key, if it was put with this hash and its time is not over.
+    pub async fn get_value_of(&self, key: &str, hash: &[u8]) -> Result<Option<Bytes>, ValueError> {
+        let read = self.read_value(key).await?;
+        Ok(read.and_then(|(its, value)| (its == hash).then_some(value)))
+    }
+
+    async fn read_value(&self, key: &str) -> Result<Option<(Bytes, Bytes)>, ValueError> {
         if self.shared.is_closed() {
             return Err(ValueError::Closed);
         }
@@ -551,10 +584,9 @@ impl Store {
     /// Forgets the value of a key; `false` if there was none.
     pub async fn delete_value(&self, key: &str) -> Result<bool, ValueError> {
         let key = key.to_owned();
-        commit::task(&self.shared, move |shared, log| {
-            values::delete(shared, log, &key)
-        })
-        .await?
+        let (reply, answer) = oneshot::channel();
+        commit::submit(&self.shared, Op::DeleteValue(DeleteValue { key, reply })).await?;
+        answer.await.unwrap_or(Err(ValueError::Closed))
     }
 
     /// Makes everything durable that was put with [`Durability::Relaxed`](crate::Durability::Relaxed).

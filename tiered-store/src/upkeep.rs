@@ -1,11 +1,18 @@
 //! Garbage collection, capacity and closing, as the writing job carries them out.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::{
+    sync::{
+        Arc,
+        atomic::Ordering::Relaxed,
+        mpsc::{RecvTimeoutError, sync_channel},
+    },
+    time::Duration,
+};
 
 use hashbrown::HashSet;
 
 use crate::{
-    GcReport, MaintenanceError,
+    GcReport, MaintenanceError, commit,
     disk::{
         checkpoint,
         compact::{self, NoRoom},
@@ -25,6 +32,7 @@ pub(crate) fn gc(shared: &Shared, log: &mut Log) -> Result<GcReport, WriteFailur
     );
     let expired = compact::expire(shared, log);
     // Segments that this run writes have no garbage, so it ends.
+    log.settle(shared)?;
     for _ in 0..log.segments.len() {
         if !compact::reclaim_one(shared, log, GC_PERCENT)? {
             break;
@@ -64,10 +72,30 @@ pub(crate) fn set_capacity(
 
 pub(crate) fn close(shared: &Shared, log: &mut Log) -> Result<(), WriteFailure> {
     shared.closed.store(true, Relaxed);
+    *shared.timer.lock() = None;
     let result = checkpoint::write(shared, log);
-    log.active = None;
+    log.active.clear();
     log.compaction = None;
     shared.drop_files();
     *shared.lock.lock() = None;
     result
+}
+
+/// How often the job looks after what takes no notice of itself.
+const TICK: Duration = Duration::from_secs(5);
+
+/// Wakes the job from time to time, from a thread of its own that ends with the store.
+pub(crate) fn start_timer(shared: &Arc<Shared>) {
+    let (end, ended) = sync_channel::<()>(0);
+    *shared.timer.lock() = Some(end);
+    let shared = Arc::downgrade(shared);
+    blocking::unblock(move || {
+        while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+            match shared.upgrade() {
+                Some(shared) => commit::tick(&shared),
+                None => break,
+            }
+        }
+    })
+    .detach();
 }

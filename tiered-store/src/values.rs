@@ -1,97 +1,121 @@
 //! The small key-value namespace, as the writing job carries it out.
+//!
+//! A record's payload is: length of the hash 1, hash, value.
 
-use std::time::Duration;
-
-use bytes::Bytes;
-use hashbrown::HashSet;
+use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
     ValueError,
+    commit::PutValue,
     disk::{
-        compact::{self, NoRoom},
-        log::{Draft, Log},
+        compact,
+        lane::Lane,
+        log::{Draft, Log, Position},
         record::Kind,
     },
+    group::{Effect, Staged},
     pinning::is_name,
     state::{Shared, Value},
 };
 
-pub(crate) fn put(
+/// The longest hash that a value is stored with, in bytes: a multihash of 64 bytes and its prefix.
+pub(crate) const MOST_HASH: usize = 128;
+
+/// A value and the hash of what it was computed from, as in a record.
+pub(crate) fn payload(value: &[u8], hash: &[u8]) -> Bytes {
+    let mut payload = BytesMut::with_capacity(1 + hash.len() + value.len());
+    payload.put_u8(u8::try_from(hash.len()).unwrap_or(u8::MAX));
+    payload.put_slice(hash);
+    payload.put_slice(value);
+    payload.freeze()
+}
+
+/// The hash and the value; `None` if it is not a payload.
+pub(crate) fn parse(mut payload: Bytes) -> Option<(Bytes, Bytes)> {
+    let len = usize::from(*payload.first()?);
+    if payload.len() <= len {
+        return None;
+    }
+    let hash = payload.slice(1..=len);
+    Some((hash, payload.split_off(1 + len)))
+}
+
+pub(crate) fn stage_put(
     shared: &Shared,
-    log: &mut Log,
-    key: String,
-    value: Bytes,
-    payload_crc: u32,
-    ttl: Option<Duration>,
+    staged: &mut Staged,
+    put: &PutValue,
+    now: u64,
 ) -> Result<(), ValueError> {
-    if !is_name(&key) {
+    if !is_name(&put.key) {
         return Err(ValueError::Key);
     }
     let most = shared.config.max_block_bytes;
-    if value.len() as u64 > u64::from(most) {
-        return Err(ValueError::TooLarge {
-            size: value.len() as u64,
-            most,
-        });
+    let hash = put.payload.first().map_or(0, |len| usize::from(*len));
+    let size = put.payload.len().saturating_sub(1 + hash) as u64;
+    if size > u64::from(most) {
+        return Err(ValueError::TooLarge { size, most });
     }
-    let now = shared.vfs.now_ms();
+    let expiry_ms = put.ttl.map_or(0, |ttl| {
+        now.saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))
+            .max(1)
+    });
     let draft = Draft {
         kind: Kind::Value,
+        lane: if expiry_ms != 0 {
+            Lane::until(expiry_ms, now)
+        } else {
+            Lane::Main
+        },
         flags: 0,
         class: 0,
-        expiry_ms: ttl.map_or(0, |ttl| {
-            now.saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))
-                .max(1)
-        }),
-        key: key.clone().into_bytes(),
-        payload: value,
-        payload_crc,
+        expiry_ms,
+        key: put.key.clone().into_bytes(),
+        payload: put.payload.clone(),
+        payload_crc: put.crc,
     };
-    let len = draft.record_len();
     let bytes = draft.footprint();
-    match compact::make_room(shared, log, bytes, bytes, &HashSet::new()) {
-        Ok(()) => {}
-        Err(NoRoom::Full { needed }) => {
-            return Err(ValueError::Full {
-                needed,
-                capacity: shared.capacity(),
-            });
-        }
-        // The cold tier will take something, and until then the reserve takes small values.
-        Err(NoRoom::Wait) => {}
-        Err(NoRoom::Failed(failure)) => return Err(failure.into()),
+    if shared.fixed_bytes() + staged.fixed + bytes > shared.live_limit() {
+        return Err(ValueError::Full {
+            needed: bytes,
+            capacity: shared.capacity(),
+        });
     }
-    let expiry_ms = draft.expiry_ms;
-    let places = log.append(shared, &[draft])?;
-    log.sync(shared)?;
-    for place in places {
-        compact::forget_value(shared, log, &key);
-        let value = Value {
-            at: place,
-            len: u32::try_from(len).unwrap_or(u32::MAX),
-            expiry_ms,
-        };
-        shared.values.write().insert(key.clone(), value);
-        shared.retain_record(log, place.segment, bytes);
-        shared.counters.value_bytes.add(bytes);
-    }
+    staged.live += bytes;
+    staged.fixed += bytes;
+    staged.needs_sync = true;
+    staged.effects.push(Effect::Value {
+        key: put.key.clone(),
+        draft: staged.drafts.len(),
+    });
+    staged.drafts.push(draft);
     Ok(())
 }
 
-pub(crate) fn delete(shared: &Shared, log: &mut Log, key: &str) -> Result<bool, ValueError> {
-    let now = shared.vfs.now_ms();
-    let Some(value) = shared.values.read().get(key).copied() else {
-        return Ok(false);
+pub(crate) fn apply_put(shared: &Shared, log: &mut Log, key: String, at: Position, draft: &Draft) {
+    compact::forget_value(shared, log, &key);
+    let value = Value {
+        at,
+        len: u32::try_from(draft.record_len()).unwrap_or(u32::MAX),
+        expiry_ms: draft.expiry_ms,
     };
-    log.append(
-        shared,
-        &[Draft::new(
-            Kind::DeleteValue,
-            key.as_bytes().to_vec(),
-            Bytes::new(),
-        )],
-    )?;
-    log.sync(shared)?;
-    compact::forget_value(shared, log, key);
-    Ok(!value.is_expired(now))
+    shared.values.write().insert(key, value);
+    shared.retain_record(log, at.segment, draft.footprint());
+    shared.counters.value_bytes.add(draft.footprint());
+}
+
+/// Whether it was there.
+pub(crate) fn stage_delete(shared: &Shared, staged: &mut Staged, key: &str, now: u64) -> bool {
+    let Some(value) = shared.values.read().get(key).copied() else {
+        return false;
+    };
+    staged.drafts.push(Draft::new(
+        Kind::DeleteValue,
+        key.as_bytes().to_vec(),
+        Bytes::new(),
+    ));
+    staged.effects.push(Effect::DeleteValue {
+        key: key.to_owned(),
+    });
+    staged.needs_sync = true;
+    !value.is_expired(now)
 }

@@ -220,7 +220,7 @@ fn a_panic_while_writing_closes_the_store() {
 fn many_puts_at_once_find_the_little_room_that_pins_leave() {
     run(async {
         let store = open_sim(&SimVfs::new(), MIB).await;
-        for n in 0..208 {
+        for n in 0..200 {
             let (cid, data) = block(n, 4096);
             let pinned = PutOptions::pinned("p");
             store.put_with(cid, data, pinned).await.unwrap();
@@ -230,7 +230,7 @@ fn many_puts_at_once_find_the_little_room_that_pins_leave() {
         let many = (1000..1100).map(|n| block(n, 4096)).collect();
         store.put_many(many, PutOptions::default()).await.unwrap();
         assert!(store.has(&block(1099, 4096).0));
-        assert_eq!(store.pins("p").len(), 208);
+        assert_eq!(store.pins("p").len(), 200);
     });
 }
 
@@ -288,8 +288,8 @@ fn an_evicted_block_does_not_come_back_when_its_successor_expires() {
     run(async {
         let (cid, data) = block(500, 100);
         let (vfs, store) = with_an_evicted_block(cid, data.clone()).await;
-        // Otherwise the rest shows nothing.
-        assert!(after_a_death(&vfs).await.has(&cid));
+        // Evictions are in the log.
+        assert!(!after_a_death(&vfs).await.has(&cid));
         put_for_a_second(&vfs, &store, cid, data).await;
         drop(store);
         let store = after_a_death(&vfs).await;
@@ -324,7 +324,6 @@ fn an_evicted_block_does_not_come_back_once_it_was_deleted() {
     run(async {
         let (cid, data) = block(500, 100);
         let (vfs, store) = with_an_evicted_block(cid, data).await;
-        assert!(after_a_death(&vfs).await.has(&cid));
         assert!(!store.delete(&cid).await.unwrap());
         drop(store);
         let store = after_a_death(&vfs).await;

@@ -20,11 +20,11 @@ use web_time::Instant;
 use super::{
     Config, Event, Reservation, Transport,
     handler::{Command, Handler, Report},
-    transport::{CircuitError, CircuitReply, Connection, Notice, Request},
+    transport::{CircuitError, CircuitReply, Notice, Request},
 };
 use crate::{
     Announcement, CircuitLimit, InvalidRelayAddress,
-    address::{CircuitAddress, RelayAddress, is_relayed, split_relayed, without_peer},
+    address::{RelayAddress, is_relayed, without_peer},
     core::{
         auto_relay::{AutoRelay, Link, Output},
         limits::{Circuit, Limits},
@@ -32,12 +32,6 @@ use crate::{
 };
 
 type Action = ToSwarm<Event, THandlerInEvent<Behaviour>>;
-
-/// Circuits that wait for one relay to be dialled.
-const MAX_WAITING: usize = 64;
-
-/// Notices for the transport that wait; beyond, inbound circuits are refused.
-const MAX_NOTICES: usize = 256;
 
 /// The host slept if the time of day went ahead of the monotonic clock by this much: more than the clock of a
 /// host is set by at once (NTP's panic threshold aside), less than any sleep that cuts connections.
@@ -79,20 +73,20 @@ pub struct Behaviour {
     local: PeerId,
     /// Of a request and of a ping.
     timeouts: (Duration, Duration),
-    auto_relay: AutoRelay,
-    limits: Limits,
+    pub(super) auto_relay: AutoRelay,
+    pub(super) limits: Limits,
     /// Direct connections, the newest last.
-    direct: HashMap<PeerId, Vec<Link>>,
+    pub(super) direct: HashMap<PeerId, Vec<Link>>,
     /// The limit of each relayed connection.
-    circuits: HashMap<ConnectionId, Option<CircuitLimit>>,
+    pub(super) circuits: HashMap<ConnectionId, Option<CircuitLimit>>,
     /// Dials of relays that are on their way.
     dials: HashMap<ConnectionId, PeerId>,
     /// Circuits to open as soon as their relay is connected.
-    waiting: HashMap<PeerId, Vec<(PeerId, CircuitReply)>>,
+    pub(super) waiting: HashMap<PeerId, Vec<(PeerId, CircuitReply)>>,
     requests: mpsc::Receiver<Request>,
     notify: mpsc::Sender<Notice>,
-    notices: VecDeque<Notice>,
-    actions: VecDeque<Action>,
+    pub(super) notices: VecDeque<Notice>,
+    pub(super) actions: VecDeque<Action>,
     timer: Option<(Instant, Delay)>,
     /// Both clocks, read at the same moment: where they part, this host slept.
     clocks: (Instant, SystemTime),
@@ -221,11 +215,11 @@ impl Behaviour {
         }
     }
 
-    fn links(&self, peer: &PeerId) -> Vec<Link> {
+    pub(super) fn links(&self, peer: &PeerId) -> Vec<Link> {
         self.direct.get(peer).cloned().unwrap_or_default()
     }
 
-    fn command(&mut self, peer_id: PeerId, connection: ConnectionId, command: Command) {
+    pub(super) fn command(&mut self, peer_id: PeerId, connection: ConnectionId, command: Command) {
         self.actions.push_back(ToSwarm::NotifyHandler {
             peer_id,
             handler: NotifyHandler::One(connection),
@@ -233,7 +227,7 @@ impl Behaviour {
         });
     }
 
-    fn dial(&mut self, relay: PeerId, addresses: Vec<Multiaddr>, fresh: bool) {
+    pub(super) fn dial(&mut self, relay: PeerId, addresses: Vec<Multiaddr>, fresh: bool) {
         let opts = DialOpts::peer_id(relay)
             .condition(PeerCondition::Always)
             .addresses(addresses)
@@ -247,59 +241,6 @@ impl Behaviour {
         let opts = opts.build();
         self.dials.insert(opts.connection_id(), relay);
         self.actions.push_back(ToSwarm::Dial { opts });
-    }
-
-    fn on_request(&mut self, request: Request) {
-        match request {
-            Request::Listen(address) => {
-                let links = self.links(&address.relay);
-                if let Err(error) = self.auto_relay.add_relay(address, links, now()) {
-                    tracing::warn!(%error, "this relay is not listened on");
-                }
-            }
-            Request::Unlisten(relay) => {
-                self.auto_relay.remove_relay(&relay, now());
-            }
-            Request::Dial { address, reply } => self.on_dial(address, reply),
-        }
-    }
-
-    fn on_dial(&mut self, address: CircuitAddress, reply: CircuitReply) {
-        let CircuitAddress {
-            relay,
-            transport,
-            destination,
-        } = address;
-        // A reservation's connection is known to live.
-        let held = self
-            .auto_relay
-            .held()
-            .find(|held| held.address.relay == relay)
-            .map(|held| held.link);
-        let newest = self
-            .direct
-            .get(&relay)
-            .and_then(|links| links.last())
-            .map(|link| link.id);
-        if let Some(connection) = held.or(newest) {
-            self.command(relay, connection, Command::Connect { destination, reply });
-            return;
-        }
-        let waiting = self.waiting.entry(relay).or_default();
-        let dialling = !waiting.is_empty();
-        if waiting.len() >= MAX_WAITING {
-            let _ = reply.send(Err(CircuitError::TooMany));
-            return;
-        }
-        waiting.push((destination, reply));
-        if !dialling {
-            let addresses = if transport.is_empty() {
-                Vec::new()
-            } else {
-                vec![transport]
-            };
-            self.dial(relay, addresses, false);
-        }
     }
 
     fn on_direct(&mut self, peer: PeerId, link: Link) {
@@ -319,34 +260,6 @@ impl Behaviour {
             let _ = reply.send(Err(CircuitError::Unreachable));
         }
         self.auto_relay.on_dial_failed(relay, now());
-    }
-
-    fn on_circuit(&mut self, connection: ConnectionId, peer: PeerId, endpoint: &ConnectedPoint) {
-        let (address, inbound) = match endpoint {
-            ConnectedPoint::Dialer { address, .. } => (address, false),
-            ConnectedPoint::Listener { local_addr, .. } => (local_addr, true),
-        };
-        let relay = split_relayed(address).and_then(|(_, relay)| relay);
-        let Some(relay) = relay else {
-            tracing::debug!(%peer, ?endpoint, "relayed connection through an unknown relay");
-            self.circuits
-                .insert(connection, Some(CircuitLimit::REFERENCE));
-            return;
-        };
-        let circuit = Circuit {
-            relay,
-            peer,
-            inbound,
-        };
-        let limit = self.limits.on_connection(circuit, now());
-        self.circuits.insert(connection, limit);
-        self.actions
-            .push_back(ToSwarm::GenerateEvent(Event::Circuit {
-                connection,
-                peer,
-                relay,
-                limit,
-            }));
     }
 
     fn on_report(&mut self, relay: PeerId, connection: ConnectionId, report: Report) {
@@ -390,46 +303,6 @@ impl Behaviour {
                 circuit,
             } => self.on_incoming(relay, connection, source, limit, circuit, now),
         }
-    }
-
-    fn on_incoming(
-        &mut self,
-        relay: PeerId,
-        connection: ConnectionId,
-        source: PeerId,
-        limit: Option<CircuitLimit>,
-        circuit: Connection,
-        now: Instant,
-    ) {
-        let at = self
-            .direct
-            .get(&relay)
-            .into_iter()
-            .flatten()
-            .find(|link| link.id == connection)
-            .and_then(|link| link.address.clone())
-            .or_else(|| self.auto_relay.addresses(&relay).last().cloned());
-        let Some(transport) = at else {
-            return;
-        };
-        if self.notices.len() >= MAX_NOTICES {
-            tracing::debug!(%relay, "too many circuits at once");
-            return;
-        }
-        self.limits.on_circuit(
-            Circuit {
-                relay,
-                peer: source,
-                inbound: true,
-            },
-            limit,
-            now,
-        );
-        self.notices.push_back(Notice::Incoming {
-            relay: RelayAddress { relay, transport },
-            source,
-            circuit,
-        });
     }
 
     fn on_output(&mut self, output: Output) {
@@ -678,7 +551,7 @@ fn is_of_an_interface(address: &Multiaddr) -> bool {
     clippy::disallowed_methods,
     reason = "the adapter reads the clock for the core"
 )]
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     Instant::now()
 }
 

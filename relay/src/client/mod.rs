@@ -1,6 +1,7 @@
 //! The side behind the NAT: hold reservations at relays, dial through relays, accept circuits.
 
 mod behaviour;
+mod circuits;
 mod config;
 mod event;
 mod exchange;

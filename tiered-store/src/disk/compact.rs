@@ -1,6 +1,6 @@
 //! Room: forgetting what is over or cold, and copying what is needed out of segments that are mostly garbage.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hashbrown::HashSet;
@@ -8,9 +8,11 @@ use web_time::Instant;
 
 use super::{
     checkpoint,
+    index::Entry,
+    lane::Lane,
     log::{Draft, Log, Position},
     record::{HEADER, Kind, Record},
-    segment::{self, Item},
+    segment::{self, Item, Items, SEGMENT_HEADER},
     victims,
 };
 use crate::{
@@ -18,6 +20,10 @@ use crate::{
     key::Key,
     state::{Shared, Value},
 };
+
+/// While a quarter of the capacity is free, only segments are compacted that are garbage by this much, in percent: the others may yet
+/// become more so, and until room is needed copying wins nothing.
+const AT_EASE_PERCENT: u64 = 90;
 
 /// Bytes copied between two looks at the queue.
 const STEP_BYTES: usize = 4 * 1024 * 1024;
@@ -35,9 +41,21 @@ pub(crate) enum NoRoom {
 /// A segment on its way out.
 pub(crate) struct Compaction {
     id: u32,
-    items: std::vec::IntoIter<Item>,
-    /// It tells of changes that no checkpoint has.
-    has_news: bool,
+    items: Items,
+    /// Of the next item to be looked at.
+    position: usize,
+    /// The highest seq of what it says beside data: that has to be in two checkpoints before it goes. 0 for none.
+    news: u64,
+}
+
+/// What the job does when it has nothing to write.
+pub(crate) enum Idle {
+    /// There is more to do at once.
+    Busy,
+    /// There will be after this time.
+    In(Duration),
+    /// There is nothing.
+    Done,
 }
 
 /// Token bucket for background copying.
@@ -61,6 +79,12 @@ impl Budget {
 
     fn spend(&mut self, bytes: u64) {
         self.tokens -= bytes as f64;
+    }
+
+    /// When a step may run again.
+    fn wait(&self, per_second: u64) -> Duration {
+        let seconds = (1.0 - self.tokens) / per_second.max(1) as f64;
+        Duration::from_secs_f64(seconds.clamp(0.001, 1.0))
     }
 }
 
@@ -108,13 +132,81 @@ pub(crate) fn make_room(
     }
     // Each at most once, so that it ends even where copying wins next to nothing.
     for _ in 0..=log.segments.len() {
-        if shared.counters.used.get() + bytes <= shared.capacity()
-            || !reclaim_one(shared, log, 1).map_err(NoRoom::Failed)?
-        {
+        if shared.used() + bytes <= shared.capacity() {
+            break;
+        }
+        let won = reclaim_one(shared, log, 1).and_then(|won| Ok(won || seal_one(shared, log)?));
+        if !won.map_err(NoRoom::Failed)? {
             break;
         }
     }
     Ok(())
+}
+
+/// Seals the open segment with the most garbage, so that it can be compacted: in a small store they are a good part of everything.
+fn seal_one(shared: &Shared, log: &mut Log) -> Result<bool, WriteFailure> {
+    let garbage = |id: u32| {
+        let segment = log.segments.get(&id).copied().unwrap_or_default();
+        segment.len.saturating_sub(segment.live + SEGMENT_HEADER)
+    };
+    let wasteful = log
+        .active
+        .iter()
+        .map(|(lane, active)| (garbage(active.id()), *lane))
+        .max();
+    // Less is not worth a file.
+    match wasteful.filter(|(garbage, _)| *garbage > shared.segment_bytes() / 8) {
+        Some((_, lane)) => log.seal(shared, lane).map(|()| true),
+        None => Ok(false),
+    }
+}
+
+/// Appends; if the device is full, removes segments that nothing is needed of and tries again.
+pub(crate) fn append(
+    shared: &Shared,
+    log: &mut Log,
+    drafts: &[Draft],
+) -> Result<Vec<Position>, WriteFailure> {
+    match log.append(shared, drafts) {
+        Err(WriteFailure::DiskFull(error)) => {
+            if remove_dead(shared, log) == 0 {
+                return Err(WriteFailure::DiskFull(error));
+            }
+            log.append(shared, drafts)
+        }
+        result => result,
+    }
+}
+
+/// Removes segments whose records are all garbage and say nothing new. It writes nothing, as there may be no room to.
+fn remove_dead(shared: &Shared, log: &mut Log) -> usize {
+    let is_open = |id: &u32| log.active.values().any(|active| active.id() == *id);
+    let compacted = log.compaction.as_ref().map(|compaction| compaction.id);
+    let dead: Vec<u32> = log
+        .segments
+        .iter()
+        .filter(|(id, segment)| segment.live == 0 && !is_open(id) && Some(**id) != compacted)
+        .map(|(id, _)| *id)
+        .collect();
+    // What was forgotten in them has to be in the log before them.
+    if dead.is_empty() || log.has_gone() && log.settle(shared).is_err() {
+        return 0;
+    }
+    let mut removed = 0;
+    for id in dead {
+        let is_safe = items_of(shared, id).is_ok_and(|(items, is_whole)| {
+            is_whole && news_of(&items) <= log.checkpoints.safe_seq()
+        });
+        let path = shared.dir.join(segment::file_name(id));
+        if is_safe && shared.vfs.remove(&path).is_ok() {
+            log.remove_segment(shared, id);
+            removed += 1;
+        }
+    }
+    if removed > 0 {
+        let _ = shared.vfs.sync_dir(&shared.dir);
+    }
+    removed
 }
 
 /// Compacts the segment with the most garbage, whatever it costs. `false`: none has `percent`.
@@ -126,86 +218,111 @@ pub(crate) fn reclaim_one(
     if log.compaction.is_none() && !start(shared, log, percent)? {
         return Ok(false);
     }
-    while log.compaction.is_some() {
-        step(shared, log)?;
+    while let Some(compaction) = &log.compaction {
+        let news = compaction.news;
+        if !step(shared, log)? {
+            checkpoint::make_safe(shared, log, news)?;
+        }
     }
     Ok(true)
 }
 
 /// A step of background compaction, if one is due and the budget allows it.
-pub(crate) fn background(shared: &Shared, log: &mut Log) -> bool {
+pub(crate) fn background(shared: &Arc<Shared>, log: &mut Log) -> Idle {
+    let per_second = shared.config.compaction_bytes_per_second;
+    let mut percent = u64::from(shared.config.compaction_garbage_percent);
+    if shared.used() < shared.capacity() / 4 * 3 {
+        percent = percent.max(AT_EASE_PERCENT);
+    }
+    let is_under_way = log.compaction.is_some();
+    if !is_under_way && victim(log, percent).is_none() {
+        return Idle::Done;
+    }
     #[expect(
         clippy::disallowed_methods,
         reason = "the I/O budget is in real time; it decides when, never what"
     )]
     let now = Instant::now();
-    if !log
-        .budget
-        .allows(shared.config.compaction_bytes_per_second, now)
-    {
-        return false;
+    if !log.budget.allows(per_second, now) {
+        return Idle::In(log.budget.wait(per_second));
     }
-    let least = u64::from(shared.config.compaction_garbage_percent);
-    let result = match log.compaction {
-        Some(_) => step(shared, log).map(|()| true),
-        None => start(shared, log, least),
+    let result = if is_under_way {
+        step(shared, log).and_then(|went_on| {
+            if went_on {
+                return Ok(Idle::Busy);
+            }
+            // The job is woken when it is written.
+            checkpoint::start(shared, log)?;
+            Ok(Idle::Done)
+        })
+    } else {
+        start(shared, log, percent).map(|_| Idle::Busy)
     };
     result.unwrap_or_else(|error| {
         tracing::warn!(
             ?error,
             "compaction stopped; it is tried again with the next write"
         );
-        false
+        Idle::Done
     })
 }
 
-/// Picks the sealed segment with the highest share of garbage, if it is at least `percent`.
-fn start(shared: &Shared, log: &mut Log, percent: u64) -> Result<bool, WriteFailure> {
-    let active = log.active.as_ref().map(|active| active.id);
-    let victim = log
-        .segments
+/// The sealed segment with the highest share of garbage, if it is at least `percent`.
+fn victim(log: &Log, percent: u64) -> Option<u32> {
+    let is_open = |id: &u32| log.active.values().any(|active| active.id() == *id);
+    log.segments
         .iter()
-        .filter(|(id, segment)| Some(**id) != active && segment.len > 0)
+        .filter(|(id, segment)| !is_open(id) && segment.len > 0)
         .map(|(id, segment)| {
-            (
-                segment.len.saturating_sub(segment.live) * 1000 / segment.len,
-                *id,
-            )
+            let garbage = segment.len.saturating_sub(segment.live);
+            (garbage * 1000 / segment.len, *id)
         })
         .filter(|(permille, _)| *permille >= percent * 10)
-        .max_by_key(|(permille, id)| (*permille, u32::MAX - id));
-    let Some((_, id)) = victim else {
+        .max_by_key(|(permille, id)| (*permille, u32::MAX - id))
+        .map(|(_, id)| id)
+}
+
+/// What a segment says, and whether that is all.
+fn items_of(shared: &Shared, id: u32) -> io::Result<(Items, bool)> {
+    let file = shared.file(id)?;
+    if let Some(items) = segment::read_footer(&*file, id)? {
+        return Ok((items, true));
+    }
+    let header = segment::read_header(&*file, id)?;
+    Ok((segment::scan(&file, header, 0)?.items, false))
+}
+
+fn news_of(items: &Items) -> u64 {
+    let news = items.iter().filter(|item| !item.kind.is_data());
+    news.map(|item| item.seq).max().unwrap_or(0)
+}
+
+fn start(shared: &Shared, log: &mut Log, percent: u64) -> Result<bool, WriteFailure> {
+    let Some(id) = victim(log, percent) else {
         return Ok(false);
     };
-    let read = || {
-        let file = shared.file(id)?;
-        match segment::read_footer(&*file, id)? {
-            Some(items) => Ok((items, true)),
-            None => segment::scan(&file, id, 0).map(|(items, _)| (items, false)),
-        }
-    };
-    let (mut items, complete) = read().map_err(WriteFailure::from_io)?;
-    let has_news = !complete
-        || items
-            .iter()
-            .any(|item| !item.kind.is_data() && item.seq > log.checkpoint_seq);
-    if !complete {
+    let (mut items, is_whole) = items_of(shared, id).map_err(WriteFailure::from_io)?;
+    let news = if is_whole {
+        news_of(&items)
+    } else {
         add_unlisted(shared, id, &mut items);
-    }
+        log.next_seq.saturating_sub(1)
+    };
     log.compaction = Some(Compaction {
         id,
-        items: items.into_iter(),
-        has_news,
+        items,
+        position: 0,
+        news,
     });
     Ok(true)
 }
 
-/// A scan ends at the first damaged record; what the index knows beyond it is not lost yet.
-fn add_unlisted(shared: &Shared, id: u32, items: &mut Vec<Item>) {
+/// A scan passes over what is damaged, where the index may know more: it is not lost yet.
+fn add_unlisted(shared: &Shared, id: u32, items: &mut Items) {
     let listed: HashSet<u32> = items.iter().map(|item| item.offset).collect();
-    let mut add = |kind, offset, payload_len, key: Vec<u8>| {
+    let mut add = |kind, offset, payload_len, key: &[u8]| {
         if !listed.contains(&offset) {
-            items.push(Item {
+            items.push(&Item {
                 kind,
                 class: 0,
                 payload_len,
@@ -220,7 +337,7 @@ fn add_unlisted(shared: &Shared, id: u32, items: &mut Vec<Item>) {
         if let Some(at) = entry.position().filter(|at| at.segment == id)
             && let Some(cid) = shared.kinds.cid(&entry.key(), entry.codec)
         {
-            add(Kind::Block, at.offset, entry.len(), cid.to_bytes());
+            add(Kind::Block, at.offset, entry.len(), &cid.to_bytes());
         }
     });
     for (key, value) in shared
@@ -230,12 +347,8 @@ fn add_unlisted(shared: &Shared, id: u32, items: &mut Vec<Item>) {
         .filter(|(_, value)| value.at.segment == id)
     {
         let head = u32::try_from(HEADER + key.len()).unwrap_or(u32::MAX);
-        add(
-            Kind::Value,
-            value.at.offset,
-            value.len.saturating_sub(head),
-            key.clone().into_bytes(),
-        );
+        let payload_len = value.len.saturating_sub(head);
+        add(Kind::Value, value.at.offset, payload_len, key.as_bytes());
     }
 }
 
@@ -245,25 +358,41 @@ enum Copied {
     Value(String),
 }
 
-/// Copies some live records; at the end of the segment removes it.
-fn step(shared: &Shared, log: &mut Log) -> Result<(), WriteFailure> {
+/// Copies some live records; at the end of the segment removes it. `false`: it is only kept for what no two checkpoints have.
+fn step(shared: &Shared, log: &mut Log) -> Result<bool, WriteFailure> {
     let Some(mut compaction) = log.compaction.take() else {
-        return Ok(());
+        return Ok(true);
     };
-    let rest = compaction.items.clone();
-    let result = copy_some(shared, log, &mut compaction);
+    let before = compaction.position;
+    let result = copy_some(shared, log, &mut compaction).and_then(|is_copied| {
+        if is_copied {
+            finish(shared, log, &compaction)
+        } else {
+            Ok(Finish::NotYet)
+        }
+    });
     match result {
-        Ok(true) => finish(shared, log, &compaction),
-        Ok(false) => {
+        Ok(Finish::Removed) => Ok(true),
+        Ok(Finish::NotYet) => {
             log.compaction = Some(compaction);
-            Ok(())
+            Ok(true)
+        }
+        Ok(Finish::Waits) => {
+            log.compaction = Some(compaction);
+            Ok(false)
         }
         Err(error) => {
-            compaction.items = rest;
+            compaction.position = before;
             log.compaction = Some(compaction);
             Err(error)
         }
     }
+}
+
+enum Finish {
+    Removed,
+    NotYet,
+    Waits,
 }
 
 /// `true`: nothing is left to copy.
@@ -274,49 +403,58 @@ fn copy_some(
 ) -> Result<bool, WriteFailure> {
     let (mut drafts, mut whats, mut bytes) = (Vec::new(), Vec::new(), 0);
     let now = shared.vfs.now_ms();
-    let mut done = true;
-    for item in compaction.items.by_ref() {
-        let Some(what) = live(shared, log, compaction.id, &item, now) else {
-            compaction.has_news |= outlived(shared, log, &item);
-            continue;
-        };
+    let room = usize::try_from(shared.segment_bytes()).unwrap_or(usize::MAX);
+    let mut is_done = true;
+    while let Some((item, next)) = compaction.items.at(compaction.position) {
         let from = Position {
             segment: compaction.id,
             offset: item.offset,
         };
-        let raw = match shared.read(from, item.record_len() as u64) {
+        let Some(what) = live(shared, log, from, &item, now) else {
+            compaction.position = next;
+            continue;
+        };
+        let raw = match shared.read(from, item.record_len()) {
             Ok(raw) => raw,
             // The file was cut since: nothing of the record is left to check.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Bytes::new(),
             Err(error) => return Err(WriteFailure::from_io(error)),
         };
+        compaction.position = next;
         log.budget.spend(raw.len() as u64);
         let Some(record) = Record::parse(&raw) else {
             // Copying would give damaged bytes a fresh checksum.
             damaged(shared, log, &what);
-            compaction.has_news |= outlived(shared, log, &item);
             continue;
         };
         bytes += raw.len();
         let payload = raw.slice(raw.len() - record.payload.len()..);
+        let expiry_ms = record.header.expiry_ms;
         let mut draft = Draft::new(record.header.kind, record.key.to_vec(), payload);
+        let is_held = match &what {
+            Copied::Block(key) => shared.index.get(key).is_some_and(|entry| entry.pins > 0),
+            Copied::Value(_) => false,
+        };
+        draft.lane = if expiry_ms != 0 && !is_held {
+            Lane::until(expiry_ms, now)
+        } else {
+            Lane::for_copy(draft.payload.len())
+        };
         draft.class = record.header.class;
-        draft.expiry_ms = record.header.expiry_ms;
+        draft.expiry_ms = expiry_ms;
         drafts.push(draft);
         whats.push(what);
-        if bytes
-            >= STEP_BYTES.min(usize::try_from(log.room_in_segment(shared)).unwrap_or(usize::MAX))
-        {
-            done = false;
+        if bytes >= STEP_BYTES.min(room) {
+            is_done = false;
             break;
         }
     }
     if drafts.is_empty() {
-        return Ok(done);
+        return Ok(is_done);
     }
-    let places = log.append(shared, &drafts)?;
+    let positions = append(shared, log, &drafts)?;
     log.sync(shared)?;
-    for ((what, place), draft) in whats.into_iter().zip(places).zip(&drafts) {
+    for ((what, place), draft) in whats.into_iter().zip(positions).zip(&drafts) {
         let len = draft.footprint();
         match what {
             Copied::Block(key) => {
@@ -331,64 +469,39 @@ fn copy_some(
         shared.release_record(log, compaction.id, len);
         shared.retain_record(log, place.segment, len);
     }
-    Ok(done)
-}
-
-/// Whether a record is the last word since the checkpoint on something that is not here any more. Without it an older record of the
-/// same key would count again, if the log still has one: a value of before, or a block with more time to live than it was given last.
-/// A block that was to stay may come back, as evictions are not logged.
-fn outlived(shared: &Shared, log: &Log, item: &Item) -> bool {
-    if item.seq <= log.checkpoint_seq {
-        return false;
-    }
-    match item.kind {
-        Kind::Block if item.expiry_ms != 0 && log.has_shadows => {
-            cid::Cid::try_from(item.key.as_slice()).is_ok_and(|cid| {
-                let key = shared.kinds.find(&cid);
-                key.is_none_or(|key| shared.index.get(&key).is_none())
-            })
-        }
-        Kind::Value => {
-            std::str::from_utf8(&item.key).is_ok_and(|key| !shared.values.read().contains_key(key))
-        }
-        _ => false,
-    }
+    Ok(is_done)
 }
 
 /// What points to a record, if something still does. Forgets it if its time is over.
-fn live(shared: &Shared, log: &mut Log, segment: u32, item: &Item, now: u64) -> Option<Copied> {
-    let at = Position {
-        segment,
-        offset: item.offset,
-    };
+fn live(shared: &Shared, log: &mut Log, at: Position, item: &Item<'_>, now: u64) -> Option<Copied> {
     match item.kind {
         Kind::Block => {
-            let key = shared
-                .kinds
-                .find(&cid::Cid::try_from(item.key.as_slice()).ok()?)?;
+            let cid = cid::Cid::try_from(item.key).ok()?;
+            let key = shared.kinds.find(&cid)?;
             let entry = shared.index.get(&key)?;
             if entry.position() != Some(at) {
                 return None;
             }
             if entry.is_expired(now) {
                 shared.counters.expirations.add(1);
-                shared.forget(log, &key);
+                shared.forget_and_tell(log, &key);
                 return None;
             }
             Some(Copied::Block(key))
         }
         Kind::Value => {
-            let key = String::from_utf8(item.key.clone()).ok()?;
-            let value: Value = *shared.values.read().get(&key)?;
+            let key = std::str::from_utf8(item.key).ok()?;
+            let value: Value = *shared.values.read().get(key)?;
             if value.at != at {
                 return None;
             }
             if value.is_expired(now) {
                 shared.counters.expirations.add(1);
-                forget_value(shared, log, &key);
+                log.note_gone_value(key.to_owned());
+                forget_value(shared, log, key);
                 return None;
             }
-            Some(Copied::Value(key))
+            Some(Copied::Value(key.to_owned()))
         }
         _ => None,
     }
@@ -397,15 +510,20 @@ fn live(shared: &Shared, log: &mut Log, segment: u32, item: &Item, now: u64) -> 
 fn damaged(shared: &Shared, log: &mut Log, what: &Copied) {
     shared.counters.corruptions.add(1);
     match what {
-        Copied::Block(key) => {
-            let entry = shared.index.update(key, |entry| entry.set_damaged());
+        Copied::Block(key) => match shared.index.get(key) {
             // A pinned one stays known, so that it is missed.
-            if entry.is_some_and(|entry| entry.pins == 0) {
-                log.has_shadows = true;
-                shared.forget(log, key);
+            Some(entry) if entry.pins > 0 => {
+                shared.memory.remove(key);
+                shared.index.insert(Entry::lost(*key, entry.codec));
+                shared.release(log, &entry);
+                shared.counters.pinned.sub(entry.footprint());
             }
+            _ => shared.forget_and_tell(log, key),
+        },
+        Copied::Value(key) => {
+            log.note_gone_value(key.clone());
+            forget_value(shared, log, key);
         }
-        Copied::Value(key) => forget_value(shared, log, key),
     }
 }
 
@@ -417,26 +535,21 @@ pub(crate) fn forget_value(shared: &Shared, log: &mut Log, key: &str) {
     }
 }
 
-fn finish(shared: &Shared, log: &mut Log, compaction: &Compaction) -> Result<(), WriteFailure> {
-    // What replaced records of this segment may have been written without a sync.
-    log.sync(shared)?;
-    if compaction.has_news {
-        // Its pins, deletions and the like are in the checkpoint afterwards, and nowhere else.
-        checkpoint::write(shared, log)?;
+fn finish(shared: &Shared, log: &mut Log, compaction: &Compaction) -> Result<Finish, WriteFailure> {
+    // What replaced records of this segment may have been written without a sync, and what was forgotten in it must not come back.
+    log.settle(shared)?;
+    if compaction.news > log.checkpoints.safe_seq() {
+        return Ok(Finish::Waits);
     }
     let path = shared.dir.join(segment::file_name(compaction.id));
     shared.vfs.remove(&path).map_err(WriteFailure::from_io)?;
-    shared.drop_file(compaction.id);
-    if let Some(segment) = log.segments.remove(&compaction.id) {
-        shared.counters.segments.sub(1);
-        shared.counters.used.sub(segment.len);
-        shared.counters.live.sub(segment.live);
-    }
+    log.remove_segment(shared, compaction.id);
     shared.counters.compactions.add(1);
-    shared
-        .vfs
-        .sync_dir(&shared.dir)
-        .map_err(WriteFailure::from_io)
+    // Not yet durable, it may come back after a power cut, as garbage: it is not worth an error.
+    if let Err(error) = shared.vfs.sync_dir(&shared.dir) {
+        tracing::warn!(%error, "the removal of a segment was not confirmed");
+    }
+    Ok(Finish::Removed)
 }
 
 /// Forgets everything whose time is over. Returns how many.
@@ -449,7 +562,7 @@ pub(crate) fn expire(shared: &Shared, log: &mut Log) -> u64 {
         }
     });
     for key in &over {
-        shared.forget(log, key);
+        shared.forget_and_tell(log, key);
     }
     let values: Vec<String> = {
         let values = shared.values.read();
@@ -460,6 +573,7 @@ pub(crate) fn expire(shared: &Shared, log: &mut Log) -> u64 {
             .collect()
     };
     for key in &values {
+        log.note_gone_value(key.clone());
         forget_value(shared, log, key);
     }
     let count = (over.len() + values.len()) as u64;
@@ -467,9 +581,8 @@ pub(crate) fn expire(shared: &Shared, log: &mut Log) -> u64 {
     count
 }
 
-/// Forgets what is over, then the coldest unpinned blocks, until `bytes` of records are free or nothing is left to forget.
-/// Nothing is written: what comes back after a crash before its segment is compacted is an unpinned block like before, unless it was
-/// deleted or given a time to live since.
+/// Forgets what is over, then the coldest unpinned blocks, until `bytes` of records are free or nothing is left to forget. The log is told
+/// with the next append.
 pub(crate) fn evict(shared: &Shared, log: &mut Log, bytes: u64, keep: &HashSet<Key>) {
     let before = shared.counters.live.get();
     expire(shared, log);
@@ -477,9 +590,8 @@ pub(crate) fn evict(shared: &Shared, log: &mut Log, bytes: u64, keep: &HashSet<K
     let Some(needed) = bytes.checked_sub(freed).filter(|needed| *needed > 0) else {
         return;
     };
-    log.has_shadows = true;
     for entry in victims::coldest(shared, needed, keep) {
         shared.counters.evictions.add(1);
-        shared.forget(log, &entry.key());
+        shared.forget_and_tell(log, &entry.key());
     }
 }

@@ -14,7 +14,11 @@ const SHARD_BITS: u32 = 4;
 const SHARDS: usize = 1 << SHARD_BITS;
 /// Entries are allocated in pieces, so that growth neither copies nor doubles them.
 const PIECE: usize = 256;
-/// Set in [`Entry::len`] when the bytes were found damaged. Blocks have at most 2^26 bytes.
+/// Blocks have at most 2^26 bytes; the bits above are flags.
+pub(crate) const MOST_LEN: u32 = (1 << 30) - 1;
+/// The segment of a block whose bytes are nowhere: it is known because it is pinned, and counts as damaged.
+const NOWHERE: u32 = u32::MAX;
+/// Set in [`Entry::len`] when the bytes were found damaged.
 const DAMAGED: u32 = 1 << 31;
 /// Set in [`Entry::len`] when the block is in the cold tier.
 const COLD: u32 = 1 << 30;
@@ -93,6 +97,21 @@ impl Entry {
         }
     }
 
+    /// A block that is pinned and whose bytes are lost.
+    pub(crate) fn lost(key: Key, codec: u8) -> Entry {
+        let nowhere = Position {
+            segment: NOWHERE,
+            offset: 0,
+        };
+        let mut entry = Entry::new(key, codec, nowhere, 0, 0, 0, f32::NEG_INFINITY);
+        entry.set_damaged();
+        entry
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.unit == NOWHERE && !self.is_cold()
+    }
+
     pub(crate) fn key(&self) -> Key {
         Key {
             digest: self.digest,
@@ -165,7 +184,7 @@ impl Entry {
 
     /// Bytes that it takes on the disk: none in the cold tier.
     pub(crate) fn footprint(&self) -> u64 {
-        if self.is_cold() {
+        if self.is_cold() || self.is_lost() {
             return 0;
         }
         let key_len = u64::from(self.head).saturating_sub(HEADER as u64);
@@ -203,6 +222,12 @@ pub(crate) fn seconds(s: u64) -> u32 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct EntryId(pub(crate) u32);
 
+impl EntryId {
+    pub(crate) fn shard_and_slot(self) -> (usize, usize) {
+        (self.0 as usize % SHARDS, (self.0 >> SHARD_BITS) as usize)
+    }
+}
+
 pub(crate) struct Index {
     shards: Vec<Mutex<Shard>>,
     hasher: DefaultHashBuilder,
@@ -214,6 +239,9 @@ struct Shard {
     table: Table,
     pieces: Vec<Vec<Entry>>,
     free: Vec<u32>,
+    /// Slots that became free while ids were frozen.
+    frozen: Vec<u32>,
+    is_frozen: bool,
 }
 
 impl Shard {
@@ -277,7 +305,6 @@ impl Index {
     }
 
     /// Makes room for this many entries at once.
-    #[allow(dead_code, reason = "opening uses it")]
     pub(crate) fn reserve(&self, entries: usize) {
         for shard in &self.shards {
             // Shards differ by a few standard deviations of a binomial distribution.
@@ -315,8 +342,27 @@ impl Index {
             .copied()
     }
 
+    pub(crate) fn update_id(&self, id: EntryId, f: impl FnOnce(&mut Entry)) {
+        let (shard, at) = id.shard_and_slot();
+        let mut shard = match self.shards.get(shard) {
+            Some(shard) => shard.lock(),
+            None => return,
+        };
+        if let Some(entry) = u32::try_from(at)
+            .ok()
+            .and_then(|at| slot_mut(&mut shard.pieces, at))
+        {
+            f(entry);
+        }
+    }
+
     /// Inserts, or replaces what has the key; then pins and heat of the old entry stay. Returns the old one.
-    pub(crate) fn insert(&self, mut entry: Entry) -> Option<Entry> {
+    pub(crate) fn insert(&self, entry: Entry) -> Option<Entry> {
+        self.insert_at(entry)?.1
+    }
+
+    /// The same, and the id of the entry; `None` if the index is full, at 2^28 blocks a shard.
+    pub(crate) fn insert_at(&self, mut entry: Entry) -> Option<(EntryId, Option<Entry>)> {
         let key = entry.key();
         let (hash, number) = self.hash(&key);
         let mut shard = self.shards.get(number)?.lock();
@@ -324,7 +370,7 @@ impl Index {
             let old = slot_mut(&mut shard.pieces, found)?;
             entry.pins = old.pins;
             entry.heat = entry.heat.max(old.heat);
-            return Some(std::mem::replace(old, entry));
+            return Some((id(found, number), Some(std::mem::replace(old, entry))));
         }
         if shard.table.is_full() {
             shard.grow(&self.hasher, 0);
@@ -346,7 +392,7 @@ impl Index {
         };
         shard.table.insert(hash, at);
         self.len.fetch_add(1, Relaxed);
-        None
+        Some((id(at, number), None))
     }
 
     pub(crate) fn remove(&self, key: &Key) -> Option<Entry> {
@@ -356,18 +402,46 @@ impl Index {
             table,
             pieces,
             free,
+            frozen,
+            is_frozen,
         } = &mut *shard;
         let at = table.remove(
             hash,
             |at| slot(pieces, at).is_some_and(|entry| entry.key() == *key),
             |at| slot(pieces, at).map_or(0, |entry| self.hasher.hash_one(entry.key())),
         )?;
-        free.push(at);
+        if *is_frozen { frozen } else { free }.push(at);
         let entry = slot_mut(pieces, at)?;
         let old = *entry;
         (entry.unit, entry.len) = (0, 0);
         self.len.fetch_sub(1, Relaxed);
         Some(old)
+    }
+
+    /// From now on no entry gets an id that another had.
+    pub(crate) fn freeze_ids(&self) {
+        for shard in &self.shards {
+            shard.lock().is_frozen = true;
+        }
+    }
+
+    /// Ids may be used again.
+    pub(crate) fn thaw_ids(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            shard.is_frozen = false;
+            let mut frozen = std::mem::take(&mut shard.frozen);
+            shard.free.append(&mut frozen);
+        }
+    }
+
+    /// Lowers every heat, as the clock was set back.
+    pub(crate) fn cool(&self, by: Heat) {
+        for shard in &self.shards {
+            for entry in shard.lock().pieces.iter_mut().flatten() {
+                entry.heat -= by;
+            }
+        }
     }
 
     /// Calls `f` with every entry, a shard at a time.
@@ -383,6 +457,17 @@ impl Index {
         Some(shard.entries().copied().collect())
     }
 
+    /// The entries of one shard in the order of their ids, with them; `None` past the last.
+    pub(crate) fn shard_with_ids(&self, number: usize) -> Option<Vec<(EntryId, Entry)>> {
+        let shard = self.shards.get(number)?.lock();
+        let entries = shard.pieces.iter().flatten().enumerate();
+        let used = entries.filter(|(_, entry)| !entry.is_free());
+        Some(
+            used.filter_map(|(at, entry)| Some((id(u32::try_from(at).ok()?, number), *entry)))
+                .collect(),
+        )
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.len.load(Relaxed)
     }
@@ -393,7 +478,7 @@ impl Index {
             shard.table.bytes()
                 + shard.pieces.len() * PIECE * size_of::<Entry>()
                 + shard.pieces.capacity() * size_of::<Vec<Entry>>()
-                + shard.free.capacity() * 4
+                + (shard.free.capacity() + shard.frozen.capacity()) * 4
         };
         self.shards
             .iter()

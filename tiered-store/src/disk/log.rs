@@ -1,38 +1,60 @@
-//! The writer's end of the log: appends to one active segment, syncs it, seals it, gives it up when the device fails.
+//! The writer's end of the log: appends to the open segment of each lane, syncs, seals, and gives a segment up when the device fails.
 
-use std::{collections::BTreeMap, io::IoSlice, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher, RandomState},
+    io::IoSlice,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use web_time::Instant;
 
 use super::{
-    compact::Compaction,
-    record::{Header, Kind},
-    segment,
+    aborts,
+    checkpoint::Checkpoints,
+    compact::{Budget, Compaction},
+    lane::{Lane, MOST_BY_TIME},
+    record::{Header, Kind, SETTLED, put_cid},
+    segment::{self, Item, Items, SegmentHeader},
 };
 use crate::{error::WriteFailure, state::Shared, vfs::VfsFile};
+
+/// CIDs in one record of blocks that the store forgot.
+const GONE_PER_RECORD: usize = 16 * 1024;
 
 /// Everything that only the one writing job touches.
 #[derive(Default)]
 pub(crate) struct Log {
     pub(crate) segments: BTreeMap<u32, Segment>,
-    pub(crate) active: Option<Active>,
+    pub(crate) active: BTreeMap<Lane, Active>,
     pub(crate) next_segment: u32,
     pub(crate) next_seq: u64,
-    /// Seqs whose sync failed; told in the next segment before anything else is acknowledged.
-    pub(crate) aborts: Vec<(u64, u64)>,
-    /// Last seq that the checkpoint covers.
-    pub(crate) checkpoint_seq: u64,
-    pub(crate) checkpoint_bytes: u64,
-    /// Log bytes written since.
+    /// Records that do not count, as their sync failed. Told to the disk before anything else is acknowledged.
+    pub(crate) aborts: Vec<aborts::Range>,
+    /// Whether the disk has to be told.
+    pub(crate) has_untold_aborts: bool,
+    /// Seqs that were appended and do not count until [`Log::applied`].
+    pending: Option<(u64, u64)>,
+    /// What the store forgot by itself and the log does not know of yet. It goes out with the next append.
+    gone: Vec<Gone>,
+    /// What of it is in the log and not known to be durable.
+    gone_pending: Vec<Gone>,
+    pub(crate) checkpoints: Checkpoints,
+    /// Log bytes written since the last checkpoint began.
     pub(crate) since_checkpoint: u64,
-    /// Whether the log may hold records beyond the checkpoint that the index passed over without one that says so: of blocks that were
-    /// evicted, or written again. They would count again if what came after them were gone.
-    pub(crate) has_shadows: bool,
     pub(crate) compaction: Option<Compaction>,
     /// Since when puts found no room for want of the cold tier.
     pub(crate) lacking_since: Option<Instant>,
-    pub(crate) budget: super::compact::Budget,
+    pub(crate) budget: Budget,
+}
+
+/// Something that the store forgot without being asked.
+enum Gone {
+    /// A CID as in a record.
+    Block(Vec<u8>),
+    /// A key.
+    Value(String),
 }
 
 /// A segment file as the writer sees it.
@@ -44,9 +66,9 @@ pub(crate) struct Segment {
     pub(crate) live: u64,
 }
 
-/// The segment that grows.
+/// A segment that grows.
 pub(crate) struct Active {
-    pub(crate) id: u32,
+    pub(crate) header: SegmentHeader,
     pub(crate) file: Arc<dyn VfsFile>,
     pub(crate) len: u64,
     /// Up to here it is durable.
@@ -54,13 +76,21 @@ pub(crate) struct Active {
     /// First seq that is not durable.
     pub(crate) unsynced_seq: u64,
     /// The footer to be.
-    pub(crate) items: Vec<u8>,
-    pub(crate) count: u32,
+    pub(crate) items: Items,
+    /// Seq of the last append, to find the one that was not used for longest.
+    pub(crate) used_seq: u64,
+}
+
+impl Active {
+    pub(crate) fn id(&self) -> u32 {
+        self.header.id
+    }
 }
 
 /// A record to be written.
 pub(crate) struct Draft {
     pub(crate) kind: Kind,
+    pub(crate) lane: Lane,
     pub(crate) flags: u8,
     pub(crate) class: u8,
     pub(crate) expiry_ms: u64,
@@ -70,9 +100,11 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
+    /// In the main lane.
     pub(crate) fn new(kind: Kind, key: Vec<u8>, payload: Bytes) -> Draft {
         Draft {
             kind,
+            lane: Lane::Main,
             flags: 0,
             class: 0,
             expiry_ms: 0,
@@ -92,17 +124,17 @@ impl Draft {
 }
 
 /// Where a record went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Position {
     pub(crate) segment: u32,
     pub(crate) offset: u32,
 }
 
 impl Log {
-    /// Bytes that still fit into the active segment.
+    /// Bytes that still fit into the segment of the main lane.
     pub(crate) fn room_in_segment(&self, shared: &Shared) -> u64 {
-        match &self.active {
-            Some(active) if active.items.len() < segment::MOST_ITEM_BYTES => {
+        match self.active.get(&Lane::Main) {
+            Some(active) if active.items.bytes.len() < segment::MOST_ITEM_BYTES => {
                 shared.segment_bytes().saturating_sub(active.len)
             }
             _ => shared
@@ -111,56 +143,162 @@ impl Log {
         }
     }
 
-    /// Writes records into one segment, not yet durable. On an error none of them counts.
+    /// Remembers that a block was forgotten without a record of its own; the next append tells it.
+    pub(crate) fn note_gone(&mut self, cid: &cid::Cid) {
+        let mut bytes = Vec::new();
+        put_cid(cid, &mut bytes);
+        self.gone.push(Gone::Block(bytes));
+    }
+
+    /// The same for a value.
+    pub(crate) fn note_gone_value(&mut self, key: String) {
+        self.gone.push(Gone::Value(key));
+    }
+
+    fn gone_records(&self) -> Vec<Draft> {
+        let (mut drafts, mut blocks) = (Vec::new(), Vec::new());
+        for gone in &self.gone {
+            match gone {
+                Gone::Block(cid) => blocks.push(cid.as_slice()),
+                Gone::Value(key) => drafts.push(Draft::new(
+                    Kind::DeleteValue,
+                    key.clone().into_bytes(),
+                    Bytes::new(),
+                )),
+            }
+        }
+        let lists = blocks.chunks(GONE_PER_RECORD);
+        drafts.extend(lists.map(|cids| Draft::new(Kind::Gone, Vec::new(), cids.concat().into())));
+        drafts
+    }
+
+    /// Whether the disk does not know yet what was forgotten.
+    pub(crate) fn has_gone(&self) -> bool {
+        !self.gone.is_empty() || !self.gone_pending.is_empty()
+    }
+
+    /// Writes records, those of a lane into one segment, not yet durable. On an error none of them counts. Once they count, by a sync or
+    /// without one ([`Log::applied`]), the caller changes the index.
     pub(crate) fn append(
         &mut self,
         shared: &Shared,
         drafts: &[Draft],
     ) -> Result<Vec<Position>, WriteFailure> {
-        let total: u64 = drafts.iter().map(Draft::record_len).sum();
-        self.open_segment(shared, total)?;
-        if !self.aborts.is_empty() {
-            let aborts: Vec<Draft> = self
-                .aborts
-                .iter()
-                .map(|(first, last)| {
-                    let range = [first.to_le_bytes(), last.to_le_bytes()].concat();
-                    Draft::new(Kind::Abort, Vec::new(), range.into())
-                })
-                .collect();
-            self.write(shared, &aborts)?;
-            // If this sync fails the list stays and grows; written twice it does no harm.
-            self.sync(shared)?;
-            self.aborts.clear();
+        self.tell_aborts(shared)?;
+        if !self.gone.is_empty() {
+            let gone = self.gone_records();
+            self.write(shared, Lane::Main, &gone.iter().collect::<Vec<_>>())?;
+            self.gone_pending.append(&mut self.gone);
         }
-        self.write(shared, drafts)
+        let mut lanes: Vec<Lane> = drafts.iter().map(|draft| draft.lane).collect();
+        lanes.sort_unstable();
+        lanes.dedup();
+        if let [lane] = *lanes {
+            return self.write(shared, lane, &drafts.iter().collect::<Vec<_>>());
+        }
+        let mut positions = vec![
+            Position {
+                segment: 0,
+                offset: 0
+            };
+            drafts.len()
+        ];
+        for lane in lanes {
+            let of_lane: Vec<usize> = (0..drafts.len())
+                .filter(|n| drafts.get(*n).is_some_and(|draft| draft.lane == lane))
+                .collect();
+            let parts: Vec<&Draft> = of_lane.iter().filter_map(|n| drafts.get(*n)).collect();
+            let written = self.write(shared, lane, &parts);
+            let written = written.inspect_err(|_| self.abort_pending())?;
+            for (n, position) in of_lane.into_iter().zip(written) {
+                if let Some(place) = positions.get_mut(n) {
+                    *place = position;
+                }
+            }
+        }
+        Ok(positions)
     }
 
-    fn write(&mut self, shared: &Shared, drafts: &[Draft]) -> Result<Vec<Position>, WriteFailure> {
-        let Some(active) = &mut self.active else {
+    /// What was appended counts without a sync.
+    pub(crate) fn applied(&mut self) {
+        self.pending = None;
+    }
+
+    /// What was appended does not count.
+    pub(crate) fn abort_pending(&mut self) {
+        self.gone.append(&mut self.gone_pending);
+        if let Some((first, last)) = self.pending.take() {
+            self.abort(aborts::Range {
+                segment: 0,
+                first,
+                last,
+            });
+        }
+    }
+
+    fn abort(&mut self, range: aborts::Range) {
+        self.aborts.push(range);
+        self.has_untold_aborts = true;
+    }
+
+    fn tell_aborts(&mut self, shared: &Shared) -> Result<(), WriteFailure> {
+        if self.has_untold_aborts {
+            aborts::write(shared, &self.aborts).map_err(WriteFailure::from_io)?;
+            self.has_untold_aborts = false;
+        }
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        shared: &Shared,
+        lane: Lane,
+        drafts: &[&Draft],
+    ) -> Result<Vec<Position>, WriteFailure> {
+        let total: u64 = drafts.iter().map(|draft| draft.record_len()).sum();
+        if drafts.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.open_segment(shared, lane, total)?;
+        let Some(active) = self.active.get_mut(&lane) else {
             return Err(WriteFailure::Closed);
         };
         let first_seq = self.next_seq;
         let (mut heads, mut ends) = (Vec::new(), Vec::new());
-        let (mut items, mut places) = (Vec::new(), Vec::new());
+        let mut positions = Vec::with_capacity(drafts.len());
+        let items_before = (active.items.bytes.len(), active.items.count);
         let mut at = active.len;
-        for draft in drafts {
+        for (n, draft) in drafts.iter().enumerate() {
+            let settled = if n == 0 && active.synced == active.len {
+                SETTLED
+            } else {
+                0
+            };
             let header = Header {
                 kind: draft.kind,
-                flags: draft.flags,
+                flags: draft.flags | settled,
                 class: draft.class,
                 key_len: u16::try_from(draft.key.len()).unwrap_or(u16::MAX),
                 payload_len: u32::try_from(draft.payload.len()).unwrap_or(u32::MAX),
                 expiry_ms: draft.expiry_ms,
                 seq: self.next_seq,
+                token: active.header.token(at),
             };
             self.next_seq += 1;
             header.encode(&draft.key, draft.payload_crc, &mut heads);
             ends.push(heads.len());
             let offset = u32::try_from(at).unwrap_or(u32::MAX);
-            segment::push_item(&header, offset, &draft.key, &mut items);
-            places.push(Position {
-                segment: active.id,
+            active.items.push(&Item {
+                kind: draft.kind,
+                class: draft.class,
+                payload_len: header.payload_len,
+                offset,
+                expiry_ms: draft.expiry_ms,
+                seq: header.seq,
+                key: &draft.key,
+            });
+            positions.push(Position {
+                segment: active.header.id,
                 offset,
             });
             at += draft.record_len();
@@ -177,8 +315,10 @@ impl Log {
         let written = active.file.write_all_at(active.len, &parts);
         shared.counters.written.add(at - active.len);
         if let Err(error) = written {
+            active.items.bytes.truncate(items_before.0);
+            active.items.count = items_before.1;
             if active.file.set_len(active.len).is_err() {
-                self.poison(shared, first_seq);
+                self.poison(shared, lane, first_seq);
             }
             return Err(WriteFailure::from_io(error));
         }
@@ -187,64 +327,101 @@ impl Log {
             active.unsynced_seq = first_seq;
         }
         active.len = at;
-        active.items.extend_from_slice(&items);
-        active.count += u32::try_from(drafts.len()).unwrap_or(u32::MAX);
-        let (id, len) = (active.id, active.len);
-        self.set_len(shared, id, len);
-        Ok(places)
+        active.used_seq = self.next_seq;
+        let id = active.id();
+        let last = self.next_seq - 1;
+        self.pending = Some((self.pending.map_or(first_seq, |(first, _)| first), last));
+        self.set_len(shared, id, at);
+        Ok(positions)
     }
 
     /// Makes what was appended durable. A failure gives the segment up: it is never synced again, since the kernel may have
-    /// dropped the pages that it could not write.
+    /// dropped the pages that it could not write. What did not count before does not count then, in any lane.
     pub(crate) fn sync(&mut self, shared: &Shared) -> Result<(), WriteFailure> {
-        let Some(active) = &mut self.active else {
-            return Ok(());
-        };
-        if active.synced == active.len {
-            return Ok(());
+        self.sync_lanes(shared)?;
+        self.pending = None;
+        Ok(())
+    }
+
+    fn sync_lanes(&mut self, shared: &Shared) -> Result<(), WriteFailure> {
+        let dirty: Vec<Lane> = self
+            .active
+            .iter()
+            .filter(|(_, active)| active.synced < active.len)
+            .map(|(lane, _)| *lane)
+            .collect();
+        let mut failed = None;
+        for lane in dirty {
+            let Some(active) = self.active.get_mut(&lane) else {
+                continue;
+            };
+            shared.counters.syncs.add(1);
+            match active.file.sync_data() {
+                Ok(()) => active.synced = active.len,
+                Err(error) => {
+                    self.poison(shared, lane, self.next_seq);
+                    failed = Some(WriteFailure::Sync(Arc::new(error)));
+                }
+            }
         }
-        shared.counters.syncs.add(1);
-        match active.file.sync_data() {
-            Ok(()) => {
-                active.synced = active.len;
+        match failed {
+            None => {
+                self.gone_pending.clear();
                 Ok(())
             }
-            Err(error) => {
-                let first = active.unsynced_seq;
-                self.poison(shared, first);
-                Err(WriteFailure::Sync(Arc::new(error)))
+            Some(failure) => {
+                self.abort_pending();
+                Err(failure)
             }
         }
     }
 
-    fn poison(&mut self, shared: &Shared, first_seq: u64) {
-        let Some(active) = self.active.take() else {
+    /// Makes durable what the store forgot by itself, and everything else.
+    pub(crate) fn settle(&mut self, shared: &Shared) -> Result<(), WriteFailure> {
+        if !self.gone.is_empty() {
+            self.append(shared, &[])?;
+        }
+        self.sync(shared)
+    }
+
+    /// Gives a lane's segment up. Of what was being written in it, seqs from `failed` on do not count.
+    fn poison(&mut self, shared: &Shared, lane: Lane, failed: u64) {
+        let Some(active) = self.active.remove(&lane) else {
             return;
         };
+        let id = active.id();
         tracing::error!(
-            segment = active.id,
+            segment = id,
             "the device failed; the segment is given up for writing"
         );
         shared.counters.poisoned.add(1);
-        if self.next_seq > first_seq {
-            self.aborts.push((first_seq, self.next_seq - 1));
+        let is_dirty = active.len > active.synced;
+        let first = if is_dirty {
+            active.unsynced_seq
+        } else {
+            failed
+        };
+        if self.next_seq > first {
+            self.abort(aborts::Range {
+                segment: id,
+                first,
+                last: self.next_seq - 1,
+            });
         }
+        self.abort_pending();
         // Should the process die before it can write that: the pages that the device refused may still be read, and would pass for
         // durable at the next opening.
         if active.file.set_len(active.synced).is_ok() {
-            self.set_len(shared, active.id, active.synced);
+            self.set_len(shared, id, active.synced);
         }
         // Relaxed writes that were acknowledged without a sync are lost, as their durability says.
+        let is_lost = |at: Position| at.segment == id && u64::from(at.offset) >= active.synced;
         let mut lost = Vec::new();
         shared.index.for_each(|entry| {
-            if entry
-                .position()
-                .is_some_and(|at| at.segment == active.id && u64::from(at.offset) >= active.synced)
-            {
+            if entry.position().is_some_and(is_lost) {
                 lost.push((entry.key(), entry.pins > 0));
             }
         });
-        self.has_shadows |= !lost.is_empty();
         for (key, pinned) in lost {
             if pinned {
                 // One that was put again: its pins name this entry. It waits for the next put.
@@ -254,11 +431,20 @@ impl Log {
                 shared.forget(self, &key);
             }
         }
+        let keys: Vec<String> = {
+            let values = shared.values.read();
+            let lost = values.iter().filter(|(_, value)| is_lost(value.at));
+            lost.map(|(key, _)| key.clone()).collect()
+        };
+        for key in keys {
+            super::compact::forget_value(shared, self, &key);
+        }
     }
 
     pub(crate) fn set_len(&mut self, shared: &Shared, id: u32, len: u64) {
         let segment = self.segments.entry(id).or_insert_with(|| {
             shared.counters.segments.add(1);
+            shared.add_segment(id);
             Segment::default()
         });
         shared.counters.used.add(len);
@@ -266,21 +452,59 @@ impl Log {
         segment.len = len;
     }
 
-    fn open_segment(&mut self, shared: &Shared, total: u64) -> Result<(), WriteFailure> {
-        if let Some(active) = &self.active {
+    /// The file is gone.
+    pub(crate) fn remove_segment(&mut self, shared: &Shared, id: u32) {
+        shared.remove_segment(id);
+        if let Some(segment) = self.segments.remove(&id) {
+            shared.counters.segments.sub(1);
+            shared.counters.used.sub(segment.len);
+            shared.counters.live.sub(segment.live);
+        }
+    }
+
+    fn open_segment(
+        &mut self,
+        shared: &Shared,
+        lane: Lane,
+        total: u64,
+    ) -> Result<(), WriteFailure> {
+        if let Some(active) = self.active.get(&lane) {
             let full =
                 active.len + total > shared.segment_bytes() && active.len > segment::SEGMENT_HEADER;
-            if !full && active.items.len() < segment::MOST_ITEM_BYTES {
+            if !full && active.items.bytes.len() < segment::MOST_ITEM_BYTES {
                 return Ok(());
             }
-            self.seal(shared)?;
+            self.seal(shared, lane)?;
+        }
+        if matches!(lane, Lane::Until { .. }) {
+            let by_time = self
+                .active
+                .iter()
+                .filter(|(lane, _)| matches!(lane, Lane::Until { .. }));
+            let (count, oldest) = (
+                by_time.clone().count(),
+                by_time
+                    .min_by_key(|(_, active)| active.used_seq)
+                    .map(|(lane, _)| *lane),
+            );
+            if count >= MOST_BY_TIME
+                && let Some(oldest) = oldest
+            {
+                self.seal(shared, oldest)?;
+            }
         }
         let id = self.next_segment;
         self.next_segment = id.checked_add(1).ok_or(WriteFailure::Closed)?;
+        let header = SegmentHeader {
+            id,
+            first_seq: self.next_seq,
+            salt: RandomState::new().hash_one(id),
+            lane: lane.kind(),
+        };
         let path = shared.dir.join(segment::file_name(id));
         let create = || {
             let file = shared.vfs.create(&path)?;
-            file.write_all_at(0, &[IoSlice::new(&segment::encode_header(id))])?;
+            file.write_all_at(0, &[IoSlice::new(&header.encode())])?;
             file.sync_data()?;
             shared.vfs.sync_dir(&shared.dir)?;
             Ok(file)
@@ -295,38 +519,36 @@ impl Log {
         };
         shared.counters.syncs.add(2);
         shared.counters.written.add(segment::SEGMENT_HEADER);
-        shared.keep_file(id, file.clone());
-        self.active = Some(Active {
-            id,
-            file,
-            len: segment::SEGMENT_HEADER,
-            synced: segment::SEGMENT_HEADER,
-            unsynced_seq: self.next_seq,
-            items: Vec::new(),
-            count: 0,
-        });
+        self.active.insert(
+            lane,
+            Active {
+                header,
+                file: file.clone(),
+                len: segment::SEGMENT_HEADER,
+                synced: segment::SEGMENT_HEADER,
+                unsynced_seq: self.next_seq,
+                items: Items::default(),
+                used_seq: self.next_seq,
+            },
+        );
         self.set_len(shared, id, segment::SEGMENT_HEADER);
+        shared.keep_file(id, file);
         Ok(())
     }
 
-    /// Writes the footer of the active segment; the next append opens another.
-    fn seal(&mut self, shared: &Shared) -> Result<(), WriteFailure> {
-        self.sync(shared)?;
-        let Some(active) = &mut self.active else {
+    /// Writes the footer of a lane's segment; the next append opens another.
+    pub(crate) fn seal(&mut self, shared: &Shared, lane: Lane) -> Result<(), WriteFailure> {
+        self.sync_lanes(shared)?;
+        let Some(active) = self.active.get(&lane) else {
             return Ok(());
         };
-        let written = segment::write_footer(
-            &*active.file,
-            active.len,
-            active.id,
-            &active.items,
-            active.count,
-        );
+        let id = active.id();
+        let written = segment::write_footer(&*active.file, active.len, id, &active.items);
         match written {
             Ok(bytes) => {
                 shared.counters.written.add(bytes);
                 shared.counters.syncs.add(1);
-                let (id, len) = (active.id, active.len + bytes);
+                let len = active.len + bytes;
                 let synced = active.file.sync_data();
                 if let Err(error) = synced {
                     // The records are durable, the footer may not be: recovery scans the segment then.
@@ -334,13 +556,12 @@ impl Log {
                     shared.counters.poisoned.add(1);
                 }
                 self.set_len(shared, id, len);
-                self.active = None;
+                self.active.remove(&lane);
                 Ok(())
             }
             Err(error) => {
                 if active.file.set_len(active.len).is_err() {
-                    let next = self.next_seq;
-                    self.poison(shared, next);
+                    self.poison(shared, lane, self.next_seq);
                 }
                 Err(WriteFailure::from_io(error))
             }

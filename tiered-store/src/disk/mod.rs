@@ -1,9 +1,11 @@
 //! The disk tier: an append-only log of segments.
 
+pub(crate) mod aborts;
 pub(crate) mod checkpoint;
 pub(crate) mod compact;
 mod id_set;
 pub(crate) mod index;
+pub(crate) mod lane;
 pub(crate) mod log;
 #[allow(dead_code, reason = "the cold tier calls it")]
 pub(crate) mod moves;

@@ -19,6 +19,10 @@ impl Pins {
         self.sets.keys().cloned().collect()
     }
 
+    pub(crate) fn sets(&self) -> &BTreeMap<String, IdSet> {
+        &self.sets
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.sets.len()
     }
@@ -44,6 +48,17 @@ impl Pins {
             .iter()
             .map(|(name, members)| (name.len() + 64 + members.bytes()) as u64)
             .sum()
+    }
+
+    /// The same as [`Pins::pin`], by id; while opening.
+    pub(crate) fn pin_id(&mut self, index: &Index, set: &str, id: EntryId) {
+        let members = match self.sets.get_mut(set) {
+            Some(members) => members,
+            None => self.sets.entry(set.to_owned()).or_default(),
+        };
+        if members.insert(id.0) {
+            index.update_id(id, |entry| entry.pins = entry.pins.saturating_add(1));
+        }
     }
 
     /// Returns the bytes on disk that became pinned by it.

@@ -5,27 +5,31 @@
 //!  4  version      1
 //!  5  kind         1   see Kind
 //!  6  flags        1   bit 0: the next record belongs to this one; both count or none
+//!                      bit 1: everything before it in this segment was durable when it was written
 //!  7  class        1   class in the low four bits, importance in the high ones
 //!  8  key length   2   CID, pin set or key of a value
 //! 10  zero         2
 //! 12  payload len  4
 //! 16  expiry       8   milliseconds since 1970, 0 for never
 //! 24  seq          8   rises through the whole log
-//! 32  crc          4   CRC32C of payload, then bytes 0..32, then key
-//! 36  key, payload
+//! 32  token        4   follows from the segment's secret salt and the record's offset: nobody can put a record into a payload
+//! 36  crc          4   CRC32C of payload, then bytes 0..36, then key
+//! 40  key, payload
 //! ```
 
 /// Bytes before the key.
-pub(crate) const HEADER: usize = 36;
+pub(crate) const HEADER: usize = 40;
 
-const MAGIC: u32 = u32::from_le_bytes(*b"APR1");
-const VERSION: u8 = 1;
+pub(crate) const MAGIC: u32 = u32::from_le_bytes(*b"APR1");
+const VERSION: u8 = 2;
 
 /// No log gets so far: a higher seq is damage, and would leave none for what comes next.
 pub(crate) const MOST_SEQ: u64 = u64::MAX >> 1;
 
 /// The next record belongs to this one.
 pub(crate) const MORE: u8 = 1;
+/// What lies before this record in its segment was durable when it was written: if it is not whole now, it was damaged later.
+pub(crate) const SETTLED: u8 = 2;
 
 /// What a record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,12 +51,12 @@ pub(crate) enum Kind {
     Value = 7,
     /// Key: key.
     DeleteValue = 8,
-    /// Payload: first and last seq that do not count, as their sync failed.
-    Abort = 9,
     /// Blocks are in a pack of the cold tier from now on. Payload: pack 4; then for each CID, offset 4, bound 1, length 4, expiry in s 4.
     Demoted = 10,
     /// Nothing is in a pack any more. Payload: pack 4.
     DropPack = 11,
+    /// Blocks that the store forgot by itself: cold, over, or damaged. Payload: CIDs.
+    Gone = 12,
 }
 
 impl Kind {
@@ -66,9 +70,9 @@ impl Kind {
             6 => Kind::DropSet,
             7 => Kind::Value,
             8 => Kind::DeleteValue,
-            9 => Kind::Abort,
             10 => Kind::Demoted,
             11 => Kind::DropPack,
+            12 => Kind::Gone,
             _ => return None,
         })
     }
@@ -89,6 +93,7 @@ pub(crate) struct Header {
     pub(crate) payload_len: u32,
     pub(crate) expiry_ms: u64,
     pub(crate) seq: u64,
+    pub(crate) token: u32,
 }
 
 impl Header {
@@ -107,6 +112,7 @@ impl Header {
         out.extend_from_slice(&self.payload_len.to_le_bytes());
         out.extend_from_slice(&self.expiry_ms.to_le_bytes());
         out.extend_from_slice(&self.seq.to_le_bytes());
+        out.extend_from_slice(&self.token.to_le_bytes());
         let crc = crc32c::crc32c_append(payload_crc, out.get(start..).unwrap_or_default());
         let crc = crc32c::crc32c_append(crc, key);
         out.extend_from_slice(&crc.to_le_bytes());
@@ -129,6 +135,7 @@ impl Header {
             payload_len: fields.u32()?,
             expiry_ms: fields.u64()?,
             seq: fields.u64()?,
+            token: fields.u32()?,
         };
         let crc = fields.u32()?;
         (header.seq <= MOST_SEQ).then_some((header, crc))
@@ -221,6 +228,7 @@ mod tests {
             payload_len: payload.len() as u32,
             expiry_ms: 77,
             seq: 1 << 40,
+            token: 0x1234_5678,
         };
         let mut bytes = Vec::new();
         header.encode(b"key", crc32c::crc32c(payload), &mut bytes);

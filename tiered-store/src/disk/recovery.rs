@@ -1,31 +1,35 @@
 //! Opening: lock, format, checkpoint, then what the log holds beyond it.
 //!
-//! Sealed segments are read by their footers. Others are scanned; the last one is cut at its first damaged record and grows on. What
-//! was never acknowledged may be there or not. Everything is applied in the order of seqs.
+//! Sealed segments are read by their footers. Others are scanned, cut after their last whole record, and grow on or are sealed. What
+//! was never acknowledged may be there or not. Everything is applied in the order of seqs, a few segments in memory at a time.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap, VecDeque},
     io::{self, IoSlice},
     path::Path,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
+use bytes::Bytes;
 use cid::Cid;
 
 use super::{
-    checkpoint,
-    index::{Entry, Place},
+    aborts,
+    checkpoint::{self, Kept, Name, Start},
+    index::{Entry, EntryId, Place},
+    lane::LaneKind,
     log::{Active, Log, Position},
     moves,
-    record::{Fields, HEADER, Header, Kind, Record, get_cid},
-    segment::{self, Item, SEGMENT_HEADER},
+    record::{Fields, HEADER, Kind, Record, get_cid},
+    segment::{self, Item, Items, SEGMENT_HEADER, SegmentHeader},
 };
 use crate::{
     Config, FORMAT, OpenError,
     key::Key,
     state::{Shared, Value},
-    vfs::Vfs,
+    vfs::{Vfs, VfsFile},
 };
 
 const FORMAT_FILE: &str = "FORMAT";
@@ -45,10 +49,6 @@ pub(crate) fn open(config: Config) -> Result<Shared, OpenError> {
     };
     vfs.create_dir_all(&dir)
         .map_err(io("creating the directory"))?;
-    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        // Not every parent can be synced, and losing an empty store loses nothing.
-        let _ = vfs.sync_dir(parent);
-    }
     let mut attempts = 0;
     let lock = loop {
         match vfs.lock(&dir.join(LOCK_FILE)).map_err(io("locking"))? {
@@ -132,239 +132,429 @@ fn check_format(vfs: &dyn Vfs, dir: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// Where the checkpoint ends and the log goes on.
-#[derive(Default, Clone, Copy)]
-struct Tail {
-    seq: u64,
-    segment: u32,
-    offset: u64,
-}
-
-type PinsByKey = BTreeMap<String, BTreeSet<Key>>;
-
 fn recover(shared: &Shared, log: &mut Log) -> io::Result<()> {
     let names = shared.vfs.list(&shared.dir)?;
-    let ids: BTreeSet<u32> = names
+    for name in [checkpoint::TEMPORARY, aborts::TEMPORARY] {
+        if names.iter().any(|other| other == name) {
+            // What a crash left half written.
+            let _ = shared.vfs.remove(&shared.dir.join(name));
+        }
+    }
+    if names.iter().any(|name| name == aborts::FILE) {
+        match aborts::read(&*shared.vfs, &shared.dir)? {
+            Some(ranges) => log.aborts = ranges,
+            None => tracing::error!("the list of writes that failed is damaged"),
+        }
+    }
+    let start = read_checkpoints(shared, log, &names)?;
+    let mut ids: Vec<u32> = names
         .iter()
         .filter_map(|name| segment::parse_name(name))
         .collect();
-    let mut pins = PinsByKey::new();
-    let mut tail = Tail::default();
-    if names.iter().any(|name| name == checkpoint::FILE) {
-        match read_checkpoint(shared, &mut pins)? {
-            Some((read, bytes)) => {
-                tail = read;
-                log.checkpoint_bytes = bytes;
-            }
-            None => {
-                tracing::error!(
-                    "the checkpoint is damaged; the whole log is read, pins and deletions that were compacted are gone"
-                );
-                pins.clear();
-                clear(shared);
-                shared.checkpoint_lost.store(true, Relaxed);
-            }
-        }
+    ids.sort_unstable();
+    log.next_segment = ids
+        .last()
+        .map_or(1, |last| last.saturating_add(1))
+        .max(start.next_segment)
+        .max(1);
+    let aborted = log.aborts.iter().map(|range| range.last).max();
+    log.next_seq = start.seq.max(aborted.unwrap_or(0)) + 1;
+    let mut sources = Vec::new();
+    for id in ids {
+        sources.extend(look_at(shared, log, &start, id)?);
     }
-    log.checkpoint_seq = tail.seq;
-    let last = ids.last().copied();
-    let mut replay = Vec::new();
-    for id in &ids {
-        open_segment(shared, log, *id, last == Some(*id), tail, &mut replay)?;
-    }
-    log.next_segment = last.unwrap_or(0).max(tail.segment).saturating_add(1);
-    log.next_seq = replay
-        .iter()
-        .map(|(_, item)| item.seq)
-        .max()
-        .unwrap_or(0)
-        .max(tail.seq)
-        + 1;
-    log.has_shadows = !replay.is_empty();
-    apply(shared, replay, &mut pins)?;
-    settle(shared, log, pins);
+    replay(shared, log, &start, sources)?;
+    settle(shared, log);
     Ok(())
 }
 
-fn clear(shared: &Shared) {
-    let mut keys = Vec::new();
-    shared.index.for_each(|entry| keys.push(entry.key()));
-    for key in keys {
-        shared.index.remove(&key);
+/// Reads the newest checkpoint that is whole.
+fn read_checkpoints(shared: &Shared, log: &mut Log, names: &[String]) -> io::Result<Start> {
+    let mut numbers: Vec<u32> = names
+        .iter()
+        .filter_map(|name| checkpoint::parse_name(name))
+        .collect();
+    numbers.sort_unstable();
+    log.checkpoints.next_number = numbers.last().map_or(0, |last| last.wrapping_add(1));
+    let mut found = None;
+    while let Some(number) = numbers.pop() {
+        if let Some((start, bytes)) = read_checkpoint(shared, number)? {
+            let seq = start.seq;
+            log.checkpoints.kept.push_back(Kept { number, seq, bytes });
+            found = Some(start);
+            break;
+        }
+        tracing::error!(number, "a checkpoint is damaged; the one before it is read");
+        shared.counters.corruptions.add(1);
+        shared.clear();
+        let _ = shared
+            .vfs
+            .remove(&shared.dir.join(checkpoint::file_name(number)));
+        if numbers.is_empty() {
+            tracing::error!(
+                "no checkpoint is whole; the whole log is read, pins and deletions that only they knew are gone"
+            );
+            shared.checkpoint_lost.store(true, Relaxed);
+        }
     }
-    shared.values.write().clear();
+    // The one before, as long as it is whole, is what the next opening falls back to. Older ones are left over.
+    if let Some(number) = numbers.pop() {
+        let file = shared
+            .vfs
+            .open(&shared.dir.join(checkpoint::file_name(number)))?;
+        if let Some(seq) = checkpoint::seq_of_whole(&*file)? {
+            let bytes = file.len()?;
+            log.checkpoints.kept.push_front(Kept { number, seq, bytes });
+        }
+    }
+    for number in numbers {
+        let _ = shared
+            .vfs
+            .remove(&shared.dir.join(checkpoint::file_name(number)));
+    }
+    shared
+        .counters
+        .checkpoint_bytes
+        .set(log.checkpoints.bytes());
+    Ok(found.unwrap_or_default())
 }
 
-fn read_checkpoint(shared: &Shared, pins: &mut PinsByKey) -> io::Result<Option<(Tail, u64)>> {
-    let file = shared.vfs.open(&shared.dir.join(checkpoint::FILE))?;
-    let mut tail = Tail::default();
+/// What numbers in a checkpoint stand for here.
+struct Numbers {
+    hashes: [Option<u8>; 256],
+    codecs: [u8; 256],
+    blocks: Vec<EntryId>,
+}
+
+fn read_checkpoint(shared: &Shared, number: u32) -> io::Result<Option<(Start, u64)>> {
+    let file = shared
+        .vfs
+        .open(&shared.dir.join(checkpoint::file_name(number)))?;
+    let mut start = Start::default();
+    let mut numbers = Numbers {
+        hashes: [None; 256],
+        codecs: [0; 256],
+        blocks: Vec::new(),
+    };
+    // A declared number allocates nothing that the file has no bytes for.
+    let most_blocks = file.len()? / checkpoint::BLOCK_BYTES;
+    let mut is_sound = true;
     let whole = checkpoint::read(&*file, |entry| match entry {
-        checkpoint::Entry::Start {
-            seq,
-            segment,
-            offset,
+        checkpoint::Entry::Start(read) => {
+            let blocks = usize::try_from(read.blocks.min(most_blocks)).unwrap_or(0);
+            shared.index.reserve(blocks);
+            numbers.blocks.reserve(blocks);
+            start = read;
+        }
+        checkpoint::Entry::Hash { number, code, size } => {
+            if let Some(place) = numbers.hashes.get_mut(usize::from(number)) {
+                *place = shared.kinds.intern_hash(code, size);
+            }
+        }
+        checkpoint::Entry::Codec {
+            number,
+            is_v0,
+            codec,
         } => {
-            tail = Tail {
-                seq,
-                segment,
-                offset,
+            if let Some(place) = numbers.codecs.get_mut(usize::from(number)) {
+                *place = shared.kinds.intern_codec(is_v0, codec);
             }
         }
         checkpoint::Entry::Block(block) => {
-            let (key, codec) = shared.kinds.intern(&block.cid);
-            let mut entry = match block.place {
-                Place::Disk(at) => Entry::new(key, codec, at, block.head, block.len, 0, block.heat),
-                Place::Cold(at) => Entry::cold(key, codec, at, block.len, 0, block.heat),
-            };
-            entry.expiry_s = block.expiry_s;
-            shared.index.insert(entry);
+            is_sound &= insert(shared, &mut numbers, &block).is_some();
         }
-        checkpoint::Entry::Pin { set, cid } => {
-            pins.entry(set)
-                .or_default()
-                .insert(shared.kinds.intern(&cid).0);
+        checkpoint::Entry::Pins { set, blocks } => {
+            let mut pins = shared.pins.write();
+            for number in blocks {
+                match numbers.blocks.get(number as usize) {
+                    Some(id) => pins.pin_id(&shared.index, &set, *id),
+                    None => is_sound = false,
+                }
+            }
         }
-        checkpoint::Entry::Value {
-            key,
-            at,
-            len,
-            expiry_ms,
-        } => {
-            let value = Value { at, len, expiry_ms };
+        checkpoint::Entry::Value { key, value } => {
             shared.values.write().insert(key, value);
         }
     })?;
-    Ok(if whole {
-        Some((tail, file.len()?))
+    Ok(if whole && is_sound {
+        Some((start, file.len()?))
     } else {
         None
     })
 }
 
-/// Registers a segment and collects what it says beyond the checkpoint.
-fn open_segment(
+fn insert(shared: &Shared, numbers: &mut Numbers, block: &checkpoint::Block) -> Option<()> {
+    let (key, codec) = match &block.name {
+        Name::Short {
+            hash,
+            codec,
+            digest,
+        } => {
+            let hash = (*numbers.hashes.get(usize::from(*hash))?)?;
+            let codec = *numbers.codecs.get(usize::from(*codec))?;
+            let digest = *digest;
+            (Key { digest, hash }, codec)
+        }
+        Name::Long(cid) => shared.kinds.intern(cid),
+    };
+    let mut entry = match block.place {
+        Place::Disk(at) => Entry::new(key, codec, at, block.head, block.len, 0, block.heat),
+        Place::Cold(at) => Entry::cold(key, codec, at, block.len, 0, block.heat),
+    };
+    if entry.is_lost() {
+        entry = Entry::lost(key, codec);
+    }
+    entry.expiry_s = block.expiry_s;
+    let (id, _) = shared.index.insert_at(entry)?;
+    numbers.blocks.push(id);
+    Some(())
+}
+
+/// A segment that has something to say beyond the checkpoint.
+struct Source {
+    id: u32,
+    /// No record in it has a lower seq.
+    first_seq: u64,
+    header: Option<SegmentHeader>,
+    /// Up to here it was durable when the checkpoint was written.
+    settled: u64,
+}
+
+/// Registers a segment. `None`: the checkpoint knows everything that it says.
+fn look_at(shared: &Shared, log: &mut Log, start: &Start, id: u32) -> io::Result<Option<Source>> {
+    let file = shared.vfs.open(&shared.dir.join(segment::file_name(id)))?;
+    let len = file.len()?;
+    let settled = match start.open.get(&id) {
+        Some(settled) => *settled,
+        None if id < start.next_segment => {
+            log.set_len(shared, id, len);
+            return Ok(None);
+        }
+        None => 0,
+    };
+    if len < SEGMENT_HEADER && settled == 0 {
+        // The power went while it was created.
+        shared
+            .vfs
+            .remove(&shared.dir.join(segment::file_name(id)))?;
+        shared.vfs.sync_dir(&shared.dir)?;
+        return Ok(None);
+    }
+    log.set_len(shared, id, len);
+    let header = segment::read_header(&*file, id)?;
+    if header.is_none() {
+        tracing::error!(segment = id, "the header of a segment is damaged");
+        shared.counters.corruptions.add(1);
+    }
+    log.since_checkpoint += len.saturating_sub(settled);
+    Ok(Some(Source {
+        id,
+        first_seq: header.map_or(0, |header| header.first_seq),
+        header,
+        settled,
+    }))
+}
+
+/// A source whose items are in memory.
+struct Loaded {
+    id: u32,
+    items: Items,
+    position: usize,
+}
+
+impl Loaded {
+    fn seq(&self) -> Option<u64> {
+        self.items.at(self.position).map(|(item, _)| item.seq)
+    }
+}
+
+/// Applies what segments say beyond the checkpoint in the order of seqs. A segment is read when its first seq is next, and dropped after its
+/// last: as many are in memory as lanes were open at a time.
+fn replay(
     shared: &Shared,
     log: &mut Log,
-    id: u32,
-    is_last: bool,
-    tail: Tail,
-    replay: &mut Vec<(u32, Item)>,
+    start: &Start,
+    mut sources: Vec<Source>,
 ) -> io::Result<()> {
-    let file = shared.file(id)?;
-    let mut len = file.len()?;
-    if id < tail.segment && !is_last {
-        log.set_len(shared, id, len);
-        return Ok(());
+    sources.sort_by_key(|source| (source.first_seq, source.id));
+    // The last segment of each lane may grow on.
+    let mut last = BTreeMap::new();
+    for source in &sources {
+        if let Some(header) = source.header {
+            last.insert(header.lane, source.id);
+        }
     }
-    let covered = if id == tail.segment { tail.offset } else { 0 };
+    let aborts = log.aborts.clone();
+    let mut sources = VecDeque::from(sources);
+    let mut loaded: Vec<Option<Loaded>> = Vec::new();
+    let mut order = BinaryHeap::new();
+    loop {
+        while let Some(source) = sources.front()
+            && order
+                .peek()
+                .is_none_or(|Reverse((seq, _))| source.first_seq <= *seq)
+        {
+            let Some(source) = sources.pop_front() else {
+                break;
+            };
+            let next = load(shared, log, &source, &last)?;
+            if let Some(seq) = next.seq() {
+                order.push(Reverse((seq, loaded.len())));
+                loaded.push(Some(next));
+            }
+        }
+        let Some(Reverse((_, number))) = order.pop() else {
+            if sources.is_empty() {
+                return Ok(());
+            }
+            continue;
+        };
+        let Some(Some(current)) = loaded.get_mut(number) else {
+            continue;
+        };
+        // As long as nothing else comes first.
+        let mut until = order.peek().map_or(u64::MAX, |Reverse((seq, _))| *seq);
+        if let Some(source) = sources.front() {
+            until = until.min(source.first_seq);
+        }
+        let next = loop {
+            let Some((item, next)) = current.items.at(current.position) else {
+                break None;
+            };
+            if item.seq > until {
+                break Some(item.seq);
+            }
+            current.position = next;
+            log.next_seq = log.next_seq.max(item.seq + 1);
+            if item.seq > start.seq
+                && !aborts
+                    .iter()
+                    .any(|range| range.covers(current.id, item.seq))
+            {
+                apply(shared, current.id, &item)?;
+            }
+        };
+        match next {
+            Some(seq) => order.push(Reverse((seq, number))),
+            None => {
+                if let Some(place) = loaded.get_mut(number) {
+                    *place = None;
+                }
+            }
+        }
+    }
+}
+
+/// Reads what a segment says. One without a footer is cut behind its last whole record, and grows on or is sealed.
+fn load(
+    shared: &Shared,
+    log: &mut Log,
+    source: &Source,
+    last: &BTreeMap<LaneKind, u32>,
+) -> io::Result<Loaded> {
+    let id = source.id;
+    let file = shared.file(id)?;
     let items = match segment::read_footer(&*file, id)? {
         Some(items) => items,
         None => {
-            let (mut items, end) = segment::scan(&file, id, 0)?;
-            if len < SEGMENT_HEADER && is_last {
-                // The power went while it was created.
-                shared.drop_file(id);
-                shared
-                    .vfs
-                    .remove(&shared.dir.join(segment::file_name(id)))?;
-                return shared.vfs.sync_dir(&shared.dir);
-            }
-            if end < covered {
+            let scan = segment::scan(&file, source.header, source.settled)?;
+            for (offset, bytes) in &scan.damaged {
                 tracing::error!(
                     segment = id,
-                    offset = end,
-                    "a record that was durable is damaged; the segment is kept as it is"
+                    offset,
+                    bytes,
+                    "records that were durable are damaged; what they said is lost"
                 );
-                items.extend(segment::scan(&file, id, covered)?.0);
-            } else if is_last && id >= tail.segment {
-                if end < len {
-                    tracing::info!(
-                        segment = id,
-                        bytes = len - end,
-                        "cutting what was not finished"
-                    );
-                    file.set_len(end)?;
-                    len = end;
-                }
-                // What the death of the process left may be in the page cache only, and what follows must not be more durable.
-                file.sync_data()?;
-                log.active = Some(resume(id, file.clone(), end, &items));
+                shared.counters.corruptions.add(1);
             }
-            items
+            close_tail(shared, log, source, last, &file, scan.end, &scan.items)?;
+            scan.items
         }
     };
-    log.set_len(shared, id, len);
-    log.since_checkpoint += len.saturating_sub(covered);
-    if id >= tail.segment {
-        replay.extend(
-            items
-                .into_iter()
-                .filter(|item| u64::from(item.offset) >= covered)
-                .map(|item| (id, item)),
-        );
-    }
-    Ok(())
-}
-
-fn resume(id: u32, file: Arc<dyn crate::vfs::VfsFile>, len: u64, items: &[Item]) -> Active {
-    let mut bytes = Vec::new();
-    for item in items {
-        let header = Header {
-            kind: item.kind,
-            flags: 0,
-            class: item.class,
-            key_len: u16::try_from(item.key.len()).unwrap_or(u16::MAX),
-            payload_len: item.payload_len,
-            expiry_ms: item.expiry_ms,
-            seq: item.seq,
-        };
-        segment::push_item(&header, item.offset, &item.key, &mut bytes);
-    }
-    Active {
+    shared.drop_file(id);
+    Ok(Loaded {
         id,
-        file,
-        len,
-        synced: len,
-        unsynced_seq: 0,
-        items: bytes,
-        count: u32::try_from(items.len()).unwrap_or(u32::MAX),
-    }
+        items,
+        position: 0,
+    })
 }
 
-fn apply(shared: &Shared, mut replay: Vec<(u32, Item)>, pins: &mut PinsByKey) -> io::Result<()> {
-    replay.sort_by_key(|(_, item)| item.seq);
-    let mut aborted = Vec::new();
-    for (segment, item) in replay.iter().filter(|(_, item)| item.kind == Kind::Abort) {
-        if let Some(payload) = payload(shared, *segment, item)? {
-            let mut fields = Fields(&payload);
-            aborted.extend(fields.u64().zip(fields.u64()));
-        }
+fn close_tail(
+    shared: &Shared,
+    log: &mut Log,
+    source: &Source,
+    last: &BTreeMap<LaneKind, u32>,
+    file: &Arc<dyn VfsFile>,
+    end: u64,
+    items: &Items,
+) -> io::Result<()> {
+    let id = source.id;
+    let len = file.len()?;
+    let Some(header) = source.header.filter(|_| end >= source.settled) else {
+        // More than a tail is damaged: it stays as it is.
+        return Ok(());
+    };
+    if end < len {
+        tracing::info!(
+            segment = id,
+            bytes = len - end,
+            "cutting what was not finished"
+        );
+        file.set_len(end)?;
+        log.set_len(shared, id, end);
     }
-    for (segment, item) in replay {
-        if aborted
-            .iter()
-            .any(|(first, last)| (*first..=*last).contains(&item.seq))
-        {
-            continue;
+    // What the death of the process left may be in the page cache only, and what follows must not be more durable.
+    file.sync_data()?;
+    let lane = header
+        .lane
+        .lane()
+        .filter(|_| last.get(&header.lane) == Some(&id));
+    match lane {
+        Some(lane) => {
+            log.active.insert(
+                lane,
+                Active {
+                    header,
+                    file: file.clone(),
+                    len: end,
+                    synced: end,
+                    unsynced_seq: 0,
+                    items: items.clone(),
+                    used_seq: 0,
+                },
+            );
         }
-        apply_one(shared, segment, &item, pins)?;
+        // Its lane went on in another segment, or ends with the process. The footer saves the next opening the scan, and nothing else.
+        None => match segment::write_footer(&**file, end, id, items) {
+            Ok(bytes) => {
+                log.set_len(shared, id, end + bytes);
+                if let Err(error) = file.sync_data() {
+                    tracing::warn!(segment = id, %error, "the footer was not confirmed");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(segment = id, %error, "no footer");
+                file.set_len(end)?;
+            }
+        },
     }
     Ok(())
 }
 
 /// The payload of a record that an index does not point to; `None` if it is damaged.
-fn payload(shared: &Shared, segment: u32, item: &Item) -> io::Result<Option<bytes::Bytes>> {
+fn payload(shared: &Shared, segment: u32, item: &Item<'_>) -> io::Result<Option<Bytes>> {
     let at = Position {
         segment,
         offset: item.offset,
     };
-    let bytes = match shared.read(at, item.record_len() as u64) {
+    let bytes = match shared.read(at, item.record_len()) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Bytes::new(),
         Err(error) => return Err(error),
     };
-    let record =
-        Record::parse(&bytes).map(|record| bytes.slice(bytes.len() - record.payload.len()..));
+    let record = Record::parse(&bytes)
+        .filter(|record| record.header.seq == item.seq)
+        .map(|record| bytes.slice(bytes.len() - record.payload.len()..));
     if record.is_none() {
         tracing::error!(
             segment,
@@ -376,63 +566,76 @@ fn payload(shared: &Shared, segment: u32, item: &Item) -> io::Result<Option<byte
     Ok(record)
 }
 
-fn apply_one(shared: &Shared, segment: u32, item: &Item, pins: &mut PinsByKey) -> io::Result<()> {
-    let text = || String::from_utf8_lossy(&item.key).into_owned();
+fn apply(shared: &Shared, segment: u32, item: &Item<'_>) -> io::Result<()> {
+    let text = || String::from_utf8_lossy(item.key).into_owned();
     let at = Position {
         segment,
         offset: item.offset,
     };
+    let cid_of_key = || Cid::try_from(item.key).ok();
+    // What records without data say is in their payload.
+    let said = match item.kind {
+        Kind::Block | Kind::Delete | Kind::DropSet | Kind::Value | Kind::DeleteValue => {
+            Bytes::new()
+        }
+        Kind::Pin | Kind::Unpin | Kind::RenameSet | Kind::Demoted | Kind::DropPack | Kind::Gone => {
+            match payload(shared, segment, item)? {
+                Some(said) => said,
+                None => return Ok(()),
+            }
+        }
+    };
+    let mut fields = Fields(&said);
     match item.kind {
         Kind::Block => {
-            let Ok(cid) = Cid::try_from(item.key.as_slice()) else {
+            let Some(cid) = cid_of_key() else {
                 return Ok(());
             };
             let (key, codec) = shared.kinds.intern(&cid);
             let head = u8::try_from(HEADER + item.key.len()).unwrap_or(u8::MAX);
             let heat = shared.clock.tick(shared.index.len()).fresh(1.0);
-            shared.index.insert(Entry::new(
-                key,
-                codec,
-                at,
-                head,
-                item.payload_len,
-                item.expiry_ms,
-                heat,
-            ));
+            let len = item.payload_len;
+            shared
+                .index
+                .insert(Entry::new(key, codec, at, head, len, item.expiry_ms, heat));
         }
         Kind::Delete => {
-            if let Some(key) = Cid::try_from(item.key.as_slice())
-                .ok()
-                .and_then(|cid| shared.kinds.find(&cid))
-            {
-                shared.index.remove(&key);
+            if let Some(cid) = cid_of_key() {
+                remove(shared, &cid);
             }
         }
-        Kind::Pin | Kind::Unpin => {
-            let Some(payload) = payload(shared, segment, item)? else {
-                return Ok(());
-            };
-            let mut fields = Fields(&payload);
-            let set = text();
+        Kind::Gone => {
             while let Some(cid) = get_cid(&mut fields) {
-                let (key, _) = shared.kinds.intern(&cid);
-                if item.kind == Kind::Pin {
-                    pins.entry(set.clone()).or_default().insert(key);
-                } else if let Some(members) = pins.get_mut(&set) {
-                    members.remove(&key);
+                remove(shared, &cid);
+            }
+        }
+        Kind::Pin => {
+            let set = text();
+            let mut pins = shared.pins.write();
+            while let Some(cid) = get_cid(&mut fields) {
+                let (key, codec) = shared.kinds.intern(&cid);
+                if shared.index.id(&key).is_none() {
+                    // Its record is damaged, or its deletion follows.
+                    shared.index.insert(Entry::lost(key, codec));
+                }
+                pins.pin(&shared.index, &set, &key);
+            }
+        }
+        Kind::Unpin => {
+            let set = text();
+            let mut pins = shared.pins.write();
+            while let Some(cid) = get_cid(&mut fields) {
+                if let Some(key) = shared.kinds.find(&cid) {
+                    pins.unpin(&shared.index, &set, &key);
                 }
             }
         }
         Kind::RenameSet => {
-            let Some(payload) = payload(shared, segment, item)? else {
-                return Ok(());
-            };
-            if let Some(members) = pins.remove(&text()) {
-                pins.insert(String::from_utf8_lossy(&payload).into_owned(), members);
-            }
+            let to = String::from_utf8_lossy(&said).into_owned();
+            shared.pins.write().rename(&text(), &to);
         }
         Kind::DropSet => {
-            pins.remove(&text());
+            shared.pins.write().drop_set(&shared.index, &text());
         }
         Kind::Value => {
             let value = Value {
@@ -445,12 +648,8 @@ fn apply_one(shared: &Shared, segment: u32, item: &Item, pins: &mut PinsByKey) -
         Kind::DeleteValue => {
             shared.values.write().remove(&text());
         }
-        Kind::Abort => {}
         Kind::Demoted => {
-            let Some(payload) = payload(shared, segment, item)? else {
-                return Ok(());
-            };
-            for block in moves::parse_demoted(&payload).unwrap_or_default() {
+            for block in moves::parse_demoted(&said).unwrap_or_default() {
                 let (key, codec) = shared.kinds.intern(&block.cid);
                 let heat = shared.clock.get().fresh(1.0);
                 let entry = Entry::cold(key, codec, block.at, block.len, block.expiry_s, heat);
@@ -458,10 +657,7 @@ fn apply_one(shared: &Shared, segment: u32, item: &Item, pins: &mut PinsByKey) -
             }
         }
         Kind::DropPack => {
-            let Some(payload) = payload(shared, segment, item)? else {
-                return Ok(());
-            };
-            if let Some(pack) = Fields(&payload).u32() {
+            if let Some(pack) = fields.u32() {
                 for entry in moves::in_pack(shared, pack) {
                     shared.index.remove(&entry.key());
                 }
@@ -471,26 +667,55 @@ fn apply_one(shared: &Shared, segment: u32, item: &Item, pins: &mut PinsByKey) -
     Ok(())
 }
 
-/// Drops what points nowhere (evicted before its segment went), counts what is needed, and pins.
-fn settle(shared: &Shared, log: &mut Log, pins: PinsByKey) {
-    let (mut gone, mut there) = (Vec::new(), Vec::new());
+/// A block is not in the store any more. One that is pinned all the same has lost its bytes.
+fn remove(shared: &Shared, cid: &Cid) {
+    let Some(key) = shared.kinds.find(cid) else {
+        return;
+    };
+    match shared.index.get(&key) {
+        Some(entry) if entry.pins > 0 => {
+            shared.index.insert(Entry::lost(key, entry.codec));
+        }
+        Some(_) => drop(shared.index.remove(&key)),
+        None => {}
+    }
+}
+
+/// Drops what points nowhere, and counts what is needed.
+fn settle(shared: &Shared, log: &mut Log) {
+    let (mut gone, mut there, mut pinned) = (Vec::new(), Vec::new(), 0);
     shared.index.for_each(|entry| {
-        let Place::Disk(at) = entry.place() else {
-            there.push(*entry);
-            return;
+        let is_there = match entry.place() {
+            Place::Cold(_) => true,
+            Place::Disk(at) => log
+                .segments
+                .get(&at.segment)
+                .is_some_and(|segment| u64::from(at.offset) + entry.record_len() <= segment.len),
         };
-        let end = u64::from(at.offset) + entry.record_len();
-        match log.segments.get(&at.segment) {
-            Some(segment) if end <= segment.len => there.push(*entry),
-            _ => gone.push(entry.key()),
+        if is_there {
+            there.push(*entry);
+            if entry.pins > 0 {
+                pinned += entry.footprint();
+            }
+        } else {
+            gone.push(*entry);
         }
     });
-    for key in &gone {
-        shared.index.remove(key);
+    for entry in gone {
+        let key = entry.key();
+        if entry.pins == 0 {
+            shared.index.remove(&key);
+            shared.kinds.forget(&key);
+        } else {
+            tracing::error!(cid = ?shared.kinds.cid(&key, entry.codec), "a pinned block is missing");
+            shared.counters.corruptions.add(1);
+            shared.index.insert(Entry::lost(key, entry.codec));
+        }
     }
     for entry in there {
         shared.retain(log, &entry);
     }
+    shared.counters.pinned.add(pinned);
     let mut values = shared.values.write();
     values.retain(|_, value| {
         log.segments
@@ -501,15 +726,5 @@ fn settle(shared: &Shared, log: &mut Log, pins: PinsByKey) {
         let bytes = value.footprint(key);
         shared.retain_record(log, value.at.segment, bytes);
         shared.counters.value_bytes.add(bytes);
-    }
-    let mut table = shared.pins.write();
-    for (set, keys) in pins {
-        for key in keys {
-            let pinned = table.pin(&shared.index, &set, &key);
-            shared.counters.pinned.add(pinned);
-            if shared.index.id(&key).is_none() {
-                tracing::error!(set, "a pinned block is missing");
-            }
-        }
     }
 }

@@ -1,19 +1,24 @@
 //! A segment file: header, records, and once it is sealed a footer that lists them.
 //!
 //! ```text
-//! header   "ANYPSEG\0", format 4, id 4, zero 12, crc 4
+//! header   "ANYPSEG\0", format 4, id 4, first seq 8, salt 8, lane 1, zero 11, crc 4
 //! records  see record.rs
 //! items    kind 1, class 1, key length 2, payload length 4, offset 4, expiry 8, seq 8, key
 //! trailer  item bytes 4, item count 4, id 4, crc of items and trailer so far 4, "ANYPFOOT"
 //! ```
+//!
+//! The seqs of a segment's records rise.
 
 use std::{io, io::IoSlice, sync::Arc};
 
-use super::record::{Fields, HEADER, Header, Kind, MORE, MOST_SEQ, Record};
+use super::{
+    lane::LaneKind,
+    record::{Fields, HEADER, Header, Kind, MORE, MOST_SEQ, Record, SETTLED},
+};
 use crate::{FORMAT, MAX_BLOCK_BYTES, MAX_NAME_BYTES, vfs::VfsFile};
 
 /// Bytes of a segment's header.
-pub(crate) const SEGMENT_HEADER: u64 = 32;
+pub(crate) const SEGMENT_HEADER: u64 = 48;
 /// Bytes of a footer's trailer.
 pub(crate) const TRAILER: u64 = 24;
 const MAGIC: &[u8; 8] = b"ANYPSEG\0";
@@ -42,89 +47,165 @@ pub(crate) fn parse_name(name: &str) -> Option<u32> {
     u32::from_str_radix(hex, 16).ok()
 }
 
+/// The fixed part of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SegmentHeader {
+    pub(crate) id: u32,
+    /// No record in it has a lower seq.
+    pub(crate) first_seq: u64,
+    /// Random, and known to nobody outside.
+    pub(crate) salt: u64,
+    pub(crate) lane: LaneKind,
+}
+
+impl SegmentHeader {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&FORMAT.to_le_bytes());
+        bytes.extend_from_slice(&self.id.to_le_bytes());
+        bytes.extend_from_slice(&self.first_seq.to_le_bytes());
+        bytes.extend_from_slice(&self.salt.to_le_bytes());
+        bytes.push(self.lane as u8);
+        bytes.extend_from_slice(&[0; 11]);
+        let crc = crc32c::crc32c(&bytes);
+        bytes.extend_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// `None` if any bit of it is wrong.
+    pub(crate) fn parse(bytes: &[u8], id: u32) -> Option<SegmentHeader> {
+        let mut fields = Fields(bytes.get(16..)?);
+        let header = SegmentHeader {
+            id,
+            first_seq: fields.u64()?,
+            salt: fields.u64()?,
+            lane: LaneKind::parse(fields.u8()?)?,
+        };
+        (bytes == header.encode()).then_some(header)
+    }
+
+    /// What a record at this offset carries.
+    pub(crate) fn token(&self, offset: u64) -> u32 {
+        // The finisher of splitmix64: the salt cannot be told from some tokens, which nobody sees anyway.
+        let mut mixed = self.salt ^ offset.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed >> 32) as u32
+    }
+}
+
+/// Reads a segment's header; `None` if it is damaged or cut.
+pub(crate) fn read_header(file: &dyn VfsFile, id: u32) -> io::Result<Option<SegmentHeader>> {
+    let mut bytes = [0; SEGMENT_HEADER as usize];
+    match file.read_exact_at(0, &mut bytes) {
+        Ok(()) => Ok(SegmentHeader::parse(&bytes, id)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// A record's place and fixed part, as listed in a footer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Item {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Item<'a> {
     pub(crate) kind: Kind,
     pub(crate) class: u8,
     pub(crate) payload_len: u32,
     pub(crate) offset: u32,
     pub(crate) expiry_ms: u64,
     pub(crate) seq: u64,
-    pub(crate) key: Vec<u8>,
+    pub(crate) key: &'a [u8],
 }
 
-impl Item {
-    pub(crate) fn record_len(&self) -> usize {
-        HEADER + self.key.len() + self.payload_len as usize
+impl Item<'_> {
+    pub(crate) fn record_len(&self) -> u64 {
+        (HEADER + self.key.len()) as u64 + u64::from(self.payload_len)
+    }
+
+    pub(crate) fn push(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&[self.kind as u8, self.class]);
+        let key_len = u16::try_from(self.key.len()).unwrap_or(u16::MAX);
+        out.extend_from_slice(&key_len.to_le_bytes());
+        out.extend_from_slice(&self.payload_len.to_le_bytes());
+        out.extend_from_slice(&self.offset.to_le_bytes());
+        out.extend_from_slice(&self.expiry_ms.to_le_bytes());
+        out.extend_from_slice(&self.seq.to_le_bytes());
+        out.extend_from_slice(self.key);
     }
 }
 
-pub(crate) fn push_item(header: &Header, offset: u32, key: &[u8], out: &mut Vec<u8>) {
-    out.extend_from_slice(&[header.kind as u8, header.class]);
-    out.extend_from_slice(&header.key_len.to_le_bytes());
-    out.extend_from_slice(&header.payload_len.to_le_bytes());
-    out.extend_from_slice(&offset.to_le_bytes());
-    out.extend_from_slice(&header.expiry_ms.to_le_bytes());
-    out.extend_from_slice(&header.seq.to_le_bytes());
-    out.extend_from_slice(key);
+/// A list of items as it stands in a footer: everything in it has been checked.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Items {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) count: u32,
 }
 
-fn parse_items(bytes: &[u8], count: u32) -> Option<Vec<Item>> {
-    let mut fields = Fields(bytes);
-    let mut items = Vec::new();
-    while !fields.0.is_empty() {
-        let kind = Kind::parse(fields.u8()?)?;
-        let class = fields.u8()?;
-        let key_len = usize::from(fields.u16()?);
-        items.push(Item {
-            kind,
-            class,
-            payload_len: fields.u32()?,
-            offset: fields.u32()?,
-            expiry_ms: fields.u64()?,
-            seq: fields.u64().filter(|seq| *seq <= MOST_SEQ)?,
-            key: fields.bytes(key_len)?.to_vec(),
-        });
+impl Items {
+    fn parse(bytes: Vec<u8>, count: u32) -> Option<Items> {
+        let (mut at, mut found) = (0, 0u32);
+        while at < bytes.len() {
+            let (item, next) = item_at(&bytes, at)?;
+            if item.seq > MOST_SEQ {
+                return None;
+            }
+            (at, found) = (next, found.checked_add(1)?);
+        }
+        (found == count).then_some(Items { bytes, count })
     }
-    (items.len() == count as usize).then_some(items)
+
+    pub(crate) fn push(&mut self, item: &Item<'_>) {
+        item.push(&mut self.bytes);
+        self.count += 1;
+    }
+
+    /// The item at a position, and the position of the next.
+    pub(crate) fn at(&self, position: usize) -> Option<(Item<'_>, usize)> {
+        item_at(&self.bytes, position)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Item<'_>> {
+        let mut position = 0;
+        std::iter::from_fn(move || {
+            let (item, next) = self.at(position)?;
+            position = next;
+            Some(item)
+        })
+    }
 }
 
-pub(crate) fn encode_header(id: u32) -> Vec<u8> {
-    let mut bytes = MAGIC.to_vec();
-    bytes.extend_from_slice(&FORMAT.to_le_bytes());
-    bytes.extend_from_slice(&id.to_le_bytes());
-    bytes.extend_from_slice(&[0; 12]);
-    let crc = crc32c::crc32c(&bytes);
-    bytes.extend_from_slice(&crc.to_le_bytes());
-    bytes
-}
-
-fn header_is_right(bytes: &[u8], id: u32) -> bool {
-    bytes == encode_header(id)
+fn item_at(bytes: &[u8], at: usize) -> Option<(Item<'_>, usize)> {
+    let mut fields = Fields(bytes.get(at..)?);
+    let kind = Kind::parse(fields.u8()?)?;
+    let class = fields.u8()?;
+    let key_len = usize::from(fields.u16()?);
+    let item = Item {
+        kind,
+        class,
+        payload_len: fields.u32()?,
+        offset: fields.u32()?,
+        expiry_ms: fields.u64()?,
+        seq: fields.u64()?,
+        key: fields.bytes(key_len)?,
+    };
+    Some((item, at + ITEM as usize + key_len))
 }
 
 /// Items and trailer.
-pub(crate) fn write_footer(
-    file: &dyn VfsFile,
-    at: u64,
-    id: u32,
-    items: &[u8],
-    count: u32,
-) -> io::Result<u64> {
+pub(crate) fn write_footer(file: &dyn VfsFile, at: u64, id: u32, items: &Items) -> io::Result<u64> {
     let mut trailer = Vec::new();
-    trailer.extend_from_slice(&u32::try_from(items.len()).unwrap_or(u32::MAX).to_le_bytes());
-    trailer.extend_from_slice(&count.to_le_bytes());
+    let item_bytes = u32::try_from(items.bytes.len()).unwrap_or(u32::MAX);
+    trailer.extend_from_slice(&item_bytes.to_le_bytes());
+    trailer.extend_from_slice(&items.count.to_le_bytes());
     trailer.extend_from_slice(&id.to_le_bytes());
-    let crc = crc32c::crc32c_append(crc32c::crc32c(items), &trailer);
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&items.bytes), &trailer);
     trailer.extend_from_slice(&crc.to_le_bytes());
     trailer.extend_from_slice(FOOTER_MAGIC);
-    file.write_all_at(at, &[IoSlice::new(items), IoSlice::new(&trailer)])?;
-    Ok(items.len() as u64 + TRAILER)
+    file.write_all_at(at, &[IoSlice::new(&items.bytes), IoSlice::new(&trailer)])?;
+    Ok(items.bytes.len() as u64 + TRAILER)
 }
 
 /// The list of records of a sealed segment; `None` if it has no whole footer.
-pub(crate) fn read_footer(file: &dyn VfsFile, id: u32) -> io::Result<Option<Vec<Item>>> {
+pub(crate) fn read_footer(file: &dyn VfsFile, id: u32) -> io::Result<Option<Items>> {
     let len = file.len()?;
     let Some(trailer_at) = len.checked_sub(TRAILER).filter(|at| *at >= SEGMENT_HEADER) else {
         return Ok(None);
@@ -157,52 +238,139 @@ pub(crate) fn read_footer(file: &dyn VfsFile, id: u32) -> io::Result<Option<Vec<
         trailer.get(..12).unwrap_or_default(),
     );
     Ok((actual == crc)
-        .then(|| parse_items(&items, count))
+        .then(|| Items::parse(items, count))
         .flatten())
 }
 
-/// The records up to the first that is damaged or cut, and where that is. A group (see [`MORE`]) counts whole or not at all.
+/// What a segment without a footer holds.
+#[derive(Debug, Default)]
+pub(crate) struct Scan {
+    pub(crate) items: Items,
+    /// Where the last whole record that counts ends.
+    pub(crate) end: u64,
+    /// Damaged stretches before it: places and lengths.
+    pub(crate) damaged: Vec<(u64, u64)>,
+}
+
+/// Reads a segment record by record. A group (see [`MORE`]) counts whole or not at all.
 ///
-/// A wrong header is reported and passed over: the records have checksums of their own.
-pub(crate) fn scan(file: &Arc<dyn VfsFile>, id: u32, from: u64) -> io::Result<(Vec<Item>, u64)> {
+/// The first record that is not whole ends the log there, as a power cut leaves it, unless it is known that it was durable once: it lies
+/// before `settled`, or a whole record after it says so (see [`SETTLED`]). Then it was damaged later; what follows it counts.
+pub(crate) fn scan(
+    file: &Arc<dyn VfsFile>,
+    header: Option<SegmentHeader>,
+    settled: u64,
+) -> io::Result<Scan> {
     let mut window = Window {
         len: file.len()?,
         file: file.clone(),
         start: 0,
         bytes: Vec::new(),
     };
-    match window.get(0, SEGMENT_HEADER as usize)? {
-        Some(bytes) if header_is_right(bytes, id) => {}
-        Some(_) => tracing::warn!(segment = id, "the header of a segment is damaged"),
-        None => return Ok((Vec::new(), 0)),
-    }
-    let from = from.max(SEGMENT_HEADER);
-    let (mut items, mut whole, mut end, mut at) = (Vec::new(), 0, from, from);
-    while let Some((header, _)) = window.get(at, HEADER)?.and_then(Header::parse) {
-        if usize::from(header.key_len) > MOST_KEY || header.payload_len > MAX_BLOCK_BYTES {
-            break;
-        }
-        let len = header.record_len();
-        let Some(record) = window.get(at, len as usize)?.and_then(Record::parse) else {
-            break;
+    let mut scan = Scan {
+        end: SEGMENT_HEADER.min(window.len),
+        ..Scan::default()
+    };
+    // What counts if nothing later proves more: items (bytes and number), end, damaged stretches.
+    let mut sure = (0, 0, scan.end, 0);
+    let mut is_broken = false;
+    // Start of the group under way.
+    let mut group = (0, 0);
+    let mut at = SEGMENT_HEADER;
+    loop {
+        let Some((record, len)) = record_at(&mut window, header.as_ref(), at)? else {
+            if !is_broken && at >= settled {
+                sure = (group.0, group.1, scan.end, scan.damaged.len());
+                is_broken = true;
+            }
+            let next = match header {
+                Some(header) => find(&mut window, &header, at + 1)?,
+                None => (settled > at && settled < window.len).then_some(settled),
+            };
+            let Some(next) = next else { break };
+            scan.damaged.push((at, next - at));
+            at = next;
+            continue;
         };
+        if record.flags & SETTLED != 0 {
+            is_broken = false;
+        }
         let Ok(offset) = u32::try_from(at) else { break };
-        items.push(Item {
-            kind: header.kind,
-            class: header.class,
-            payload_len: header.payload_len,
+        let key = window
+            .get(at + HEADER as u64, usize::from(record.key_len))?
+            .unwrap_or_default();
+        scan.items.push(&Item {
+            kind: record.kind,
+            class: record.class,
+            payload_len: record.payload_len,
             offset,
-            expiry_ms: header.expiry_ms,
-            seq: header.seq,
-            key: record.key.to_vec(),
+            expiry_ms: record.expiry_ms,
+            seq: record.seq,
+            key,
         });
         at += len;
-        if header.flags & MORE == 0 {
-            (whole, end) = (items.len(), at);
+        if record.flags & MORE == 0 {
+            group = (scan.items.bytes.len(), scan.items.count);
+            scan.end = at;
         }
     }
-    items.truncate(whole);
-    Ok((items, end))
+    if is_broken {
+        scan.items.bytes.truncate(sure.0);
+        scan.items.count = sure.1;
+        scan.end = sure.2;
+        scan.damaged.truncate(sure.3);
+    }
+    scan.damaged.retain(|(at, _)| *at < scan.end);
+    Ok(scan)
+}
+
+/// The whole record at a place; `None` if there is none.
+fn record_at(
+    window: &mut Window,
+    segment: Option<&SegmentHeader>,
+    at: u64,
+) -> io::Result<Option<(Header, u64)>> {
+    let Some((header, _)) = window.get(at, HEADER)?.and_then(Header::parse) else {
+        return Ok(None);
+    };
+    let is_right = usize::from(header.key_len) <= MOST_KEY
+        && header.payload_len <= MAX_BLOCK_BYTES
+        && segment.is_none_or(|segment| segment.token(at) == header.token);
+    if !is_right {
+        return Ok(None);
+    }
+    let len = header.record_len();
+    let bytes = window.get(at, usize::try_from(len).unwrap_or(usize::MAX))?;
+    Ok(bytes.and_then(Record::parse).map(|_| (header, len)))
+}
+
+/// The next whole record from a place on.
+fn find(window: &mut Window, segment: &SegmentHeader, from: u64) -> io::Result<Option<u64>> {
+    let magic = super::record::MAGIC.to_le_bytes();
+    let mut at = from;
+    while at + HEADER as u64 <= window.len {
+        let len = (window.len - at).min(Window::READ);
+        let Some(bytes) = window.get(at, usize::try_from(len).unwrap_or(usize::MAX))? else {
+            break;
+        };
+        // Cheap checks first: most places that look like a record are none.
+        let candidates: Vec<u64> = bytes
+            .windows(HEADER)
+            .enumerate()
+            .filter(|(_, bytes)| bytes.starts_with(&magic))
+            .filter_map(|(n, bytes)| {
+                let (header, _) = Header::parse(bytes)?;
+                (segment.token(at + n as u64) == header.token).then_some(at + n as u64)
+            })
+            .collect();
+        for candidate in candidates {
+            if record_at(window, Some(segment), candidate)?.is_some() {
+                return Ok(Some(candidate));
+            }
+        }
+        at += len.saturating_sub(HEADER as u64 - 1).max(1);
+    }
+    Ok(None)
 }
 
 /// A piece of a file in memory that moves forward.
@@ -218,10 +386,9 @@ impl Window {
 
     /// The bytes at `at`; `None` past the end of the file.
     fn get(&mut self, at: u64, len: usize) -> io::Result<Option<&[u8]>> {
-        let end = at + len as u64;
-        if end > self.len {
+        let Some(end) = at.checked_add(len as u64).filter(|end| *end <= self.len) else {
             return Ok(None);
-        }
+        };
         if at < self.start || end > self.start + self.bytes.len() as u64 {
             let take = (self.len - at).min(Self::READ.max(len as u64));
             self.bytes
@@ -233,3 +400,6 @@ impl Window {
         Ok(self.bytes.get(from..from.saturating_add(len)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -109,7 +109,6 @@ impl SharedClock {
     }
 
     /// As [`Clock::rebase`]. A thread that reads meanwhile may leave one block too hot until its next read.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the disk tier's turn"))]
     pub(crate) fn rebase(&self) -> Option<Heat> {
         let by = self.get().rebase()?;
         self.0.fetch_sub((f64::from(by) * UNITS) as u64, Relaxed);

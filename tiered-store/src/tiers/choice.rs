@@ -76,7 +76,7 @@ mod tests {
         ];
         assert_eq!(to_repack(&packs, 100, 50), [3, 4]);
         assert_eq!(to_repack(&packs, 1000, 50), [3, 4, 2]);
-        assert_eq!(to_repack(&packs, 1000, 5), []);
+        assert_eq!(to_repack(&packs, 1000, 5), [] as [u32; 0]);
         // One alone goes even if it is larger than a pack should be.
         assert_eq!(to_repack(&packs[1..2], 20, 50), [2]);
     }
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn small_packs_are_put_together_once_there_are_eight() {
         let mut packs: Vec<_> = (0..7).map(|n| pack(n, 11, 10, 1.0)).collect();
-        assert_eq!(to_repack(&packs, 100, 50), []);
+        assert_eq!(to_repack(&packs, 100, 50), [] as [u32; 0]);
         packs.push(pack(7, 11, 10, 1.0));
         assert_eq!(to_repack(&packs, 100, 50).len(), 8);
     }

@@ -168,8 +168,7 @@ impl Mover {
                     {
                         tracing::error!(?place, "a damaged block is forgotten");
                         shared.mark_damaged(&key, place);
-                        log.has_shadows = true;
-                        shared.forget(log, &key);
+                        shared.forget_and_tell(log, &key);
                     }
                 }
                 Ok(before.saturating_sub(shared.counters.live.get()))

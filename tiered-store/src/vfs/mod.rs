@@ -12,7 +12,7 @@ pub use sim::{Fault, Image, Op, SimVfs};
 ///
 /// A write is durable after [`VfsFile::sync_data`] of its file, a created, renamed or removed name after [`Vfs::sync_dir`].
 pub trait Vfs: Send + Sync + 'static {
-    /// Creates a directory and its parents; no error if it exists.
+    /// Creates a directory and its parents, and makes their names durable where that can be done; no error if it exists.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
     /// The names of the files in a directory, in any order.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;

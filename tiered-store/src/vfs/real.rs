@@ -18,7 +18,17 @@ pub struct RealVfs;
 
 impl Vfs for RealVfs {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir_all(path)
+        let missing: Vec<&Path> = path
+            .ancestors()
+            .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
+            .collect();
+        fs::create_dir_all(path)?;
+        for made in missing {
+            let parent = made.parent().filter(|path| !path.as_os_str().is_empty());
+            // Not every parent can be opened; then nothing can be done about it.
+            let _ = self.sync_dir(parent.unwrap_or(Path::new(".")));
+        }
+        Ok(())
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {

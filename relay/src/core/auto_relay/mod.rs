@@ -1,8 +1,11 @@
 //! Which relays to reserve at, when to try again, and when a reservation is worth nothing any more.
 //!
-//! Here: the facts that happen. `choice` decides whom to ask, `upkeep` looks after what is held.
+//! Here: the facts that happen. `choice` decides whom to ask, `upkeep` looks after what is held, `ends` after what is lost,
+//! `addresses` tells others.
 
+mod addresses;
 mod choice;
+mod ends;
 mod rank;
 mod relay;
 mod upkeep;
@@ -31,22 +34,8 @@ use crate::{
     client::{Config, LossReason},
 };
 
-/// A reservation that lasted this long clears the relay's record of failures. Shorter ones do
-/// not, so that a relay which accepts and drops in a loop is asked less and less often.
-const STABLE_AFTER: Duration = Duration::from_secs(60);
-
-/// How long an address stays told after its reservation was lost: most relays that drop a
-/// reservation give it again at once, and others need not hear of the gap.
-const GRACE: Duration = Duration::from_secs(3);
-
-/// The same after a change of network, where dialling again takes longer.
-const GRACE_AFTER_CHANGE: Duration = Duration::from_secs(10);
-
 /// A relay that still answers after a change of the network does so by then.
 const CHECK: Duration = Duration::from_secs(1);
-
-/// Addresses of a relay that are told to others: its own, and the one that was dialled.
-const MAX_LISTED: usize = 8;
 
 /// Keeps reservations: at all configured relays for ever, and at candidates up to the target.
 #[derive(Debug)]
@@ -582,143 +571,6 @@ impl AutoRelay {
             .or_insert_with(|| Relay::new(tie(seed, &peer), now))
     }
 
-    /// A held reservation is worth nothing any more.
-    fn lose(&mut self, peer: PeerId, why: LossReason, now: Instant) {
-        let Some(relay) = self.relays.get_mut(&peer) else {
-            return;
-        };
-        let State::Held(hold) = &relay.state else {
-            return;
-        };
-        let (link, since) = (hold.link, hold.since);
-        if now.saturating_duration_since(since) >= STABLE_AFTER {
-            relay.failures = 0;
-        }
-        relay.failures = relay.failures.saturating_add(1);
-        relay.last_held = Some(now);
-        relay.last_failure = Some(why);
-        let wait = wait(&self.backoff, relay, why, &mut self.random, now);
-        relay.state = State::Idle {
-            not_before: now + wait,
-        };
-        match why {
-            LossReason::ConnectionClosed => {}
-            LossReason::Silent | LossReason::NetworkChanged => {
-                relay.links.retain(|known| known.id != link);
-                self.outputs.push_back(Output::Close { relay: peer, link });
-            }
-            _ => self
-                .outputs
-                .push_back(Output::Release { relay: peer, link }),
-        }
-        let grace = match why {
-            LossReason::NetworkChanged => GRACE_AFTER_CHANGE,
-            _ => GRACE,
-        };
-        if let Some(told) = &mut relay.told {
-            told.withdraw_at = Some(now + grace);
-        }
-        tracing::debug!(relay = %peer, %why, "reservation lost");
-        self.outputs.push_back(Output::Lost { relay: peer, why });
-    }
-
-    /// A request for a reservation came to nothing.
-    fn fail(&mut self, peer: PeerId, why: LossReason, now: Instant) {
-        let Some(relay) = self.relays.get_mut(&peer) else {
-            return;
-        };
-        relay.failures = relay.failures.saturating_add(1);
-        relay.last_failure = Some(why);
-        let wait = wait(&self.backoff, relay, why, &mut self.random, now);
-        relay.state = State::Idle {
-            not_before: now + wait,
-        };
-        tracing::debug!(relay = %peer, %why, "no reservation");
-        self.outputs.push_back(Output::Failed { relay: peer, why });
-    }
-
-    /// A relay is not needed any more.
-    fn release(&mut self, peer: PeerId) {
-        let Some(relay) = self.relays.get_mut(&peer) else {
-            return;
-        };
-        let held = relay.hold().map(|hold| (hold.link, hold.since));
-        if let Some((link, not_before)) = held {
-            relay.state = State::Idle { not_before };
-            self.outputs
-                .push_back(Output::Release { relay: peer, link });
-            self.outputs.push_back(Output::Lost {
-                relay: peer,
-                why: LossReason::Released,
-            });
-        } else if let State::Asking { since, stage } = relay.state {
-            relay.state = State::Idle { not_before: since };
-            if let Stage::Reserving(link) = stage {
-                self.outputs
-                    .push_back(Output::Release { relay: peer, link });
-            }
-        }
-        self.withdraw(peer);
-    }
-
-    /// Tells others the addresses of a reservation, and takes back those that are no more.
-    fn tell(&mut self, peer: PeerId, external: RelayAddress, listed: Vec<Multiaddr>) {
-        let Some(relay) = self.relays.get_mut(&peer) else {
-            return;
-        };
-        let mut fresh: Vec<RelayAddress> = Vec::new();
-        for transport in listed {
-            let address = RelayAddress {
-                relay: peer,
-                transport,
-            };
-            if address != external && !fresh.contains(&address) && fresh.len() < MAX_LISTED {
-                fresh.push(address);
-            }
-        }
-        let new = Told {
-            external,
-            listed: fresh,
-            withdraw_at: None,
-        };
-        let old = relay.told.replace(new);
-        let Some(new) = &relay.told else {
-            return;
-        };
-        let was = |address: &RelayAddress, external: bool| {
-            old.as_ref().is_some_and(|old| old.has(address, external))
-        };
-        for (address, external) in new.all() {
-            if !was(address, external) {
-                self.outputs.push_back(Output::Announce {
-                    address: address.clone(),
-                    external,
-                });
-            }
-        }
-        for (address, external) in old.iter().flat_map(Told::all) {
-            if !new.has(address, external) {
-                self.outputs.push_back(Output::Withdraw {
-                    address: address.clone(),
-                    external,
-                });
-            }
-        }
-    }
-
-    fn withdraw(&mut self, peer: PeerId) {
-        let told = self
-            .relays
-            .get_mut(&peer)
-            .and_then(|relay| relay.told.take());
-        for (address, external) in told.iter().flat_map(Told::all) {
-            self.outputs.push_back(Output::Withdraw {
-                address: address.clone(),
-                external,
-            });
-        }
-    }
-
     /// One connection broke: the others may have, too.
     fn check_others(&mut self, broken: PeerId, now: Instant) {
         for (&peer, relay) in &mut self.relays {
@@ -737,17 +589,6 @@ impl AutoRelay {
     }
 }
 
-impl Told {
-    fn all(&self) -> impl Iterator<Item = (&RelayAddress, bool)> {
-        std::iter::once((&self.external, true))
-            .chain(self.listed.iter().map(|address| (address, false)))
-    }
-
-    fn has(&self, address: &RelayAddress, external: bool) -> bool {
-        self.all().any(|known| known == (address, external))
-    }
-}
-
 /// A relay whose reservations last longer than this is asked again after a day all the same.
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -758,37 +599,6 @@ fn check(relay: PeerId, hold: &mut Hold, outputs: &mut VecDeque<Output>, now: In
     hold.pulse = Pulse::Checked { until: now + CHECK };
     let link = hold.link;
     outputs.push_back(Output::Probe { relay, link });
-}
-
-/// How long to leave a relay alone, by what it said or did.
-fn wait(
-    backoff: &Backoff,
-    relay: &Relay,
-    why: LossReason,
-    random: &mut StdRng,
-    now: Instant,
-) -> Duration {
-    use crate::StatusCode;
-    // Doublings beyond those that the number of failures gives.
-    let more = match why {
-        // Places come free when others leave.
-        LossReason::Refused(StatusCode::ResourceLimitExceeded) => 3,
-        LossReason::Refused(StatusCode::PermissionDenied) | LossReason::ProtocolViolation => 20,
-        LossReason::Refused(_) => 4,
-        LossReason::Unsupported => 5,
-        _ => 0,
-    };
-    // A relay that held a reservation a moment ago is being restarted, perhaps.
-    let known = more == 0
-        && relay
-            .last_held
-            .is_some_and(|at| now.saturating_duration_since(at) < STABLE_AFTER);
-    let failures = if known {
-        relay.failures.min(3)
-    } else {
-        relay.failures
-    };
-    backoff.delay(failures.saturating_add(more), random)
 }
 
 #[cfg(test)]

@@ -11,9 +11,9 @@ use multihash_codetable::{Code, MultihashDigest};
 use super::*;
 use crate::{
     Config, PinError, PutError, PutOptions,
-    commit::{self, Delete, Op, Origin, Put},
+    commit::{self, Delete, Op, Origin, Pin, Put},
     disk::{checkpoint, recovery, victims},
-    pinning::{self, Pinned},
+    pinning::Pinned,
     state::Demoter,
     vfs::SimVfs,
 };
@@ -63,6 +63,13 @@ async fn put(
     };
     commit::submit(shared, Op::Put(put)).await?;
     answer.await.unwrap().map(drop)
+}
+
+async fn pin(shared: &Arc<Shared>, cids: Vec<Cid>) -> Result<Pinned, PinError> {
+    let (reply, answer) = oneshot::channel();
+    let set = "p".to_owned();
+    commit::submit(shared, Op::Pin(Pin { set, cids, reply })).await?;
+    answer.await.unwrap()
 }
 
 async fn delete(shared: &Arc<Shared>, cid: Cid) {
@@ -183,12 +190,8 @@ fn a_promoted_block_is_on_disk_again_with_its_time_and_its_heat() {
         move_to(&shared, 1, blocks).await;
         let (cid, data) = block(1, 5000);
         // A pinned block is on disk.
-        let pinned = commit::task(&shared, move |shared, log| {
-            pinning::pin(shared, log, "p", &[cid])
-        });
-        assert!(
-            matches!(pinned.await.unwrap(), Ok::<_, PinError>(Pinned::Cold(cids)) if cids == [cid])
-        );
+        let pinned = pin(&shared, vec![cid]);
+        assert!(matches!(pinned.await, Ok(Pinned::Cold(cids)) if cids == [cid]));
         assert!(
             commit::promote(&shared, cid, data.clone(), 0, false)
                 .await
@@ -208,10 +211,8 @@ fn a_promoted_block_is_on_disk_again_with_its_time_and_its_heat() {
             assert_eq!((read.cid, &read.data), (cid, &data));
         }
         assert_eq!(entry(&shared, 1, 5000).unwrap().heat, before.heat);
-        let pinned = commit::task(&shared, move |shared, log| {
-            pinning::pin(shared, log, "p", &[cid])
-        });
-        assert!(matches!(pinned.await.unwrap(), Ok(Pinned::Done)));
+        let pinned = pin(&shared, vec![cid]);
+        assert!(matches!(pinned.await, Ok(Pinned::Done)));
     });
 }
 
@@ -340,10 +341,8 @@ fn puts_are_told_when_the_cold_tier_is_unreachable_and_go_on_when_a_deletion_giv
                 .is_some_and(|key| shared.index.id(&key).is_some())
         });
         let pins: Vec<Cid> = pins.collect();
-        let pinned = commit::task(&shared, move |shared, log| {
-            pinning::pin(shared, log, "p", &pins)
-        });
-        pinned.await.unwrap().unwrap();
+        let pinned = pin(&shared, pins);
+        pinned.await.unwrap();
         let full = put(&shared, 9999, 20_000, PutOptions::default()).await;
         assert!(matches!(full, Err(PutError::Full { .. })), "{full:?}");
     });
