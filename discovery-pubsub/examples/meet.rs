@@ -1,4 +1,4 @@
-//! Three nodes: two meet through the third without being told of each other.
+//! Three nodes: two meet through the third without being told of each other, and one says goodbye.
 //!
 //! ```text
 //! cargo run -p anypath-discovery-pubsub --example meet
@@ -9,10 +9,12 @@ use libp2p_swarm::{Swarm, SwarmEvent};
 use libp2p_swarm_test::SwarmExt as _;
 
 async fn node() -> Swarm<Behaviour> {
-    // In-memory transports; applications use libp2p's SwarmBuilder.
+    // In-memory transports; applications use libp2p's SwarmBuilder. Their addresses are this machine's, and believed
+    // only if asked for.
     let mut swarm = Swarm::new_ephemeral_tokio(|key| {
+        let config = Config::builder().allow_loopback(true).build();
         #[expect(clippy::expect_used, reason = "an example")]
-        Behaviour::new(key, Config::default()).expect("the default configuration works")
+        Behaviour::new(key, config.expect("nothing is out of range")).expect("gossipsub starts")
     });
     swarm.listen().with_memory_addr_external().await;
     swarm
@@ -37,7 +39,11 @@ async fn main() {
                     }
                 }
                 SwarmEvent::ConnectionEstablished { peer_id, .. } if peer_id == bob_id => {
-                    println!("alice is connected to bob");
+                    println!("alice is connected to bob, who says goodbye");
+                    bob.behaviour_mut().shutdown();
+                }
+                SwarmEvent::Behaviour(Event::Expired { peer }) if peer == bob_id => {
+                    println!("alice knows that bob is gone");
                     return;
                 }
                 _ => {}

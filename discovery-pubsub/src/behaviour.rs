@@ -1,8 +1,11 @@
 use std::{
     collections::VecDeque,
     task::{Context, Poll},
+    time::Duration,
 };
 
+use bytes::Bytes;
+use cid::Cid;
 use futures::FutureExt as _;
 use futures_timer::Delay;
 use libp2p_core::{Endpoint, Multiaddr, transport::PortUse};
@@ -12,15 +15,20 @@ use libp2p_gossipsub::{
 };
 use libp2p_identity::{Keypair, PeerId};
 use libp2p_swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
-    THandlerOutEvent, ToSwarm,
+    CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler,
+    THandlerInEvent, THandlerOutEvent, ToSwarm,
+    dial_opts::{DialOpts, PeerCondition},
 };
-use web_time::Instant;
+use web_time::{Instant, SystemTime};
 
 use crate::{
-    Config, Event, StartError, TopicError,
-    core::{Core, Origin, Output, Verdict},
+    AnnounceError, Config, Content, Event, Role, StartError, TopicError,
+    core::{Core, Origin, Output, Received, Verdict},
+    scoring,
 };
+
+/// How often the neighbours' scores are looked at.
+const SCORES: Duration = Duration::from_secs(2);
 
 type Action = ToSwarm<Event, THandlerInEvent<gossipsub::Behaviour>>;
 
@@ -35,6 +43,8 @@ pub struct Behaviour {
     validates: bool,
     core: Core,
     timer: Option<(Instant, Delay)>,
+    /// When the scores are looked at next, if they are.
+    scores: Option<Instant>,
     outbox: VecDeque<Action>,
     #[cfg(feature = "metrics")]
     metrics: Option<crate::metrics::Metrics>,
@@ -44,7 +54,8 @@ impl Behaviour {
     /// Starts with a gossipsub that meets libp2p's universal-connectivity app: messages are signed by
     /// `keypair` and only signed ones are accepted (js, go and rust peers all sign), a mesh of one peer is
     /// enough (`mesh_n_low` 1, `mesh_outbound_min` 1), and our own messages go to all subscribers
-    /// (`flood_publish`). Messages are told apart by author and sequence number.
+    /// (`flood_publish`). Messages are told apart by author and sequence number, and neighbours are scored, see
+    /// [`scoring`].
     ///
     /// # Errors
     /// When gossipsub refuses its configuration or a topic; neither happens with a [`Config`] of today's
@@ -63,13 +74,22 @@ impl Behaviour {
         let gossipsub =
             gossipsub::Behaviour::new(MessageAuthenticity::Signed(keypair), gossipsub_config)
                 .map_err(|error| StartError::Gossipsub(error.to_owned()))?;
-        Self::with(gossipsub, true, public_key, config)
+        let mut behaviour = Self::with(gossipsub, true, public_key, config.clone())?;
+        let params = scoring::peer_score_params(behaviour.core.topics());
+        behaviour
+            .gossipsub
+            .with_peer_score(params, scoring::peer_score_thresholds())
+            .map_err(StartError::Gossipsub)?;
+        if config.disconnect_graylisted() {
+            behaviour.scores = Some(now() + SCORES);
+        }
+        Ok(behaviour)
     }
 
     /// Starts with a gossipsub of your own making. It must sign with the node's key and accept only signed
     /// messages ([`ValidationMode::Strict`]): else anybody can announce anything in anybody's name. If it was
     /// built with `validate_messages`, announcements too wait for the caller, who has to report on
-    /// them.
+    /// them. [`scoring`] has parameters for its peer score.
     ///
     /// # Errors
     /// When gossipsub refuses a topic.
@@ -87,18 +107,25 @@ impl Behaviour {
         public_key: libp2p_identity::PublicKey,
         config: Config,
     ) -> Result<Self, StartError> {
-        for topic in config.topics() {
+        let core = Core::new(public_key, config, rand::random(), now(), since_1970());
+        for topic in core.topics() {
             subscribe(&mut gossipsub, topic)?;
         }
         Ok(Self {
             gossipsub,
             validates,
-            core: Core::new(public_key, config, rand::random()),
+            core,
             timer: None,
+            scores: None,
             outbox: VecDeque::new(),
             #[cfg(feature = "metrics")]
             metrics: None,
         })
+    }
+
+    /// What this node knows of others.
+    pub fn core(&self) -> &Core {
+        &self.core
     }
 
     /// The node's gossipsub.
@@ -112,7 +139,7 @@ impl Behaviour {
         &mut self.gossipsub
     }
 
-    /// The discovery topics.
+    /// The discovery topics and those of services.
     pub fn topics(&self) -> impl Iterator<Item = &str> {
         self.core.topics()
     }
@@ -128,6 +155,15 @@ impl Behaviour {
         if let Err(error) = subscribe(&mut self.gossipsub, topic) {
             self.core.remove_topic(topic);
             return Err(error);
+        }
+        if self.validates {
+            let params = scoring::topic_score_params();
+            if let Err(error) = self
+                .gossipsub
+                .set_topic_params(IdentTopic::new(topic), params)
+            {
+                tracing::debug!(%topic, error, "the topic is not scored");
+            }
         }
         let hash = TopicHash::from_raw(topic);
         let subscribers: Vec<_> = self
@@ -161,6 +197,44 @@ impl Behaviour {
         self.core.addresses(peer)
     }
 
+    /// See [`Core::announce_content`].
+    ///
+    /// # Errors
+    /// When content is not announced, or its name is too long.
+    pub fn announce_content(&mut self, content: Content) -> Result<(), AnnounceError> {
+        self.core.announce_content(content, now())
+    }
+
+    /// See [`Core::withdraw_content`].
+    pub fn withdraw_content(&mut self, cid: &Cid) -> bool {
+        self.core.withdraw_content(cid, now())
+    }
+
+    /// See [`Core::set_relay`].
+    ///
+    /// # Errors
+    /// When relays are not announced, or the announcement is too long.
+    pub fn set_relay(&mut self, relay: Option<Bytes>) -> Result<(), AnnounceError> {
+        let result = self.core.set_relay(relay, now());
+        self.drain_core();
+        result
+    }
+
+    /// See [`Core::set_role`].
+    ///
+    /// # Errors
+    /// When roles are not announced, or the role's name is too long.
+    pub fn set_role(&mut self, role: Option<Role>) -> Result<(), AnnounceError> {
+        self.core.set_role(role, now())
+    }
+
+    /// Says goodbye on all topics and announces nothing from now on. The swarm has to run a little longer, until
+    /// the messages are sent: see `examples/meet.rs`.
+    pub fn shutdown(&mut self) {
+        self.core.shutdown(now());
+        self.drain_core();
+    }
+
     /// Registers the metrics of this behaviour, with the prefix `discovery_pubsub_`.
     #[cfg(feature = "metrics")]
     pub fn register_metrics(&mut self, registry: &mut prometheus_client::registry::Registry) {
@@ -176,9 +250,14 @@ impl Behaviour {
             } => {
                 let topic = message.topic.as_str();
                 let ours = self.core.has_topic(topic);
-                let verdict = self
-                    .core
-                    .on_message(topic, message.source, &message.data, now());
+                let received = Received {
+                    topic,
+                    source: *propagation_source,
+                    author: message.source,
+                    sequence: message.sequence_number,
+                    data: &message.data,
+                };
+                let verdict = self.core.on_message(&received, now());
                 #[cfg(feature = "metrics")]
                 if ours && let Some(metrics) = &self.metrics {
                     metrics.on_verdict(verdict);
@@ -210,7 +289,7 @@ impl Behaviour {
         while let Some(output) = self.core.poll_output() {
             #[cfg(feature = "metrics")]
             if let Some(metrics) = &self.metrics {
-                metrics.on_output(&output, self.core.peers().count());
+                metrics.on_output(&output, &self.core);
             }
             let event = match output {
                 Output::Publish { topic, data } => {
@@ -237,14 +316,71 @@ impl Behaviour {
                         topic,
                     }
                 }
+                Output::Dial { peer, addresses } => {
+                    tracing::debug!(%peer, ?addresses, "dialling a peer found by pubsub");
+                    let opts = DialOpts::peer_id(peer)
+                        .condition(PeerCondition::DisconnectedAndNotDialing)
+                        .addresses(addresses)
+                        .build();
+                    self.outbox.push_back(ToSwarm::Dial { opts });
+                    continue;
+                }
                 Output::Expired { peer } => Event::Expired { peer },
-                Output::ProtocolViolation { peer, violation } => {
-                    tracing::debug!(%peer, %violation, "bad announcement");
-                    Event::ProtocolViolation { peer, violation }
+                Output::Content { peer, items } => Event::Content { peer, items },
+                Output::ContentWithdrawn { peer, cids } => Event::ContentWithdrawn { peer, cids },
+                Output::Relay { peer, announcement } => Event::Relay { peer, announcement },
+                Output::RelayAddresses { peer, addresses } => {
+                    Event::RelayAddresses { peer, addresses }
+                }
+                Output::Role { peer, role } => Event::Role { peer, role },
+                Output::OfferExpired { peer, service } => Event::OfferExpired { peer, service },
+                Output::ProtocolViolation {
+                    peer,
+                    source,
+                    violation,
+                } => {
+                    tracing::debug!(%peer, %source, %violation, "bad announcement");
+                    Event::ProtocolViolation {
+                        peer,
+                        source,
+                        violation,
+                    }
                 }
             };
             self.outbox.push_back(ToSwarm::GenerateEvent(event));
         }
+    }
+
+    /// Closes the connections of those whom gossipsub would not listen to anyway.
+    fn close_graylisted(&mut self, now: Instant) {
+        if self.scores.is_none_or(|at| now < at) {
+            return;
+        }
+        self.scores = Some(now + SCORES);
+        let peers = self.gossipsub.all_peers().map(|(peer, _)| *peer);
+        let graylisted: Vec<_> = peers
+            .filter(|peer| {
+                let score = self.gossipsub.peer_score(peer);
+                score.is_some_and(scoring::is_graylisted)
+            })
+            .collect();
+        for peer_id in graylisted {
+            tracing::info!(peer = %peer_id, "disconnecting: its messages are forged");
+            #[cfg(feature = "metrics")]
+            if let Some(metrics) = &self.metrics {
+                metrics.on_graylisted();
+            }
+            self.outbox.push_back(ToSwarm::CloseConnection {
+                peer_id,
+                connection: CloseConnection::All,
+            });
+        }
+    }
+
+    /// When the timer has to fire.
+    fn deadline(&self) -> Option<Instant> {
+        let times = [self.core.poll_timeout(), self.scores];
+        times.into_iter().flatten().min()
     }
 
     fn timer_at(&self) -> Option<Instant> {
@@ -253,7 +389,7 @@ impl Behaviour {
 
     /// Returns whether the timer fired.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(at) = self.core.poll_timeout() else {
+        let Some(at) = self.deadline() else {
             self.timer = None;
             return false;
         };
@@ -279,6 +415,16 @@ fn subscribe(gossipsub: &mut gossipsub::Behaviour, topic: &str) -> Result<(), To
             topic: topic.to_owned(),
             reason: error.to_string(),
         })
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the adapter's clock; the core is given it"
+)]
+fn since_1970() -> Duration {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 fn acceptance(verdict: Verdict) -> MessageAcceptance {
@@ -385,12 +531,22 @@ impl NetworkBehaviour for Behaviour {
                 self.core
                     .on_address_gone(Origin::External, gone.addr.clone(), now);
             }
+            FromSwarm::ConnectionEstablished(new) => {
+                let remote = new.endpoint.get_remote_address();
+                self.core.on_connected(new.peer_id, remote, now);
+            }
             FromSwarm::ConnectionClosed(closed) if closed.remaining_established == 0 => {
-                self.core.on_disconnected(&closed.peer_id);
+                self.core.on_disconnected(&closed.peer_id, now);
+            }
+            FromSwarm::DialFailure(failure) => {
+                if let Some(peer) = failure.peer_id {
+                    self.core.on_dial_failed(peer, now);
+                }
             }
             _ => {}
         }
         self.gossipsub.on_swarm_event(event);
+        self.drain_core();
     }
 
     fn poll(
@@ -402,8 +558,10 @@ impl NetworkBehaviour for Behaviour {
                 return Poll::Ready(action);
             }
             if self.poll_timer(cx) {
-                self.core.handle_timeout(now());
+                let now = now();
+                self.core.handle_timeout(now);
                 self.drain_core();
+                self.close_graylisted(now);
                 continue;
             }
             match self.gossipsub.poll(cx) {
@@ -415,7 +573,7 @@ impl NetworkBehaviour for Behaviour {
                     return Poll::Ready(action.map_out(|_| unreachable!("matched above")));
                 }
                 // A new subscriber may have brought the timer forward.
-                Poll::Pending if self.core.poll_timeout() == self.timer_at() => {
+                Poll::Pending if self.deadline() == self.timer_at() => {
                     return Poll::Pending;
                 }
                 Poll::Pending => {}

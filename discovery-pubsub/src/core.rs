@@ -1,36 +1,61 @@
 //! When to announce and whom to believe: pure, on virtual time. For those who own a gossipsub
-//! themselves; everybody else uses [`Behaviour`](crate::Behaviour), which is this core with libp2p's
-//! gossipsub around it.
+//! themselves (`examples/core.rs`); everybody else uses `Behaviour` (feature `swarm`), which is this core
+//! with libp2p's gossipsub around it.
 //!
 //! Facts go in by `on_*` and [`Core::handle_timeout`]; drain [`Core::poll_output`] after each, and
 //! call `handle_timeout` at [`Core::poll_timeout`].
 
+pub(crate) mod connect;
+mod departed;
+mod hosts;
+mod limits;
+mod offers;
+mod own;
+mod sequences;
+mod table;
+mod topics;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     time::Duration,
 };
 
-use libp2p_core::{Multiaddr, multiaddr::Protocol};
+use bytes::Bytes;
+use cid::Cid;
+use libp2p_core::Multiaddr;
 use libp2p_identity::{PeerId, PublicKey};
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use rand::{SeedableRng as _, rngs::StdRng};
 use web_time::Instant;
 
+pub use self::{connect::AutoConnect, own::Origin};
+use self::{
+    connect::Connector,
+    departed::Departed,
+    hosts::Hosts,
+    limits::{Rate, Sources},
+    offers::{Offer, Offers, Taken},
+    own::Own,
+    sequences::Sequences,
+    table::Table,
+    topics::{Channel, Codec, Topics},
+};
 use crate::{
-    Config, ProtocolViolation, TopicError,
-    config::{MAX_TOPICS, is_topic},
-    message::{Announcement, usable},
+    AnnounceError, Announcement, Config, Content, ProtocolViolation, Role, Service, TopicError,
+    address::{self, Trust, believed, reach},
+    announcement::{check_content, check_relay, check_role},
+    message::PeerAnnouncement,
 };
 
-/// Shortest time between two announcements on one topic, of ours and of others: a peer that has
-/// more to say than that is ignored in between.
+/// Shortest time between two announcements of a peer, of ours and of others: a peer that has more to say than
+/// that is ignored in between.
 const MIN_GAP: Duration = Duration::from_secs(1);
 
-/// An announcement that is due at once waits up to this long, so that all the nodes that see the same
-/// subscriber do not answer it in the same instant.
-const SPREAD: Duration = Duration::from_millis(100);
+/// A goodbye is a key and nothing else; an RSA key of 4,096 bits takes 560 bytes.
+const MAX_GOODBYE_BYTES: usize = 600;
 
-/// A peer that missed this many announcements makes room in a full table.
-const MISSED: u32 = 3;
+/// Neighbours that are remembered for what they passed on.
+const MAX_SOURCES: usize = 4096;
 
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +68,15 @@ pub enum Output {
         /// The encoded announcement.
         data: Vec<u8>,
     },
-    /// See [`Event::Discovered`](crate::Event::Discovered).
+    /// Connect to this peer, and report [`Core::on_connected`] or [`Core::on_dial_failed`]. Only with
+    /// [`Config::auto_connect`].
+    Dial {
+        /// The peer.
+        peer: PeerId,
+        /// Where it says it is.
+        addresses: Vec<Multiaddr>,
+    },
+    /// See `Event::Discovered`.
     Discovered {
         /// The peer.
         peer: PeerId,
@@ -52,18 +85,77 @@ pub enum Output {
         /// Where it was announced.
         topic: String,
     },
-    /// See [`Event::Expired`](crate::Event::Expired).
+    /// See `Event::Expired`.
     Expired {
         /// The peer.
         peer: PeerId,
     },
-    /// See [`Event::ProtocolViolation`](crate::Event::ProtocolViolation).
+    /// See `Event::Content`.
+    Content {
+        /// The provider.
+        peer: PeerId,
+        /// What it provides from now on.
+        items: Vec<Content>,
+    },
+    /// See `Event::ContentWithdrawn`.
+    ContentWithdrawn {
+        /// The provider.
+        peer: PeerId,
+        /// What it provides no longer.
+        cids: Vec<Cid>,
+    },
+    /// See `Event::Relay`.
+    Relay {
+        /// The relay.
+        peer: PeerId,
+        /// Its `RelayAnnouncement`.
+        announcement: Bytes,
+    },
+    /// See `Event::RelayAddresses`.
+    RelayAddresses {
+        /// The relay.
+        peer: PeerId,
+        /// Where it says it is.
+        addresses: Vec<Multiaddr>,
+    },
+    /// See `Event::Role`.
+    Role {
+        /// The peer.
+        peer: PeerId,
+        /// What it does.
+        role: Role,
+    },
+    /// See `Event::OfferExpired`.
+    OfferExpired {
+        /// The peer.
+        peer: PeerId,
+        /// What it announces no longer.
+        service: Service,
+    },
+    /// See `Event::ProtocolViolation`.
     ProtocolViolation {
         /// The author.
         peer: PeerId,
+        /// The neighbour that passed it on.
+        source: PeerId,
         /// What was wrong.
         violation: ProtocolViolation,
     },
+}
+
+/// A message of gossipsub on one of our topics.
+#[derive(Debug, Clone, Copy)]
+pub struct Received<'a> {
+    /// The topic's name.
+    pub topic: &'a str,
+    /// The neighbour that passed it on.
+    pub source: PeerId,
+    /// The peer whose signature it bears: whoever makes this value has verified the signature.
+    pub author: Option<PeerId>,
+    /// The message's sequence number.
+    pub sequence: Option<u64>,
+    /// Its content.
+    pub data: &'a [u8],
 }
 
 /// What becomes of a message; gossipsub's terms.
@@ -77,28 +169,24 @@ pub enum Verdict {
     Reject,
 }
 
-/// The origin of an address of ours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Origin {
-    /// Confirmed as reachable from outside, relayed ones included.
-    External,
-    /// A listener's.
-    Listen,
-}
-
-#[derive(Debug, Default)]
-struct Topic {
-    subscribers: BTreeSet<PeerId>,
-    last: Option<Instant>,
-    next: Option<Instant>,
-}
-
 #[derive(Debug)]
 struct Known {
     addresses: Vec<Multiaddr>,
+    /// The last announcement, and the last one on each topic of ours.
     heard: Instant,
-    /// The last announcement on each topic; at most one entry a topic of ours.
     heard_on: BTreeMap<String, Instant>,
+    /// Of the last announcement, and what was known of connections then: the same again needs no reading.
+    digest: (u64, u64),
+    past: Past,
+}
+
+/// What outlives a peer's entry.
+#[derive(Debug, Clone, Default)]
+struct Past {
+    sequences: Sequences,
+    /// The longest time that the peer lately let pass between two announcements on a topic.
+    pace: Duration,
+    heard: Option<Instant>,
 }
 
 /// The state of the discovery of one node.
@@ -108,182 +196,295 @@ pub struct Core {
     public_key: PublicKey,
     config: Config,
     rng: StdRng,
-    topics: BTreeMap<String, Topic>,
-    ours: BTreeSet<(Origin, Multiaddr)>,
-    peers: BTreeMap<PeerId, Known>,
-    /// `peers` by the time they were last heard of.
-    by_age: BTreeSet<(Instant, PeerId)>,
+    topics: Topics,
+    own: Own,
+    peers: Table<Known>,
+    departed: Departed<Past>,
+    hosts: Hosts,
+    sources: Sources,
+    offers: Offers,
+    connections: BTreeMap<PeerId, Trust>,
+    /// Changes with `connections`.
+    generation: u64,
+    connector: Option<Connector>,
+    /// A moment, and what the clock on the wall showed then.
+    epoch: (Instant, Duration),
+    stopped: bool,
     outputs: VecDeque<Output>,
 }
 
 impl Core {
-    /// A core for the owner of `public_key`; `seed` feeds the jitter alone.
-    pub fn new(public_key: PublicKey, config: Config, seed: [u8; 32]) -> Self {
+    /// A core for the owner of `public_key`. `seed` feeds the jitter alone. `since_1970` is the wall clock at
+    /// `now`: the numbers of announcements are taken from it, so that they grow over restarts.
+    pub fn new(
+        public_key: PublicKey,
+        config: Config,
+        seed: [u8; 32],
+        now: Instant,
+        since_1970: Duration,
+    ) -> Self {
+        let max = config.max_peers();
+        let per_second = config.max_messages_per_second() as f64;
+        let messages = Rate {
+            per_second,
+            burst: 2.0 * per_second,
+        };
+        // A full table turns over in a minute at most, which leaves those who are there six times the time they
+        // need to be heard again; a quarter of it may come at once.
+        let newcomers = Rate {
+            per_second: (max as f64 / 60.0).max(0.2),
+            burst: (max as f64 / 4.0).max(1.0),
+        };
         Self {
             local: public_key.to_peer_id(),
             public_key,
             rng: StdRng::from_seed(seed),
-            topics: config
-                .topics()
-                .map(|topic| (topic.to_owned(), Topic::default()))
-                .collect(),
-            config,
-            ours: BTreeSet::new(),
-            peers: BTreeMap::new(),
-            by_age: BTreeSet::new(),
+            topics: Topics::new(&config),
+            own: Own::new(),
+            peers: Table::new(max),
+            departed: Departed::new(max),
+            hosts: Hosts::new(config.max_peers_per_host()),
+            sources: Sources::new(messages, newcomers, MAX_SOURCES),
+            offers: Offers::new(&config),
+            connections: BTreeMap::new(),
+            generation: 0,
+            connector: config
+                .auto_connect()
+                .map(|auto| Connector::new(auto.clone(), max)),
+            epoch: (now, since_1970),
+            stopped: false,
             outputs: VecDeque::new(),
+            config,
         }
     }
 
-    /// The topics in use.
+    /// The discovery topics and those of services.
     pub fn topics(&self) -> impl Iterator<Item = &str> {
-        self.topics.keys().map(String::as_str)
+        self.topics.names()
     }
 
     /// Whether messages on this topic are announcements.
     pub fn has_topic(&self, topic: &str) -> bool {
-        self.topics.contains_key(topic)
+        self.topics.get(topic).is_some()
     }
 
-    /// Adds a topic; returns whether it is new.
+    /// Adds a discovery topic; returns whether it is new.
+    ///
+    /// # Errors
+    /// When the name is no good or there are too many.
     pub fn add_topic(&mut self, topic: &str) -> Result<bool, TopicError> {
-        if !is_topic(topic) {
-            return Err(TopicError::Invalid(topic.to_owned()));
-        }
-        if self.has_topic(topic) {
-            return Ok(false);
-        }
-        if self.topics.len() >= MAX_TOPICS {
-            return Err(TopicError::TooMany);
-        }
-        self.topics.insert(topic.to_owned(), Topic::default());
-        Ok(true)
+        self.topics.add(topic, self.config.json())
     }
 
     /// Removes a topic; returns whether it was there. Peers found there stay until they expire.
     pub fn remove_topic(&mut self, topic: &str) -> bool {
-        for known in self.peers.values_mut() {
-            known.heard_on.remove(topic);
+        let peers: Vec<_> = self.peers.keys().copied().collect();
+        for peer in peers {
+            if let Some(known) = self.peers.get_mut(&peer) {
+                known.heard_on.remove(topic);
+            }
         }
-        self.topics.remove(topic).is_some()
+        self.topics.remove(topic)
     }
 
     /// We can be reached at `address`.
     pub fn on_address(&mut self, origin: Origin, address: Multiaddr, now: Instant) {
-        let Some(address) = usable(address, self.local, self.config.allow_loopback()) else {
-            return;
-        };
-        let known = self.ours.iter().any(|(_, ours)| *ours == address);
-        self.ours.insert((origin, address));
-        if !known {
-            self.topics_changed(now);
+        let address = address::own(address, self.local, self.config.allow_loopback());
+        if let Some(address) = address
+            && self.own.add_address(origin, address)
+        {
+            self.addresses_changed(now);
         }
     }
 
     /// We can no longer be reached at `address`.
     pub fn on_address_gone(&mut self, origin: Origin, address: Multiaddr, now: Instant) {
-        if let Some(address) = usable(address, self.local, true)
-            && self.ours.remove(&(origin, address.clone()))
-            && !self.ours.iter().any(|(_, ours)| *ours == address)
+        if let Some(address) = address::own(address, self.local, true)
+            && self.own.remove_address(origin, address)
         {
-            self.topics_changed(now);
+            self.addresses_changed(now);
         }
+    }
+
+    /// A connection to `peer` came up; `remote` is its end.
+    pub fn on_connected(&mut self, peer: PeerId, remote: &Multiaddr, now: Instant) {
+        // Who comes through a relay is not where the relay is.
+        let trust = reach(remote)
+            .filter(|_| !address::is_relayed(remote))
+            .map_or(Trust::default(), Trust::of);
+        self.generation += 1;
+        let known = self.connections.entry(peer).or_default();
+        *known = known.or(trust);
+        self.peers.prove(&peer);
+        self.offers.prove(&peer);
+        if let Some(connector) = &mut self.connector {
+            connector.on_connected(peer);
+        }
+        self.drive_connector(now);
+    }
+
+    /// The last connection to a peer is gone.
+    pub fn on_disconnected(&mut self, peer: &PeerId, now: Instant) {
+        self.generation += 1;
+        self.connections.remove(peer);
+        self.topics.on_disconnected(peer);
+        let known = self.peers.contains(peer);
+        if let Some(connector) = &mut self.connector {
+            connector.on_disconnected(*peer, known, now);
+        }
+        self.drive_connector(now);
+    }
+
+    /// A dial that [`Output::Dial`] asked for failed.
+    pub fn on_dial_failed(&mut self, peer: PeerId, now: Instant) {
+        let known = self.peers.contains(&peer);
+        if let Some(connector) = &mut self.connector {
+            connector.on_dial_failed(peer, known, now);
+        }
+        self.drive_connector(now);
     }
 
     /// A connected peer subscribed to a topic.
     pub fn on_subscribed(&mut self, topic: &str, peer: PeerId, now: Instant) {
-        let limit = self.config.max_peers();
-        let Some(state) = self.topics.get_mut(topic) else {
-            return;
-        };
-        if state.subscribers.len() < limit && state.subscribers.insert(peer) {
+        if self.topics.on_subscribed(topic, peer) {
+            if let Some(Channel::Service(Service::Content, _)) = self.topics.get(topic) {
+                self.own.repeat_content();
+            }
             self.bring_forward(topic, now);
         }
     }
 
     /// A connected peer is no longer subscribed to a topic.
     pub fn on_unsubscribed(&mut self, topic: &str, peer: &PeerId) {
-        if let Some(state) = self.topics.get_mut(topic) {
-            state.subscribers.remove(peer);
-            if state.subscribers.is_empty() {
-                state.next = None;
-            }
-        }
+        self.topics.on_unsubscribed(topic, peer);
     }
 
-    /// The last connection to a peer is gone.
-    pub fn on_disconnected(&mut self, peer: &PeerId) {
-        for state in self.topics.values_mut() {
-            state.subscribers.remove(peer);
-            if state.subscribers.is_empty() {
-                state.next = None;
-            }
-        }
-    }
-
-    /// A message arrived on a discovery topic. `author` is the peer whose signature it bears: whoever calls
-    /// this has verified the signature.
-    pub fn on_message(
-        &mut self,
-        topic: &str,
-        author: Option<PeerId>,
-        data: &[u8],
-        now: Instant,
-    ) -> Verdict {
-        if !self.has_topic(topic) {
+    /// A message arrived.
+    pub fn on_message(&mut self, message: &Received<'_>, now: Instant) -> Verdict {
+        let Some(channel) = self.topics.get(message.topic) else {
             return Verdict::Accept;
-        }
-        let Some(author) = author else {
+        };
+        let Some(author) = message.author else {
             return Verdict::Reject;
         };
-        if author == self.local || self.is_too_soon(topic, &author, now) {
+        // The cheapest questions first: a flood costs no more than them.
+        if author == self.local || !self.sources.message(message.source, now) {
             return Verdict::Ignore;
         }
-        match Announcement::decode(data, author, self.config.max_announcement_bytes()) {
-            Ok(announcement) => {
-                self.learn(topic, author, announcement.addresses, now);
-                Verdict::Accept
-            }
-            Err(violation) => {
-                self.outputs.push_back(Output::ProtocolViolation {
-                    peer: author,
-                    violation,
-                });
-                Verdict::Reject
+        let heard = match channel {
+            Channel::Peers(codec) => self.on_peer(message, author, codec, now),
+            Channel::Service(service, codec) => self.on_offer(message, author, service, codec, now),
+        };
+        match heard {
+            Ok(true) => Verdict::Accept,
+            Ok(false) => Verdict::Ignore,
+            Err(violation) => self.violation(message.source, author, violation, now),
+        }
+    }
+
+    /// Announces content that this node provides, until [`withdraw_content`](Self::withdraw_content) or until
+    /// [`Config::max_content_per_peer`] newer ones were announced.
+    ///
+    /// # Errors
+    /// When content is not announced, or its name is too long.
+    pub fn announce_content(
+        &mut self,
+        content: Content,
+        now: Instant,
+    ) -> Result<(), AnnounceError> {
+        self.offered(Service::Content)?;
+        check_content(&content)?;
+        self.own
+            .add_content(content, self.config.max_content_per_peer());
+        self.bring_service_forward(Service::Content, now);
+        Ok(())
+    }
+
+    /// This node provides the content no longer; returns whether it was announced.
+    pub fn withdraw_content(&mut self, cid: &Cid, now: Instant) -> bool {
+        let withdrawn = self.own.remove_content(cid);
+        if withdrawn {
+            self.bring_service_forward(Service::Content, now);
+        }
+        withdrawn
+    }
+
+    /// Announces this node as a relay, in the words of the relay crate; `None`: it relays no longer.
+    ///
+    /// # Errors
+    /// When relays are not announced, or the announcement is too long.
+    pub fn set_relay(&mut self, relay: Option<Bytes>, now: Instant) -> Result<(), AnnounceError> {
+        self.offered(Service::Relay)?;
+        let relay = relay.filter(|relay| !relay.is_empty());
+        relay.as_ref().map_or(Ok(()), check_relay)?;
+        let ended = relay.is_none();
+        if self.own.set_relay(relay) {
+            if ended {
+                self.end_relay(now);
+            } else {
+                self.bring_service_forward(Service::Relay, now);
             }
         }
+        Ok(())
+    }
+
+    /// Announces this node's role and load.
+    ///
+    /// # Errors
+    /// When roles are not announced, or the role's name is too long.
+    pub fn set_role(&mut self, role: Option<Role>, now: Instant) -> Result<(), AnnounceError> {
+        self.offered(Service::Role)?;
+        let role = role.filter(|role| !role.name.is_empty());
+        role.as_ref().map_or(Ok(()), check_role)?;
+        if self.own.set_role(role) {
+            self.bring_service_forward(Service::Role, now);
+        }
+        Ok(())
+    }
+
+    /// Says goodbye on all topics, so that nobody has to wait until this node expires, and announces nothing from
+    /// now on. The outputs are the last ones worth publishing.
+    pub fn shutdown(&mut self, now: Instant) {
+        if std::mem::replace(&mut self.stopped, true) {
+            return;
+        }
+        for topic in self.topics.announced() {
+            if let Some(Channel::Peers(Codec::Protobuf)) = self.topics.get(&topic) {
+                let data = self.peer_announcement(Vec::new());
+                self.outputs.push_back(Output::Publish { topic, data });
+            }
+        }
+        if self.own.set_relay(None) {
+            self.end_relay(now);
+        }
+        self.topics.stop();
     }
 
     /// Announces and forgets what is due by `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let ttl = self.config.peer_ttl();
-        while let Some((heard, peer)) = self.by_age.first().copied()
-            && heard + ttl <= now
+        while let Some((until, peer)) = self.peers.next_expiry()
+            && until <= now
         {
-            self.forget(peer);
+            self.forget(peer, now);
         }
-        let due: Vec<_> = self
-            .topics
-            .iter()
-            .filter(|(_, state)| state.next.is_some_and(|at| at <= now))
-            .map(|(topic, _)| topic.clone())
-            .collect();
-        for topic in due {
+        self.departed.forget(now);
+        self.offers.handle_timeout(now, &mut self.outputs);
+        for topic in self.topics.due(now) {
             self.announce(topic, now);
         }
+        self.drive_connector(now);
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let expiry = self
-            .by_age
-            .first()
-            .map(|(heard, _)| *heard + self.config.peer_ttl());
-        self.topics
-            .values()
-            .filter_map(|state| state.next)
-            .chain(expiry)
-            .min()
+        let expiry = self.peers.next_expiry().map(|(at, _)| at);
+        let connected = self.connections.len();
+        let dial = self
+            .connector
+            .as_ref()
+            .and_then(|connector| connector.poll_timeout(connected));
+        let times = [expiry, self.offers.poll_timeout(), self.topics.next(), dial];
+        times.into_iter().flatten().min()
     }
 
     /// Drain after every `&mut` call.
@@ -304,137 +505,544 @@ impl Core {
             .unwrap_or_default()
     }
 
-    fn is_too_soon(&self, topic: &str, author: &PeerId, now: Instant) -> bool {
-        self.peers
-            .get(author)
-            .and_then(|known| known.heard_on.get(topic))
-            .is_some_and(|heard| now < *heard + MIN_GAP)
+    /// The peers that announced that they provide `cid`, in order of their ids.
+    pub fn providers(&self, cid: &Cid) -> impl Iterator<Item = &PeerId> {
+        self.offers.providers(cid)
     }
 
-    fn learn(&mut self, topic: &str, peer: PeerId, addresses: Vec<Multiaddr>, now: Instant) {
-        let allow_loopback = self.config.allow_loopback();
+    /// What `peer` announced that it provides, the latest last.
+    pub fn content(&self, peer: &PeerId) -> impl Iterator<Item = &Content> {
+        self.offers.content(peer)
+    }
+
+    /// The role that `peer` announced.
+    pub fn role(&self, peer: &PeerId) -> Option<&Role> {
+        self.offers.role(peer)
+    }
+
+    /// The relays that announced themselves, in order of their ids.
+    pub fn relays(&self) -> impl Iterator<Item = (&PeerId, &Bytes)> {
+        self.offers.relays()
+    }
+
+    /// Announcers of a service, for metrics.
+    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "for metrics"))]
+    pub(crate) fn announcers(&self, service: Service) -> usize {
+        self.offers.len(service)
+    }
+
+    /// Known peers, for metrics.
+    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "for metrics"))]
+    pub(crate) fn known(&self) -> usize {
+        self.peers.len()
+    }
+
+    fn offered(&self, service: Service) -> Result<(), AnnounceError> {
+        if self.config.services().any(|offered| offered == service) {
+            Ok(())
+        } else {
+            Err(AnnounceError::Off(service))
+        }
+    }
+
+    fn violation(
+        &mut self,
+        source: PeerId,
+        author: PeerId,
+        violation: ProtocolViolation,
+        now: Instant,
+    ) -> Verdict {
+        if self.sources.complaint(source, now) {
+            self.outputs.push_back(Output::ProtocolViolation {
+                peer: author,
+                source,
+                violation,
+            });
+        }
+        // Others pass on whatever is signed, as gossipsub does of itself: only the author should have known.
+        if source == author {
+            Verdict::Reject
+        } else {
+            Verdict::Ignore
+        }
+    }
+
+    fn on_peer(
+        &mut self,
+        message: &Received<'_>,
+        author: PeerId,
+        codec: Codec,
+        now: Instant,
+    ) -> Result<bool, ProtocolViolation> {
+        if self.is_too_soon(message.topic, &author, now) && !self.is_goodbye(message, author) {
+            return Ok(false);
+        }
+        let digest = (digest(message.data), self.generation);
+        if self
+            .peers
+            .get(&author)
+            .is_some_and(|known| known.digest == digest)
+        {
+            let addresses = None;
+            return Ok(self.update(message, author, codec, addresses, now));
+        }
+        let max_bytes = self.config.max_announcement_bytes();
+        let (codec, addresses) = self.read_peer(message, author, codec, max_bytes)?;
+        let trust = self.trust(&author);
         let mut seen = BTreeSet::new();
         let addresses: Vec<_> = addresses
             .into_iter()
-            .filter_map(|address| usable(address, peer, allow_loopback))
+            .filter_map(|address| {
+                believed(address, author, trust, |relay| {
+                    self.connections.contains_key(relay)
+                })
+            })
+            .filter(|address| self.hosts.admits(&author, address))
             .filter(|address| seen.insert(address.clone()))
             .take(self.config.max_addresses_per_peer())
             .collect();
-        if addresses.is_empty() || !self.make_room(peer, now) {
-            return;
+        if !self.peers.contains(&author) {
+            return Ok(self.admit(message, author, codec, (addresses, digest), now));
         }
-        let known = self.peers.entry(peer).or_insert_with(|| Known {
-            addresses: Vec::new(),
-            heard: now,
-            heard_on: BTreeMap::new(),
-        });
-        self.by_age.remove(&(known.heard, peer));
-        self.by_age.insert((now, peer));
+        Ok(self.update(message, author, codec, Some((addresses, digest)), now))
+    }
+
+    /// Whether a known peer, which spoke only just now, says that it goes.
+    fn is_goodbye(&self, message: &Received<'_>, author: PeerId) -> bool {
+        self.peers.contains(&author)
+            && message.data.len() <= MAX_GOODBYE_BYTES
+            && PeerAnnouncement::decode(message.data, author, MAX_GOODBYE_BYTES)
+                .is_ok_and(|announcement| announcement.addresses.is_empty())
+    }
+
+    fn read_peer(
+        &self,
+        message: &Received<'_>,
+        author: PeerId,
+        codec: Codec,
+        max_bytes: usize,
+    ) -> Result<(Codec, Vec<Multiaddr>), ProtocolViolation> {
+        if message.data.len() > max_bytes {
+            return Err(ProtocolViolation::Oversized);
+        }
+        #[cfg(feature = "json")]
+        if codec == Codec::Json || (self.config.json() && crate::json::is_json(message.data)) {
+            let (addresses, _) = crate::json::peer(message.data, author)?;
+            return Ok((Codec::Json, addresses));
+        }
+        let announcement = PeerAnnouncement::decode(message.data, author, max_bytes)?;
+        Ok((codec, announcement.addresses))
+    }
+
+    /// Of which addresses `peer` is believed.
+    fn trust(&self, peer: &PeerId) -> Trust {
+        let connected = self.connections.get(peer).copied().unwrap_or_default();
+        connected.or(Trust {
+            machine: self.config.allow_loopback(),
+            private: self.config.allow_private() || self.config.allow_loopback(),
+        })
+    }
+
+    fn is_too_soon(&mut self, topic: &str, author: &PeerId, now: Instant) -> bool {
+        let heard = match self.peers.get(author) {
+            Some(known) => known.heard_on.get(topic).copied(),
+            None => self.departed.get_mut(author).and_then(|past| past.heard),
+        };
+        heard.is_some_and(|heard| now < heard + MIN_GAP)
+    }
+
+    /// Hears a known peer again, with these addresses or those it had; returns whether that is news to others.
+    fn update(
+        &mut self,
+        message: &Received<'_>,
+        author: PeerId,
+        codec: Codec,
+        addresses: Option<(Vec<Multiaddr>, (u64, u64))>,
+        now: Instant,
+    ) -> bool {
+        let Some(known) = self.peers.get_mut(&author) else {
+            return false;
+        };
+        let sequence = message.sequence;
+        if !sequence.is_none_or(|sequence| known.past.sequences.accept(sequence)) {
+            return false;
+        }
+        let last = known.heard_on.insert(message.topic.to_owned(), now);
         known.heard = now;
-        known.heard_on.insert(topic.to_owned(), now);
-        let same = known.addresses.len() == addresses.len()
-            && addresses
-                .iter()
-                .all(|address| known.addresses.contains(address));
-        if !same {
-            known.addresses.clone_from(&addresses);
-            let topic = topic.to_owned();
-            self.outputs.push_back(Output::Discovered {
-                peer,
-                addresses,
-                topic,
-            });
+        if let Some(last) = last {
+            let gap = now.saturating_duration_since(last);
+            known.past.pace = gap
+                .max(known.past.pace.mul_f64(0.9))
+                .min(self.config.peer_ttl());
         }
-    }
-
-    /// Whether there is room for `peer`, if need be in place of one that went silent.
-    fn make_room(&mut self, peer: PeerId, now: Instant) -> bool {
-        if self.peers.contains_key(&peer) || self.peers.len() < self.config.max_peers() {
-            return true;
-        }
-        let silence = self.config.announce_interval() * MISSED;
-        match self.by_age.first().copied() {
-            Some((heard, silent)) if heard + silence <= now => {
-                self.forget(silent);
-                true
+        let patience = patience(&self.config, codec, known.past.pace);
+        if let Some((addresses, digest)) = addresses {
+            if addresses.is_empty() {
+                // It says goodbye, or it is nowhere that we could go.
+                self.forget(author, now);
+                return true;
             }
-            _ => false,
+            known.digest = digest;
+            let same = known.addresses.len() == addresses.len()
+                && addresses
+                    .iter()
+                    .all(|address| known.addresses.contains(address));
+            if !same {
+                let before = std::mem::replace(&mut known.addresses, addresses.clone());
+                self.hosts.remove(&author, &before);
+                self.hosts.insert(author, &addresses);
+                self.outputs.push_back(Output::Discovered {
+                    peer: author,
+                    addresses,
+                    topic: message.topic.to_owned(),
+                });
+            }
         }
+        self.peers.touch(&author, (now, now + patience));
+        true
     }
 
-    fn forget(&mut self, peer: PeerId) {
+    /// Enters a newcomer; returns whether there is room.
+    fn admit(
+        &mut self,
+        message: &Received<'_>,
+        author: PeerId,
+        codec: Codec,
+        (addresses, digest): (Vec<Multiaddr>, (u64, u64)),
+        now: Instant,
+    ) -> bool {
+        if addresses.is_empty() {
+            return false;
+        }
+        let mut past = self.departed.get_mut(&author).cloned().unwrap_or_default();
+        if !message
+            .sequence
+            .is_none_or(|sequence| past.sequences.accept(sequence))
+        {
+            return false;
+        }
+        // A neighbour may always announce itself: connections are limited elsewhere.
+        if message.source != author && !self.sources.newcomer(message.source, now) {
+            return false;
+        }
+        if let Some(last) = past.heard {
+            let gap = now.saturating_duration_since(last);
+            past.pace = past.pace.max(gap).min(self.config.peer_ttl());
+        }
+        let times = (now, now + patience(&self.config, codec, past.pace));
+        let proven = self.connections.contains_key(&author);
+        let known = Known {
+            addresses: addresses.clone(),
+            heard: now,
+            heard_on: BTreeMap::from([(message.topic.to_owned(), now)]),
+            digest,
+            past,
+        };
+        match self
+            .peers
+            .insert(author, message.source, proven, known, times)
+        {
+            Ok(Some((evicted, known))) => self.left(evicted, known, now),
+            Ok(None) => {}
+            Err(()) => return false,
+        }
+        self.departed.take(&author);
+        self.hosts.insert(author, &addresses);
+        self.outputs.push_back(Output::Discovered {
+            peer: author,
+            addresses,
+            topic: message.topic.to_owned(),
+        });
+        if !proven && let Some(connector) = &mut self.connector {
+            connector.on_found(author, now, &mut self.rng);
+        }
+        true
+    }
+
+    fn forget(&mut self, peer: PeerId, now: Instant) {
         if let Some(known) = self.peers.remove(&peer) {
-            self.by_age.remove(&(known.heard, peer));
-            self.outputs.push_back(Output::Expired { peer });
+            self.left(peer, known, now);
         }
     }
 
-    fn topics_changed(&mut self, now: Instant) {
-        let topics: Vec<_> = self.topics.keys().cloned().collect();
-        for topic in topics {
+    fn left(&mut self, peer: PeerId, known: Known, now: Instant) {
+        self.hosts.remove(&peer, &known.addresses);
+        if let Some(connector) = &mut self.connector {
+            connector.on_expired(&peer);
+        }
+        let past = Past {
+            heard: Some(known.heard),
+            ..known.past
+        };
+        self.departed
+            .insert(peer, now + self.config.peer_ttl(), past);
+        self.outputs.push_back(Output::Expired { peer });
+    }
+
+    fn on_offer(
+        &mut self,
+        message: &Received<'_>,
+        author: PeerId,
+        service: Service,
+        codec: Codec,
+        now: Instant,
+    ) -> Result<bool, ProtocolViolation> {
+        if !self.offers.allows(service, &author, now) {
+            return Ok(false);
+        }
+        let Some((sequence, offer)) = self.read_offer(message, author, service, codec)? else {
+            return Ok(false);
+        };
+        if offer.service() != service {
+            return Err(ProtocolViolation::Malformed);
+        }
+        let outputs = &mut self.outputs;
+        let taken = match self
+            .offers
+            .update(author, sequence, offer.clone(), now, outputs)
+        {
+            Taken::Newcomer => {
+                if message.source != author && !self.sources.newcomer(message.source, now) {
+                    return Ok(false);
+                }
+                let who = (
+                    author,
+                    message.source,
+                    self.connections.contains_key(&author),
+                );
+                self.offers.admit(who, sequence, offer, now, outputs)
+            }
+            taken => taken,
+        };
+        Ok(taken == Taken::Yes)
+    }
+
+    fn read_offer(
+        &self,
+        message: &Received<'_>,
+        author: PeerId,
+        service: Service,
+        codec: Codec,
+    ) -> Result<Option<(u64, Offer)>, ProtocolViolation> {
+        let max_bytes = self.config.max_announcement_bytes();
+        if message.data.len() > max_bytes {
+            return Err(ProtocolViolation::Oversized);
+        }
+        match codec {
+            Codec::Protobuf => {
+                let announcement = Announcement::decode(message.data, max_bytes)?;
+                Ok(announcement
+                    .map(|Announcement { sequence, body }| (sequence, Offer::Body(body))))
+            }
+            #[cfg(feature = "json")]
+            Codec::Json => self
+                .read_json_offer(message.data, author, service)
+                .map(Some),
+            #[cfg(not(feature = "json"))]
+            Codec::Json => {
+                let _ = (author, service);
+                Ok(None)
+            }
+        }
+    }
+
+    #[cfg(feature = "json")]
+    fn read_json_offer(
+        &self,
+        data: &[u8],
+        author: PeerId,
+        service: Service,
+    ) -> Result<(u64, Offer), ProtocolViolation> {
+        if service == Service::Content {
+            let (content, sequence) = crate::json::content(data, author)?;
+            let body = crate::Body::Content {
+                items: vec![content],
+                withdrawn: Vec::new(),
+            };
+            return Ok((sequence, Offer::Body(body)));
+        }
+        let (addresses, sequence) = crate::json::peer(data, author)?;
+        let trust = self.trust(&author);
+        let addresses = addresses
+            .into_iter()
+            .filter_map(|address| {
+                believed(address, author, trust, |relay| {
+                    self.connections.contains_key(relay)
+                })
+            })
+            .take(self.config.max_addresses_per_peer())
+            .collect();
+        Ok((sequence, Offer::RelayAt(addresses)))
+    }
+
+    fn addresses_changed(&mut self, now: Instant) {
+        for topic in self.topics.of_peers() {
+            self.bring_forward(&topic, now);
+        }
+    }
+
+    fn bring_service_forward(&mut self, service: Service, now: Instant) {
+        for topic in self.topics.of_service(service) {
             self.bring_forward(&topic, now);
         }
     }
 
     /// Announces soon, if there is somebody to hear it.
     fn bring_forward(&mut self, topic: &str, now: Instant) {
-        let spread = SPREAD.mul_f64(self.rng.random());
-        let Some(state) = self.topics.get_mut(topic) else {
-            return;
-        };
-        if self.config.listen_only() || state.subscribers.is_empty() {
-            return;
+        if !self.config.listen_only() && !self.stopped {
+            self.topics.bring_forward(topic, now, &mut self.rng);
         }
-        let soon = state.last.map_or(now, |last| now.max(last + MIN_GAP)) + spread;
-        state.next = Some(state.next.map_or(soon, |next| next.min(soon)));
     }
 
     fn announce(&mut self, topic: String, now: Instant) {
-        let jitter = self.rng.random_range(0.9..1.1);
-        let interval = self.config.announce_interval().mul_f64(jitter);
-        let addresses = self.announced_addresses();
-        let Some(state) = self.topics.get_mut(&topic) else {
+        let Some(channel) = self.topics.get(&topic) else {
             return;
         };
-        if addresses.is_empty() {
-            // Nothing to say; a new address brings the topic forward.
-            state.next = None;
-            return;
-        }
-        state.last = Some(now);
-        state.next = Some(now + interval);
-        let public_key = self.public_key.clone();
-        let data = Announcement {
-            public_key,
-            addresses,
-        }
-        .encode();
-        self.outputs.push_back(Output::Publish { topic, data });
+        let messages = match channel {
+            Channel::Peers(codec) => self.own_peer(codec, now).into_iter().collect(),
+            Channel::Service(service, Codec::Protobuf) => {
+                self.own_offer(service, now).into_iter().collect()
+            }
+            Channel::Service(service, Codec::Json) => self.own_json_offers(service, now),
+        };
+        let unsaid =
+            channel == Channel::Service(Service::Content, Codec::Protobuf) && self.own.has_unsaid();
+        let said = !messages.is_empty();
+        self.topics
+            .on_announced(&topic, said, unsaid, now, &mut self.rng);
+        let publish = messages.into_iter().map(|data| Output::Publish {
+            topic: topic.clone(),
+            data,
+        });
+        self.outputs.extend(publish);
     }
 
-    /// Ours, the most useful first: confirmed direct ones, relayed ones, listeners' own.
-    fn announced_addresses(&self) -> Vec<Multiaddr> {
-        let rank = |origin: &Origin, address: &Multiaddr| {
-            let relayed = address
-                .iter()
-                .any(|protocol| protocol == Protocol::P2pCircuit);
-            (*origin, relayed)
-        };
-        let mut ranked: Vec<_> = self
-            .ours
-            .iter()
-            .map(|(origin, address)| (rank(origin, address), address))
-            .collect();
-        ranked.sort_by_key(|(rank, _)| *rank);
-        let mut seen = BTreeSet::new();
-        ranked
-            .into_iter()
-            .map(|(_, address)| address)
-            .filter(|address| seen.insert(*address))
-            .take(self.config.max_addresses_per_peer())
-            .cloned()
-            .collect()
+    fn own_peer(&mut self, codec: Codec, now: Instant) -> Option<Vec<u8>> {
+        let addresses = self.own.addresses(self.config.max_addresses_per_peer());
+        // Nothing to say; a new address brings the topic forward.
+        if addresses.is_empty() {
+            return None;
+        }
+        Some(match codec {
+            Codec::Protobuf => self.peer_announcement(addresses),
+            #[cfg(feature = "json")]
+            Codec::Json => {
+                let role = self.own.role().map(|role| role.name.as_str());
+                crate::json::encode_peer(self.local, &addresses, role, self.wall_clock(now))
+            }
+            #[cfg(not(feature = "json"))]
+            Codec::Json => {
+                let _ = (self.wall_clock(now), self.own.role());
+                return None;
+            }
+        })
     }
+
+    fn peer_announcement(&self, addresses: Vec<Multiaddr>) -> Vec<u8> {
+        PeerAnnouncement {
+            public_key: self.public_key.clone(),
+            addresses,
+        }
+        .encode()
+    }
+
+    fn own_offer(&mut self, service: Service, now: Instant) -> Option<Vec<u8>> {
+        if service == Service::Content && !self.own.has_unsaid() {
+            self.own.repeat_content();
+        }
+        let max_bytes = self.config.max_announcement_bytes();
+        let millis = self.wall_millis(now);
+        self.own
+            .announcement(service, max_bytes, millis)
+            .map(|announcement| announcement.encode())
+    }
+
+    #[cfg(feature = "json")]
+    fn own_json_offers(&mut self, service: Service, now: Instant) -> Vec<Vec<u8>> {
+        let addresses = self.own.addresses(self.config.max_addresses_per_peer());
+        let clock = self.wall_clock(now);
+        match service {
+            Service::Content => {
+                // Each has a message of its own, told apart by its time.
+                let items = self.own.content().take(topics::JSON_BATCH).zip(0u64..);
+                items
+                    .map(|(content, n)| {
+                        let clock = clock + Duration::from_millis(n);
+                        crate::json::encode_content(self.local, &addresses, content, clock)
+                    })
+                    .collect()
+            }
+            Service::Relay if self.own.relay().is_some() && !addresses.is_empty() => {
+                vec![crate::json::encode_relay(self.local, &addresses, clock)]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    #[cfg(not(feature = "json"))]
+    fn own_json_offers(&mut self, _: Service, _: Instant) -> Vec<Vec<u8>> {
+        let _ = (self.own.content().count(), self.own.relay());
+        Vec::new()
+    }
+
+    /// Says that this node relays no longer.
+    fn end_relay(&mut self, now: Instant) {
+        let millis = self.wall_millis(now);
+        for topic in self.topics.announced() {
+            if self.topics.get(&topic) == Some(Channel::Service(Service::Relay, Codec::Protobuf)) {
+                let body = crate::Body::Relay(Bytes::new());
+                let data = self.own.numbered(body, millis).encode();
+                self.outputs.push_back(Output::Publish { topic, data });
+            }
+        }
+    }
+
+    fn wall_clock(&self, now: Instant) -> Duration {
+        let (start, since_1970) = self.epoch;
+        since_1970 + now.saturating_duration_since(start)
+    }
+
+    fn wall_millis(&self, now: Instant) -> u64 {
+        u64::try_from(self.wall_clock(now).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn drive_connector(&mut self, now: Instant) {
+        let Some(connector) = &mut self.connector else {
+            return;
+        };
+        let peers = &self.peers;
+        let addresses = |peer: &PeerId| {
+            peers
+                .get(peer)
+                .map(|known| known.addresses.as_slice())
+                .unwrap_or_default()
+        };
+        while let Some(peer) = connector.next(self.connections.len(), now, addresses) {
+            self.outputs.push_back(Output::Dial {
+                peer,
+                addresses: addresses(&peer).to_vec(),
+            });
+        }
+    }
+}
+
+/// Tells one announcement of a peer from the next; nobody gains by a collision with an announcement of their own.
+fn digest(data: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    data.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// How long a peer of this pace may be silent until it counts as gone.
+fn patience(config: &Config, codec: Codec, pace: Duration) -> Duration {
+    // The seed's peers say something every five minutes.
+    if codec == Codec::Json {
+        return config.peer_ttl();
+    }
+    let pace = pace.max(config.announce_interval());
+    let percent = f64::from(config.stale_after_percent()) / 100.0;
+    let patience = Duration::try_from_secs_f64(pace.as_secs_f64() * percent);
+    patience.unwrap_or(Duration::MAX).min(config.peer_ttl())
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 /// Why a behaviour could not be started.
+#[cfg(feature = "swarm")]
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -30,6 +31,25 @@ pub enum TopicError {
     },
 }
 
+/// Why an announcement of ours was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AnnounceError {
+    /// The service is not among [`Config::services`](crate::Config::services).
+    #[error("{0} is not announced: add it to the configuration's services")]
+    Off(crate::Service),
+    /// Readers would refuse it.
+    #[error("an announcement's {field} of {len} bytes is too long: at most {max}")]
+    TooLong {
+        /// Which part.
+        field: &'static str,
+        /// Its length.
+        len: usize,
+        /// The longest one allowed.
+        max: usize,
+    },
+}
+
 /// What was wrong with an announcement: always the fault of the peer that signed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
@@ -37,8 +57,8 @@ pub enum ProtocolViolation {
     /// Larger than [`Config::max_announcement_bytes`](crate::Config::max_announcement_bytes).
     #[error("announcement is too large")]
     Oversized,
-    /// Not a `Peer` message.
-    #[error("announcement is not a Peer message")]
+    /// Not a message of the topic's kind.
+    #[error("announcement cannot be read")]
     Malformed,
     /// The key is not a libp2p public key.
     #[error("announcement carries no valid public key")]
@@ -46,4 +66,13 @@ pub enum ProtocolViolation {
     /// The key is that of another peer than the one that signed the message.
     #[error("announced peer is not the author of the message")]
     ForeignKey,
+    /// A list or a text is longer than the protocol allows.
+    #[error("announcement's {0} exceed what the protocol allows")]
+    TooMany(&'static str),
+    /// A CID that is none.
+    #[error("announcement carries an invalid CID")]
+    InvalidCid,
+    /// A sealed announcement with a bad signature.
+    #[error("announcement's envelope is not signed by its author")]
+    InvalidEnvelope,
 }

@@ -1,6 +1,6 @@
 //! The announcement: js-libp2p's `Peer { bytes publicKey = 1; repeated bytes addrs = 2; }`.
 
-use libp2p_core::{Multiaddr, multiaddr::Protocol};
+use libp2p_core::Multiaddr;
 use libp2p_identity::{PeerId, PublicKey};
 use prost::Message as _;
 
@@ -8,12 +8,12 @@ use crate::{ProtocolViolation, generated::pb};
 
 /// A peer and its addresses, as they travel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Announcement {
+pub(crate) struct PeerAnnouncement {
     pub(crate) public_key: PublicKey,
     pub(crate) addresses: Vec<Multiaddr>,
 }
 
-impl Announcement {
+impl PeerAnnouncement {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let message = pb::Peer {
             public_key: self.public_key.encode_protobuf(),
@@ -32,12 +32,23 @@ impl Announcement {
         if bytes.len() > max_bytes {
             return Err(ProtocolViolation::Oversized);
         }
+        let announcement = Self::read(bytes)?;
+        if announcement.public_key.to_peer_id() != author {
+            return Err(ProtocolViolation::ForeignKey);
+        }
+        Ok(announcement)
+    }
+
+    /// Reads an announcement, whoever signed it.
+    #[cfg(fuzzing)]
+    pub(crate) fn decode_of_anybody(bytes: &[u8]) -> Option<Self> {
+        Self::read(bytes).ok()
+    }
+
+    fn read(bytes: &[u8]) -> Result<Self, ProtocolViolation> {
         let message = pb::Peer::decode(bytes).map_err(|_| ProtocolViolation::Malformed)?;
         let public_key = PublicKey::try_decode_protobuf(&message.public_key)
             .map_err(|_| ProtocolViolation::InvalidKey)?;
-        if public_key.to_peer_id() != author {
-            return Err(ProtocolViolation::ForeignKey);
-        }
         let addresses = message
             .addrs
             .into_iter()
@@ -50,36 +61,9 @@ impl Announcement {
     }
 }
 
-/// `address` as one of `peer`'s, ending in `/p2p/<peer>`; `None` if nobody can use it or it belongs to
-/// another peer.
-pub(crate) fn usable(address: Multiaddr, peer: PeerId, allow_loopback: bool) -> Option<Multiaddr> {
-    let reachable = match address.iter().next()? {
-        Protocol::Ip4(ip) => {
-            !ip.is_unspecified()
-                && !ip.is_multicast()
-                && !ip.is_broadcast()
-                && (allow_loopback || !ip.is_loopback())
-        }
-        // A link-local address means something on one link only, and carries no zone.
-        Protocol::Ip6(ip) => {
-            !ip.is_unspecified()
-                && !ip.is_multicast()
-                && !ip.is_unicast_link_local()
-                && (allow_loopback || !ip.is_loopback())
-        }
-        // No transport to begin with: `/p2p/…` alone.
-        Protocol::P2p(_) | Protocol::P2pCircuit => false,
-        _ => true,
-    };
-    if reachable {
-        address.with_p2p(peer).ok()
-    } else {
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use libp2p_core::multiaddr::Protocol;
     use libp2p_identity::Keypair;
 
     use super::*;
@@ -103,14 +87,14 @@ mod tests {
          12D3KooWFhXabKDwALpzqMbto94sB7rvmZ6M28hs9Y9xSopDKwQr/p2p-circuit/webrtc",
     ];
 
-    fn js_announcement() -> Announcement {
+    fn js_announcement() -> PeerAnnouncement {
         let seed: Vec<u8> = (0..32).collect();
         let key = Keypair::ed25519_from_bytes(seed).unwrap();
         let id: PeerId = ID.parse().unwrap();
         assert_eq!(key.public().to_peer_id(), id);
         let addresses =
             ADDRESSES.map(|text| text.parse::<Multiaddr>().unwrap().with(Protocol::P2p(id)));
-        Announcement {
+        PeerAnnouncement {
             public_key: key.public(),
             addresses: addresses.to_vec(),
         }
@@ -119,7 +103,7 @@ mod tests {
     #[test]
     fn our_bytes_equal_those_of_js_libp2p() {
         assert_eq!(hex::encode(js_announcement().encode()), JS_BYTES);
-        let silent = Announcement {
+        let silent = PeerAnnouncement {
             addresses: Vec::new(),
             ..js_announcement()
         };
@@ -129,9 +113,9 @@ mod tests {
     #[test]
     fn bytes_of_js_libp2p_are_read() {
         let bytes = hex::decode(JS_BYTES).unwrap();
-        let read = Announcement::decode(&bytes, ID.parse().unwrap(), bytes.len());
+        let read = PeerAnnouncement::decode(&bytes, ID.parse().unwrap(), bytes.len());
         assert_eq!(read, Ok(js_announcement()));
-        let too_small = Announcement::decode(&bytes, ID.parse().unwrap(), bytes.len() - 1);
+        let too_small = PeerAnnouncement::decode(&bytes, ID.parse().unwrap(), bytes.len() - 1);
         assert_eq!(too_small, Err(ProtocolViolation::Oversized));
     }
 }

@@ -6,8 +6,11 @@ use std::{fs, path::Path};
 fn generated_code_is_what_the_proto_gives() {
     const NAME: &str = "anypath.discovery.pubsub.rs";
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let descriptors =
-        protox::compile([root.join("proto/peer.proto")], [root.join("proto")]).unwrap();
+    let descriptors = protox::compile(
+        ["peer.proto", "announcement.proto"].map(|name| root.join("proto").join(name)),
+        [root.join("proto")],
+    )
+    .unwrap();
     let out = tempfile::tempdir().unwrap();
     prost_build::Config::new()
         .out_dir(out.path())

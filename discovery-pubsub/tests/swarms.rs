@@ -1,11 +1,23 @@
 //! Real swarms over the memory transport.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "real swarms on a real clock; an attacker runs beside them"
+)]
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use anypath_discovery_pubsub::{
-    Behaviour, Config, ConfigBuilder, DEFAULT_TOPIC, Event, ProtocolViolation,
+    AutoConnect, Behaviour, Config, ConfigBuilder, Content, DEFAULT_TOPIC, Event, Load,
+    ProtocolViolation, Role, Service,
 };
 use futures::future::select_all;
 use libp2p_gossipsub::{self as gossipsub, IdentTopic, MessageAuthenticity, ValidationMode};
@@ -18,6 +30,8 @@ fn config() -> ConfigBuilder {
     Config::builder()
         .announce_interval(Duration::from_secs(1))
         .peer_ttl(Duration::from_secs(3))
+        // The memory transport's addresses are this machine's.
+        .allow_loopback(true)
 }
 
 async fn node(config: ConfigBuilder) -> Swarm<Behaviour> {
@@ -68,7 +82,7 @@ struct RawPeer {
 }
 
 fn forged_announcement(victim: &Keypair) -> Vec<u8> {
-    let address: libp2p_core::Multiaddr = "/ip4/6.6.6.6/tcp/666".parse().unwrap();
+    let address: libp2p_core::Multiaddr = "/ip4/6.6.6.6/tcp/6666".parse().unwrap();
     RawPeer {
         public_key: victim.public().encode_protobuf(),
         addrs: vec![address.to_vec()],
@@ -280,9 +294,9 @@ async fn an_announcement_signed_by_another_key_is_a_violation_of_its_author() {
         let mut careful = node(config()).await;
         let data = forged_announcement(&victim);
         let (peer, violation) = attack(&mut evil, &mut careful, &data, |event| match event {
-            SwarmEvent::Behaviour(Event::ProtocolViolation { peer, violation }) => {
-                Some((peer, violation))
-            }
+            SwarmEvent::Behaviour(Event::ProtocolViolation {
+                peer, violation, ..
+            }) => Some((peer, violation)),
             SwarmEvent::Behaviour(Event::Discovered { .. }) => panic!("believed"),
             _ => None,
         })
@@ -361,6 +375,282 @@ async fn messages_on_other_topics_reach_the_owner_and_are_passed_on() {
                 }
             }
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn content_relays_and_roles_are_told_and_taken_back() {
+    in_time(async {
+        let config = || config().services(Service::ALL);
+        let (mut a, mut b) = (node(config()).await, node(config()).await);
+        let b_id = *b.local_peer_id();
+        let digest = cid::multihash::Multihash::wrap(0x12, &[7; 32]).unwrap();
+        let cid = cid::Cid::new_v1(0x55, digest);
+        let content = Content {
+            cid,
+            size: Some(7),
+            name: Some("seven".to_owned()),
+        };
+        let role = Role {
+            name: "worker".to_owned(),
+            load: Load::new(0.5),
+        };
+        let told = b.behaviour_mut();
+        told.announce_content(content.clone()).unwrap();
+        told.set_relay(Some(bytes::Bytes::from_static(b"relay")))
+            .unwrap();
+        told.set_role(Some(role.clone())).unwrap();
+        a.connect(&mut b).await;
+        let mut swarms = [a, b];
+        let mut heard = 0;
+        run_until(&mut swarms, |index, event| {
+            let SwarmEvent::Behaviour(event) = event else {
+                return None;
+            };
+            assert!(index == 0 || matches!(event, Event::Gossipsub(_) | Event::Discovered { .. }));
+            match event {
+                Event::Content { peer, items } => {
+                    assert_eq!((peer, &items[..]), (b_id, &[content.clone()][..]));
+                    heard += 1;
+                }
+                Event::Relay { peer, announcement } => {
+                    assert_eq!((peer, &announcement[..]), (b_id, &b"relay"[..]));
+                    heard += 1;
+                }
+                Event::Role { peer, role: told } => {
+                    assert_eq!((peer, &told), (b_id, &role));
+                    heard += 1;
+                }
+                Event::Discovered { .. } if index == 0 => heard += 1,
+                _ => {}
+            }
+            (heard == 4).then_some(())
+        })
+        .await;
+        let known: Vec<_> = swarms[0].behaviour().core().providers(&cid).collect();
+        assert_eq!(known, [&b_id]);
+
+        // The end of the node is told at once, long before anything expires.
+        swarms[1].behaviour_mut().shutdown();
+        let mut gone = (false, false);
+        run_until(&mut swarms, |index, event| {
+            match event {
+                SwarmEvent::Behaviour(Event::OfferExpired { peer, service }) => {
+                    assert_eq!((index, peer, service), (0, b_id, Service::Relay));
+                    gone.0 = true;
+                }
+                SwarmEvent::Behaviour(Event::Expired { peer }) if index == 0 => {
+                    assert_eq!(peer, b_id);
+                    gone.1 = true;
+                }
+                _ => {}
+            }
+            (gone == (true, true)).then_some(())
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_found_peer_is_connected_to_if_asked_for() {
+    in_time(async {
+        let auto = config().auto_connect(Some(AutoConnect::default()));
+        let mut swarms = [node(config()).await, node(auto).await, node(config()).await];
+        let b_id = *swarms[2].local_peer_id();
+        let [hub, a, b] = &mut swarms;
+        a.connect(hub).await;
+        b.connect(hub).await;
+        run_until(&mut swarms, |index, event| match event {
+            SwarmEvent::ConnectionEstablished { peer_id, .. } if index == 1 => {
+                (peer_id == b_id).then_some(())
+            }
+            _ => None,
+        })
+        .await;
+    })
+    .await;
+}
+
+/// Publishes what it likes as fast as it can, and comes back when it is thrown out.
+async fn flood(
+    mut evil: Swarm<gossipsub::Behaviour>,
+    target: libp2p_core::Multiaddr,
+    bodies: Vec<Vec<u8>>,
+    published: Arc<AtomicU64>,
+    thrown_out: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+) {
+    use futures::StreamExt as _;
+
+    evil.dial(target.clone()).unwrap();
+    let topic = IdentTopic::new(DEFAULT_TOPIC);
+    let mut pause = tokio::time::interval(Duration::from_millis(10));
+    let mut next = bodies.iter().cycle();
+    while !stop.load(Ordering::Relaxed) {
+        tokio::select! {
+            event = evil.select_next_some() => {
+                if let SwarmEvent::ConnectionClosed { .. } = event {
+                    thrown_out.fetch_add(1, Ordering::Relaxed);
+                    let _ = evil.dial(target.clone());
+                }
+            }
+            _ = pause.tick() => {
+                for body in next.by_ref().take(100) {
+                    let sent = evil.behaviour_mut().publish(topic.clone(), body.clone());
+                    published.fetch_add(u64::from(sent.is_ok()), Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_flood_of_forgeries_does_not_keep_honest_peers_from_finding_each_other() {
+    in_time(async {
+        let victim = Keypair::generate_ed25519();
+        let victim_id = victim.public().to_peer_id();
+        let forged = forged_announcement(&victim);
+        let mut hub = node(config()).await;
+        let address = hub.external_addresses().next().unwrap().clone();
+        let stop = Arc::new(AtomicBool::new(false));
+        let counts: [Arc<AtomicU64>; 4] = Default::default();
+        let bodies = vec![forged.clone(), vec![0x0a; 9_000], b"\x0a\xff".to_vec()];
+        // One signs what is not its own; the other does not sign at all, in the victim's name.
+        let signed = attacker(MessageAuthenticity::Signed).await;
+        let unsigned = attacker(|_| MessageAuthenticity::Author(victim_id)).await;
+        let tasks = [(signed, bodies), (unsigned, vec![forged])];
+        let tasks: Vec<_> = tasks
+            .into_iter()
+            .zip(counts.chunks(2))
+            .map(|((evil, bodies), counts)| {
+                let (published, thrown_out) = (counts[0].clone(), counts[1].clone());
+                let stop = stop.clone();
+                let address = address.clone();
+                tokio::spawn(flood(evil, address, bodies, published, thrown_out, stop))
+            })
+            .collect();
+        // Until both were noticed; the unsigned one by gossipsub's score alone.
+        let begin = Instant::now();
+        let noticed = || counts[1].load(Ordering::Relaxed) > 0 && counts[3].load(Ordering::Relaxed) > 0;
+        let mut look = tokio::time::interval(Duration::from_millis(50));
+        while !noticed() {
+            tokio::select! {
+                event = hub.next_swarm_event() => {
+                    assert!(!matches!(event, SwarmEvent::Behaviour(Event::Discovered { .. })));
+                }
+                _ = look.tick() => {}
+            }
+            if begin.elapsed() > Duration::from_secs(15) {
+                let counts = counts.each_ref().map(|count| count.load(Ordering::Relaxed));
+                let gossipsub = hub.behaviour().gossipsub();
+                let scores: Vec<_> = gossipsub
+                    .all_peers()
+                    .map(|(peer, _)| gossipsub.peer_score(peer))
+                    .collect();
+                panic!("not noticed: {counts:?} published and thrown out, scores {scores:?}");
+            }
+        }
+        let noticed_after = begin.elapsed();
+
+        let (mut a, mut b) = (node(config()).await, node(config()).await);
+        let (a_id, b_id) = (*a.local_peer_id(), *b.local_peer_id());
+        for peer in [&mut a, &mut b] {
+            peer.dial(address.clone()).unwrap();
+        }
+        let mut swarms = [hub, a, b];
+        let joined = Instant::now();
+        let mut found = (false, false);
+        run_until(&mut swarms, |index, event| {
+            if let SwarmEvent::Behaviour(Event::Discovered { peer, .. }) = event {
+                assert_ne!(peer, victim_id);
+                found.0 |= index == 1 && peer == b_id;
+                found.1 |= index == 2 && peer == a_id;
+            }
+            (found == (true, true)).then_some(())
+        })
+        .await;
+        stop.store(true, Ordering::Relaxed);
+        let count = |n: usize| counts[n].load(Ordering::Relaxed);
+        println!(
+            "forgeries published: {} signed, {} unsigned in {:?}; thrown out {} and {} times, first after \
+             {noticed_after:?}; two honest peers found each other {:?} after they came",
+            count(0),
+            count(2),
+            begin.elapsed(),
+            count(1),
+            count(3),
+            joined.elapsed(),
+        );
+        let mut known: Vec<_> = swarms[0].behaviour().peers().copied().collect();
+        known.retain(|peer| *peer != a_id && *peer != b_id);
+        assert_eq!(known, []);
+        for task in tasks {
+            task.await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// A js hub, say: it passes on whatever is signed.
+#[tokio::test]
+async fn a_neighbour_that_passes_on_the_garbage_of_another_is_not_blamed() {
+    in_time(async {
+        let config_of_js = gossipsub::ConfigBuilder::default()
+            .validation_mode(ValidationMode::Strict)
+            .build()
+            .unwrap();
+        let mut hub: Swarm<gossipsub::Behaviour> = listening(|key| {
+            gossipsub::Behaviour::new(MessageAuthenticity::Signed(key), config_of_js).unwrap()
+        })
+        .await;
+        let hub_id = *hub.local_peer_id();
+        let topic = IdentTopic::new(DEFAULT_TOPIC);
+        hub.behaviour_mut().subscribe(&topic).unwrap();
+        let mut evil = attacker(MessageAuthenticity::Signed).await;
+        let evil_id = *evil.local_peer_id();
+        let (mut a, mut b) = (node(config()).await, node(config()).await);
+        let b_id = *b.local_peer_id();
+        evil.connect(&mut hub).await;
+        a.connect(&mut hub).await;
+        let mut again = tokio::time::interval(Duration::from_millis(20));
+        let (mut garbage, mut complaints) = (0u64, 0);
+        let mut found = false;
+        let mut connected = false;
+        // Long enough for the score to be looked at twice, if it were bad.
+        let end = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < end || !found {
+            tokio::select! {
+                _ = hub.next_swarm_event() => {}
+                _ = evil.next_swarm_event() => {}
+                _ = b.next_swarm_event() => {}
+                event = a.next_swarm_event() => match event {
+                    SwarmEvent::Behaviour(Event::ProtocolViolation { peer, source, .. }) => {
+                        assert_eq!((peer, source), (evil_id, hub_id));
+                        complaints += 1;
+                    }
+                    SwarmEvent::Behaviour(Event::Discovered { peer, .. }) => found |= peer == b_id,
+                    SwarmEvent::ConnectionClosed { cause, .. } => panic!("{cause:?}"),
+                    _ => {}
+                },
+                _ = again.tick() => {
+                    garbage += 1;
+                    let data = garbage.to_be_bytes();
+                    let _ = evil.behaviour_mut().publish(topic.clone(), data);
+                    if garbage == 50 && !connected {
+                        connected = true;
+                        b.dial(hub.external_addresses().next().unwrap().clone()).unwrap();
+                    }
+                }
+            }
+        }
+        assert!(
+            (1..=7).contains(&complaints),
+            "told, and not again and again: {complaints}"
+        );
+        let score = a.behaviour().gossipsub().peer_score(&hub_id).unwrap();
+        assert!(score >= 0.0, "{score}");
     })
     .await;
 }

@@ -8,3 +8,58 @@ pub struct Peer {
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub addrs: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Announcement {
+    /// 1. Readers ignore what is newer.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// Grows with each announcement of its author on its topic, restarts included: milliseconds since 1970.
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
+    #[prost(oneof = "announcement::Body", tags = "3, 4, 5")]
+    pub body: ::core::option::Option<announcement::Body>,
+}
+/// Nested message and enum types in `Announcement`.
+pub mod announcement {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Body {
+        #[prost(message, tag = "3")]
+        Content(super::Content),
+        /// An encoded RelayAnnouncement of the relay crate; empty: relays no longer. At most 4,096 bytes.
+        #[prost(bytes, tag = "4")]
+        Relay(::prost::alloc::vec::Vec<u8>),
+        #[prost(message, tag = "5")]
+        Role(super::Role),
+    }
+}
+/// A part of what the author provides: it adds to what it announced before.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Content {
+    /// At most 64.
+    #[prost(message, repeated, tag = "1")]
+    pub items: ::prost::alloc::vec::Vec<Item>,
+    /// CIDs that it provides no longer; at most 64.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub withdrawn: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Item {
+    /// Binary CID.
+    #[prost(bytes = "vec", tag = "1")]
+    pub cid: ::prost::alloc::vec::Vec<u8>,
+    /// In bytes.
+    #[prost(uint64, optional, tag = "2")]
+    pub size: ::core::option::Option<u64>,
+    /// At most 128 bytes.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Role {
+    /// What the node does for the network, such as "master", "worker" or "leecher"; at most 32 bytes.
+    #[prost(string, tag = "1")]
+    pub role: ::prost::alloc::string::String,
+    /// 0 idle to 1000 busy.
+    #[prost(uint32, tag = "2")]
+    pub load_permille: u32,
+}
