@@ -2,6 +2,7 @@
 
 use std::{io, time::Duration};
 
+use anypath_discovery_pubsub::Service;
 use anypath_tiered_store::Store;
 use libp2p::{
     PeerId, autonat, identify,
@@ -117,11 +118,20 @@ fn relay_server(
     config: &Config,
     keypair: &Keypair,
 ) -> Result<anypath_relay::server::Behaviour, StartError> {
+    Ok(anypath_relay::server::Behaviour::new(
+        keypair,
+        relay_server_config(config)?,
+    ))
+}
+
+pub(crate) fn relay_server_config(
+    config: &Config,
+) -> Result<anypath_relay::server::Config, StartError> {
     let circuits = usize::try_from(config.max_relay_circuits().get()).unwrap_or(usize::MAX);
     // As long as the wire can say, where no limit is wanted.
     let forever = Duration::from_secs(u64::from(u32::MAX) - 1);
     let duration = config.relay_circuit_duration();
-    let server = anypath_relay::server::Config::builder()
+    anypath_relay::server::Config::builder()
         .max_circuits(circuits)
         .max_circuit_bytes(Some(config.relay_circuit_bytes()).filter(|bytes| *bytes > 0))
         .max_circuit_duration(if duration.is_zero() {
@@ -130,8 +140,7 @@ fn relay_server(
             duration
         })
         .build()
-        .map_err(setup("the relay server"))?;
-    Ok(anypath_relay::server::Behaviour::new(keypair, server))
+        .map_err(setup("the relay server"))
 }
 
 fn holepunch(config: &Config, local: PeerId) -> Result<anypath_holepunch::Behaviour, StartError> {
@@ -194,6 +203,14 @@ fn pubsub(
         .announce_interval(interval)
         // A peer that misses two announcements in a row is still there.
         .peer_ttl(defaults.peer_ttl().max(3 * interval))
+        .services([Service::Content, Service::Relay])
+        // A relay is the hub of those who come through it.
+        .max_peers(if config.enable_relay_server() {
+            4 * defaults.max_peers()
+        } else {
+            defaults.max_peers()
+        })
+        .allow_private(config.private())
         .build()
         .map_err(setup("discovery over gossipsub"))?;
     anypath_discovery_pubsub::Behaviour::new(keypair.clone(), config)

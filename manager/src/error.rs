@@ -142,6 +142,23 @@ pub enum DhtError {
     Stopped(#[from] Stopped),
 }
 
+/// Why something is not announced over gossipsub.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AnnounceError {
+    /// The node announces nothing of the kind.
+    #[error(
+        "this node does not announce that: set enable_pubsub_discovery = true and announce_content = true"
+    )]
+    Disabled,
+    /// Others would not take it.
+    #[error("not announced: {0}")]
+    Refused(#[source] BoxError),
+    /// The node was shut down.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
 /// Why a block could not be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

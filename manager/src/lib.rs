@@ -27,8 +27,8 @@ pub use libp2p;
 
 pub use self::config::Config;
 pub use self::error::{
-    BoxError, ConnectError, DhtError, FetchError, OpenStreamError, RegisterError, StartError,
-    Stopped,
+    AnnounceError, BoxError, ConnectError, DhtError, FetchError, OpenStreamError, RegisterError,
+    StartError, Stopped,
 };
 pub use self::event::{Discovery, Event};
 pub use self::fetch::{Session, SessionEvent, SessionOptions, SessionProgress};

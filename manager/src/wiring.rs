@@ -11,6 +11,7 @@ use anypath_discovery_mdns as mdns;
 use anypath_discovery_pubsub as pubsub;
 use anypath_holepunch::{self as holepunch, NatStatus};
 use anypath_relay::{self as relay, client};
+use bytes::Bytes;
 use cid::Cid;
 use libp2p::{Multiaddr, PeerId, StreamProtocol, identify, swarm::ConnectionId};
 
@@ -47,12 +48,16 @@ pub(crate) enum Command {
         peer: PeerId,
         addresses: Vec<Multiaddr>,
     },
+    /// relay client: a relay's own word, still to be verified.
+    AddRelayAnnouncement { announcement: Bytes },
+    /// relay client: all relays that announced themselves over gossipsub.
+    AddAnnouncedRelays,
     /// dht: a server of the DHT.
     AddDhtAddress {
         peer: PeerId,
         addresses: Vec<Multiaddr>,
     },
-    /// dht: look for providers of a block.
+    /// dht and pubsub: look for providers of a block.
     FindProviders { ticket: bitswap::Ticket, cid: Cid },
     /// bitswap: these may have it.
     AddProviders {
@@ -113,6 +118,8 @@ pub(crate) struct Wiring {
     locals: BTreeMap<ConnectionId, Option<Multiaddr>>,
     /// Which block's search a DHT query answers.
     searches: BTreeMap<dht::Ticket, bitswap::Ticket>,
+    /// Blocks whose providers bitswap asked for, for those who announce them later.
+    wanted: BTreeMap<Cid, bitswap::Ticket>,
     /// Whether relays are wanted at all.
     use_relays: bool,
     /// Whether relayed nodes can reach us anyway.
@@ -153,9 +160,12 @@ impl Wiring {
             BehaviourEvent::Holepunch(event) => self.on_holepunch(event),
             BehaviourEvent::AutonatClient(verdict) => vec![Command::Verdict(verdict)],
             BehaviourEvent::Mdns(event) => on_mdns(event),
-            BehaviourEvent::Pubsub(event) => on_pubsub(event),
+            BehaviourEvent::Pubsub(event) => self.on_pubsub(event),
             BehaviourEvent::Dht(event) => self.on_dht(event),
-            BehaviourEvent::Bitswap(event) => on_bitswap(event),
+            BehaviourEvent::Bitswap(event) => {
+                self.remember_wants(&event);
+                on_bitswap(event)
+            }
             // Counted by the driver's metrics; nobody else needs them.
             _ => Vec::new(),
         }
@@ -233,6 +243,7 @@ impl Wiring {
             } => {
                 vec![Command::Emit(Event::Reserved { relay, address })]
             }
+            client::Event::CandidatesWanted { .. } => vec![Command::AddAnnouncedRelays],
             client::Event::Lost { relay, why } => {
                 tracing::info!(%relay, %why, "reservation lost");
                 vec![Command::Emit(Event::ReservationLost { relay })]
@@ -242,6 +253,48 @@ impl Wiring {
                 Vec::new()
             }
             _ => Vec::new(),
+        }
+    }
+
+    fn on_pubsub(&self, event: pubsub::Event) -> Vec<Command> {
+        match event {
+            pubsub::Event::Discovered {
+                peer, addresses, ..
+            } => discovered(peer, addresses, Discovery::Pubsub),
+            pubsub::Event::Relay { announcement, .. } if self.use_relays && !self.public => {
+                vec![Command::AddRelayAnnouncement { announcement }]
+            }
+            pubsub::Event::Content { peer, items } => {
+                let wanted = items.iter().filter_map(|item| self.wanted.get(&item.cid));
+                wanted
+                    .map(|ticket| Command::AddProviders {
+                        ticket: *ticket,
+                        peers: vec![peer],
+                    })
+                    .collect()
+            }
+            pubsub::Event::ProtocolViolation {
+                peer, violation, ..
+            } => {
+                tracing::debug!(%peer, %violation, "bad announcement");
+                Vec::new()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn remember_wants(&mut self, event: &bitswap::Event) {
+        match event {
+            bitswap::Event::ProvidersWanted { ticket, cid } => {
+                if self.wanted.len() >= MAX_SEARCHES {
+                    self.wanted.pop_first();
+                }
+                self.wanted.insert(*cid, *ticket);
+            }
+            bitswap::Event::Block { block, .. } => {
+                self.wanted.remove(block.cid());
+            }
+            _ => {}
         }
     }
 
@@ -307,19 +360,6 @@ fn text(result: Result<(), dht::QueryError>) -> Result<(), String> {
 fn on_mdns(event: mdns::Event) -> Vec<Command> {
     match event {
         mdns::Event::Discovered { peer, addresses } => discovered(peer, addresses, Discovery::Mdns),
-        _ => Vec::new(),
-    }
-}
-
-fn on_pubsub(event: pubsub::Event) -> Vec<Command> {
-    match event {
-        pubsub::Event::Discovered {
-            peer, addresses, ..
-        } => discovered(peer, addresses, Discovery::Pubsub),
-        pubsub::Event::ProtocolViolation { peer, violation } => {
-            tracing::debug!(%peer, %violation, "bad announcement");
-            Vec::new()
-        }
         _ => Vec::new(),
     }
 }

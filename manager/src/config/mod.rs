@@ -128,6 +128,9 @@ keys! {
     Time copy mdns_query_interval: Duration = Duration::from_secs(60), "value::time";
     /// Time between two announcements over gossipsub. Range 1 s and up, default 10 s (seed and js-libp2p).
     Time copy pubsub_announce_interval: Duration = Duration::from_secs(10), "value::time";
+    /// Announce over gossipsub what this node is asked to provide or to announce: whoever listens learns what it has.
+    /// Default true (seed: `announce_content`). What others announce is used either way.
+    Flag copy announce_content: bool = true, "value::plain";
     /// Time between two AutoNAT tests of the same address, once three have told something (20 s before, if that is
     /// less) and not while one is under way, which takes up to 12 s. Range 1 s and up, default 300 s (seed).
     Time copy autonat_query_interval: Duration = Duration::from_secs(300), "value::time";

@@ -51,10 +51,11 @@ pub struct Api {
 
 impl Api {
     /// The API of `node`; `token` authorises what changes state. Roots of files that are added are announced to the
-    /// DHT if `config` lets the node take part in it.
+    /// DHT and over gossipsub if `config` lets the node do so.
     #[must_use]
     pub fn new(node: Node, config: &Config, token: impl Into<Arc<str>>) -> Self {
-        let announces = config.joins_public_dht();
+        let announces = config.joins_public_dht()
+            || (config.enable_pubsub_discovery() && config.announce_content());
         Self {
             node,
             token: token.into(),
@@ -69,7 +70,7 @@ impl Api {
     }
 
     /// Announces the roots of all files that were added, now or in earlier runs, one after the other. Returns at
-    /// once if the node takes no part in the DHT.
+    /// once if the node announces nothing.
     pub async fn announce_added_files(&self) {
         if !self.announces {
             return;
@@ -86,7 +87,7 @@ impl Api {
 
     async fn announce(&self, root: cid::Cid) {
         if let Err(error) = self.node.provide(root).await {
-            tracing::debug!(%root, %error, "the DHT was not told yet; it will be once this node has joined it");
+            tracing::debug!(%root, %error, "the DHT was not told; it will be once this node has joined it");
         }
     }
 }

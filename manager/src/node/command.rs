@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use anypath_discovery_pubsub as pubsub;
 use cid::Cid;
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use tokio::sync::oneshot;
 
 use crate::{
-    error::{ConnectError, DhtError, RegisterError},
+    error::{AnnounceError, ConnectError, DhtError, RegisterError},
     fetch::{Reply, Shared},
     status::{PeerStatus, Status},
     streams::{IncomingStreams, OpenRequest},
@@ -29,6 +30,14 @@ pub(crate) enum Command {
     },
     StopProviding {
         cid: Cid,
+    },
+    Announce {
+        content: pubsub::Content,
+        reply: oneshot::Sender<Result<(), AnnounceError>>,
+    },
+    Discover {
+        rendezvous: String,
+        reply: oneshot::Sender<Result<(), AnnounceError>>,
     },
     FindProviders {
         cid: Cid,

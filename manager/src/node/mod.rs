@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use anypath_discovery_pubsub::Content;
 use anypath_tiered_store::Store;
 use cid::Cid;
 use futures::{FutureExt as _, future::Either, stream};
@@ -25,7 +26,9 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 pub(crate) use self::command::Command;
 use crate::{
     config::Config,
-    error::{ConnectError, DhtError, OpenStreamError, RegisterError, StartError, Stopped},
+    error::{
+        AnnounceError, ConnectError, DhtError, OpenStreamError, RegisterError, StartError, Stopped,
+    },
     event::Event,
     fetch::{Session, SessionOptions},
     status::{PeerStatus, Status},
@@ -130,9 +133,31 @@ impl Node {
     }
 
     /// Tells the DHT that this node has a block, and again at intervals until
-    /// [`stop_providing`](Self::stop_providing). Returns once the first announcement is through.
+    /// [`stop_providing`](Self::stop_providing). Returns once the first announcement is through. With
+    /// `announce_content`, those who listen to gossipsub's announcements are told as well.
     pub async fn provide(&self, cid: Cid) -> Result<(), DhtError> {
         self.ask(|reply| Command::Provide { cid, reply }).await?
+    }
+
+    /// Tells those who listen to gossipsub's announcements that this node has a block, of which size (in bytes) and
+    /// with which name (for people, at most 128 bytes). Repeated every five minutes for the last 64 blocks, until
+    /// [`stop_providing`](Self::stop_providing).
+    pub async fn announce_content(
+        &self,
+        cid: Cid,
+        size: Option<u64>,
+        name: Option<String>,
+    ) -> Result<(), AnnounceError> {
+        let content = Content { cid, size, name };
+        self.ask(|reply| Command::Announce { content, reply })
+            .await?
+    }
+
+    /// Announces this node to, and finds, those who name the same rendezvous over gossipsub, too.
+    pub async fn discover(&self, rendezvous: impl Into<String>) -> Result<(), AnnounceError> {
+        let rendezvous = rendezvous.into();
+        self.ask(|reply| Command::Discover { rendezvous, reply })
+            .await?
     }
 
     /// Announces a block no more.

@@ -55,7 +55,15 @@ pub(super) async fn start(
         let mut swarm = swarm(&config, &keypair, store.clone(), executor.clone())?;
         let listening = listen(&mut swarm, &config).await?;
         hint_at_small_udp_buffers(&listening);
-        let mut driver = Driver::new(config, swarm, store.clone(), known, receiver, events);
+        let mut driver = Driver::new(
+            config,
+            keypair,
+            swarm,
+            store.clone(),
+            known,
+            receiver,
+            events,
+        );
         driver.begin()?;
         Ok::<_, StartError>((driver, listening))
     };

@@ -122,6 +122,58 @@ fn peers_of_the_local_network_are_connected() {
 }
 
 #[test]
+fn relays_that_announce_themselves_are_candidates_while_we_need_relays() {
+    let announced = |wiring: &mut Wiring| {
+        let event = pubsub::Event::Relay {
+            peer: peer(),
+            announcement: Bytes::from_static(b"signed"),
+        };
+        wiring.on_event(BehaviourEvent::Pubsub(event))
+    };
+    let commands = announced(&mut Wiring::new(true));
+    assert!(matches!(
+        &commands[..],
+        [Command::AddRelayAnnouncement { announcement }] if announcement == "signed"
+    ));
+    assert!(announced(&mut Wiring::new(false)).is_empty());
+    let wanted = client::Event::CandidatesWanted { missing: 1 };
+    let commands = Wiring::new(true).on_event(BehaviourEvent::RelayClient(wanted));
+    assert!(matches!(commands[..], [Command::AddAnnouncedRelays]));
+}
+
+#[test]
+fn who_announces_content_that_is_wanted_is_asked_for_it() {
+    let cid: Cid = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
+        .parse()
+        .unwrap();
+    let provider = peer();
+    let announced = |wiring: &mut Wiring| {
+        let event = pubsub::Event::Content {
+            peer: provider,
+            items: vec![pubsub::Content::new(cid)],
+        };
+        wiring.on_event(BehaviourEvent::Pubsub(event))
+    };
+    let mut wiring = Wiring::new(true);
+    assert!(announced(&mut wiring).is_empty(), "nobody wants it");
+    let mut behaviour = anypath_bitswap::Behaviour::new(
+        anypath_bitswap::Config::default(),
+        std::sync::Arc::new(anypath_bitswap::MemorySource::default()),
+    );
+    let session = behaviour.new_session();
+    let ticket = behaviour.want(session, cid, bitswap::Priority::default());
+    wiring.on_event(BehaviourEvent::Bitswap(bitswap::Event::ProvidersWanted {
+        ticket,
+        cid,
+    }));
+    let commands = announced(&mut wiring);
+    assert!(matches!(
+        &commands[..],
+        [Command::AddProviders { ticket: asked, peers }] if *asked == ticket && *peers == [provider]
+    ));
+}
+
+#[test]
 fn the_limit_of_a_circuit_reaches_everybody_who_uses_it() {
     let limits = [
         (None, false),

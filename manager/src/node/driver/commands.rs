@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anypath_dht as dht;
+use anypath_discovery_pubsub::Content;
 use libp2p::PeerId;
 
 use super::{Driver, dials::Unknown, wiring::DhtWaiter};
@@ -23,14 +24,27 @@ impl Driver {
             Command::Peers(reply) => drop(reply.send(self.peer_statuses())),
             Command::Metrics(reply) => drop(reply.send(self.metrics.text())),
             Command::Connect { address, reply } => self.connect(address, reply),
-            Command::Provide { cid, reply } => match self.dht() {
-                Some(dht) => {
-                    let ticket = dht.provide(cid);
-                    self.dht_waiters.insert(ticket, DhtWaiter::Provide(reply));
+            Command::Provide { cid, reply } => {
+                // To those who listen; the DHT is for the rest.
+                if let Err(error) = self.announce(Content::new(cid)) {
+                    tracing::debug!(%cid, %error, "not announced over gossipsub");
                 }
-                None => drop(reply.send(Err(DhtError::Disabled))),
-            },
+                match self.dht() {
+                    Some(dht) => {
+                        let ticket = dht.provide(cid);
+                        self.dht_waiters.insert(ticket, DhtWaiter::Provide(reply));
+                    }
+                    None => drop(reply.send(Err(DhtError::Disabled))),
+                }
+            }
+            Command::Announce { content, reply } => drop(reply.send(self.announce(content))),
+            Command::Discover { rendezvous, reply } => {
+                drop(reply.send(self.discover(&rendezvous)));
+            }
             Command::StopProviding { cid } => {
+                if let Some(pubsub) = self.pubsub() {
+                    pubsub.withdraw_content(&cid);
+                }
                 if let Some(dht) = self.dht() {
                     dht.stop_providing(&cid);
                 }

@@ -47,6 +47,7 @@ impl Driver {
             return;
         }
         self.next_tick = now + TICK;
+        self.announce_relay();
         let bitswap = &mut self.swarm.behaviour_mut().bitswap;
         for session in self.fetches.sweep(bitswap, now) {
             self.close_session(session);
@@ -100,6 +101,7 @@ impl Driver {
     }
 
     pub(super) async fn stop(mut self) {
+        self.say_goodbye().await;
         let mut closing: BTreeSet<_> = self.swarm.connected_peers().copied().collect();
         for peer in &closing {
             let _ = self.swarm.disconnect_peer_id(*peer);

@@ -1,5 +1,6 @@
 //! The task that owns the swarm: executes commands, feeds the cores, does what they ask.
 
+mod announcements;
 mod commands;
 mod dials;
 mod housekeeping;
@@ -13,7 +14,7 @@ use anypath_dht as dht;
 use anypath_relay::server;
 use anypath_tiered_store::Store;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use libp2p::{Multiaddr, PeerId, Swarm, swarm::ConnectionId};
+use libp2p::{Multiaddr, PeerId, Swarm, identity::Keypair, swarm::ConnectionId};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use web_time::Instant;
 
@@ -60,6 +61,8 @@ pub(super) struct Driver {
     next_tick: Instant,
     next_registry: Instant,
     next_save: Instant,
+    next_relay_announcement: Instant,
+    keypair: Keypair,
     shutdown: Vec<oneshot::Sender<()>>,
 }
 
@@ -79,6 +82,7 @@ struct Connection {
 impl Driver {
     pub(super) fn new(
         config: Config,
+        keypair: Keypair,
         mut swarm: Swarm<Behaviour>,
         store: Store,
         known: KnownPeers,
@@ -110,6 +114,8 @@ impl Driver {
             next_tick: now + TICK,
             next_registry: now,
             next_save: now + SAVE_INTERVAL,
+            next_relay_announcement: now,
+            keypair,
             shutdown: Vec::new(),
             config,
             swarm,

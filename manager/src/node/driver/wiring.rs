@@ -39,6 +39,8 @@ impl Driver {
             Wire::AddRelayCandidate { peer, addresses } => {
                 behaviour.relay_client.add_candidate(peer, addresses);
             }
+            Wire::AddRelayAnnouncement { announcement } => self.add_relay(&announcement),
+            Wire::AddAnnouncedRelays => self.add_announced_relays(),
             Wire::AddDhtAddress { peer, addresses } => {
                 if let Some(dht) = behaviour.dht.as_mut().map(Unrelayed::inner_mut) {
                     for address in addresses {
@@ -47,6 +49,12 @@ impl Driver {
                 }
             }
             Wire::FindProviders { ticket, cid } => {
+                if let Some(pubsub) = behaviour.pubsub.as_ref().map(Unrelayed::inner) {
+                    let peers: Vec<_> = pubsub.core().providers(&cid).copied().collect();
+                    if !peers.is_empty() {
+                        behaviour.bitswap.add_providers(ticket, peers);
+                    }
+                }
                 if let Some(dht) = behaviour.dht.as_mut().map(Unrelayed::inner_mut) {
                     let query = dht.find_providers(cid);
                     self.wiring.on_search(query, ticket);
