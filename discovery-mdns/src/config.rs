@@ -1,6 +1,11 @@
-use std::{num::NonZeroUsize, time::Duration};
+use std::{fmt::Write as _, num::NonZeroUsize, time::Duration};
 
 use serde::Deserialize;
+
+use crate::dns;
+
+/// What all libp2p peers ask for (libp2p mDNS specification).
+const SERVICE_NAME: &str = "_p2p._udp.local";
 
 /// Shortest accepted query interval. RFC 6762 §5.2 asks for at least one second between queries.
 const MIN_QUERY_INTERVAL: Duration = Duration::from_secs(1);
@@ -16,8 +21,25 @@ pub struct Config {
     ttl: Duration,
     enable_ipv4: bool,
     enable_ipv6: bool,
+    enable_loopback: bool,
+    scope: Scope,
+    service_name: String,
     max_peers: NonZeroUsize,
     max_addresses_per_peer: NonZeroUsize,
+    max_interfaces: NonZeroUsize,
+}
+
+/// Which addresses belong on a local network, both those that are told and those that are believed.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Scope {
+    /// Told: our listen addresses on the interface in question. Believed: addresses on that link, private ones
+    /// (a site may have several prefixes), and `.local` names. Relayed addresses are neither told nor believed.
+    #[default]
+    Local,
+    /// Relayed addresses, names and public addresses too, whatever link they are heard on.
+    Any,
 }
 
 impl Config {
@@ -26,9 +48,9 @@ impl Config {
         ConfigBuilder::default()
     }
 
-    /// How often every interface is asked for peers once probing is over; default 60 s (the
-    /// `mdns_query_interval` of the project's `ConnectivityConfig`), at least 1 s (RFC 6762 §5.2).
-    /// The first queries come at once and then after 0.5 s, 1 s, 2 s, … until a peer answered.
+    /// How often every link is asked for peers in the long run; default 60 s (the `mdns_query_interval`
+    /// of the project's `ConnectivityConfig`), at least 1 s (RFC 6762 §5.2). The first query leaves within 100 ms, the next ones
+    /// after 1 s, 2 s, 4 s, … up to this interval. A query that another host asked first is not asked again (RFC 6762 §7.3).
     pub fn query_interval(&self) -> Duration {
         self.query_interval
     }
@@ -49,7 +71,24 @@ impl Config {
         self.enable_ipv6
     }
 
-    /// Peers that are remembered at a time; default 1,024. Further ones are ignored until one expires.
+    /// Whether nodes on this machine find each other over its loopback interface too; default `false`.
+    /// For development and for machines without a network.
+    pub fn enable_loopback(&self) -> bool {
+        self.enable_loopback
+    }
+
+    /// Which addresses are told and believed; default [`Scope::Local`].
+    pub fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    /// What all peers ask for; default `_p2p._udp.local` (libp2p mDNS specification). Peers under another name do not meet these.
+    pub fn service_name(&self) -> &str {
+        &self.service_name
+    }
+
+    /// Peers that are remembered at a time; default 1,024. When there are more, those give way that were heard
+    /// only once, from whoever announces the most of them.
     pub fn max_peers(&self) -> usize {
         self.max_peers.get()
     }
@@ -57,6 +96,11 @@ impl Config {
     /// Addresses that are remembered for one peer; default 32.
     pub fn max_addresses_per_peer(&self) -> usize {
         self.max_addresses_per_peer.get()
+    }
+
+    /// Links (an interface in one address family) that are used at a time; default 64. A host of containers has hundreds.
+    pub fn max_interfaces(&self) -> usize {
+        self.max_interfaces.get()
     }
 }
 
@@ -73,8 +117,12 @@ impl Default for Config {
             ttl: Duration::from_secs(5 * 60),
             enable_ipv4: true,
             enable_ipv6: true,
+            enable_loopback: false,
+            scope: Scope::Local,
+            service_name: SERVICE_NAME.to_owned(),
             max_peers: const { count(1024) },
             max_addresses_per_peer: const { count(32) },
+            max_interfaces: const { count(64) },
         }
     }
 }
@@ -90,8 +138,12 @@ pub struct ConfigBuilder {
     ttl: Duration,
     enable_ipv4: bool,
     enable_ipv6: bool,
+    enable_loopback: bool,
+    scope: Scope,
+    service_name: String,
     max_peers: usize,
     max_addresses_per_peer: usize,
+    max_interfaces: usize,
 }
 
 impl Default for ConfigBuilder {
@@ -102,8 +154,12 @@ impl Default for ConfigBuilder {
             ttl: config.ttl(),
             enable_ipv4: config.enable_ipv4(),
             enable_ipv6: config.enable_ipv6(),
+            enable_loopback: config.enable_loopback(),
+            scope: config.scope(),
             max_peers: config.max_peers(),
             max_addresses_per_peer: config.max_addresses_per_peer(),
+            max_interfaces: config.max_interfaces(),
+            service_name: config.service_name,
         }
     }
 }
@@ -133,6 +189,36 @@ impl ConfigBuilder {
         self
     }
 
+    /// Sets [`Config::enable_loopback`].
+    pub fn enable_loopback(mut self, value: bool) -> Self {
+        self.enable_loopback = value;
+        self
+    }
+
+    /// Sets [`Config::scope`].
+    pub fn scope(mut self, value: Scope) -> Self {
+        self.scope = value;
+        self
+    }
+
+    /// Sets [`Config::service_name`]. go-libp2p calls the first part `serviceName` and adds `.local`: to meet the
+    /// room `universal-connectivity` of go peers use `universal-connectivity.local`.
+    pub fn service_name(mut self, value: impl Into<String>) -> Self {
+        self.service_name = value.into();
+        self
+    }
+
+    /// Sets [`Config::service_name`] to that of a private network: `_p2p-X._udp.local`, X being the `fingerprint` of its pre-shared
+    /// key in base 16 (libp2p mDNS specification; `PreSharedKey::fingerprint` of libp2p-pnet).
+    pub fn private_network(self, fingerprint: [u8; 16]) -> Self {
+        let mut name = String::from("_p2p-");
+        for byte in fingerprint {
+            // Writing to a string never fails.
+            write!(name, "{byte:02x}").ok();
+        }
+        self.service_name(name + "._udp.local")
+    }
+
     /// Sets [`Config::max_peers`].
     pub fn max_peers(mut self, value: usize) -> Self {
         self.max_peers = value;
@@ -142,6 +228,12 @@ impl ConfigBuilder {
     /// Sets [`Config::max_addresses_per_peer`].
     pub fn max_addresses_per_peer(mut self, value: usize) -> Self {
         self.max_addresses_per_peer = value;
+        self
+    }
+
+    /// Sets [`Config::max_interfaces`].
+    pub fn max_interfaces(mut self, value: usize) -> Self {
+        self.max_interfaces = value;
         self
     }
 
@@ -156,14 +248,25 @@ impl ConfigBuilder {
         if !(self.enable_ipv4 || self.enable_ipv6) {
             return Err(ConfigError::NoFamily);
         }
+        // A peer name of up to 63 bytes and its length stand before it.
+        let usable = dns::name(&self.service_name)
+            .is_some_and(|name| name.num_labels() > 1 && name.len() + 64 <= 255);
+        if !usable {
+            return Err(ConfigError::ServiceName(self.service_name));
+        }
         Ok(Config {
             query_interval: self.query_interval,
             ttl: self.ttl,
             enable_ipv4: self.enable_ipv4,
             enable_ipv6: self.enable_ipv6,
+            enable_loopback: self.enable_loopback,
+            scope: self.scope,
+            service_name: self.service_name,
             max_peers: NonZeroUsize::new(self.max_peers).ok_or(ConfigError::Zero("max_peers"))?,
             max_addresses_per_peer: NonZeroUsize::new(self.max_addresses_per_peer)
                 .ok_or(ConfigError::Zero("max_addresses_per_peer"))?,
+            max_interfaces: NonZeroUsize::new(self.max_interfaces)
+                .ok_or(ConfigError::Zero("max_interfaces"))?,
         })
     }
 }
@@ -191,6 +294,11 @@ pub enum ConfigError {
         "enable_ipv4 and enable_ipv6 are both false: leave at least one on, or do not start mDNS"
     )]
     NoFamily,
+    /// Not a name that DNS can carry below a peer's name.
+    #[error(
+        "service_name {0:?} cannot be used: write labels of 1 to 63 bytes, at least two and at most 190 bytes in all, as in \"_p2p._udp.local\""
+    )]
+    ServiceName(String),
     /// A bound of zero.
     #[error("{0} is 0: set it to at least 1")]
     Zero(&'static str),
@@ -227,10 +335,37 @@ mod tests {
     }
 
     #[test]
+    fn a_service_name_is_one_that_dns_can_carry() {
+        let name = |name: &str| Config::builder().service_name(name).build();
+        assert!(name("universal-connectivity.local").is_ok());
+        assert!(name("_p2p._udp.local.").is_ok());
+        for wrong in [
+            "",
+            "local",
+            "a..local",
+            &format!("{}.local", "a".repeat(64)),
+            &"abcdefgh.".repeat(22),
+        ] {
+            assert_eq!(name(wrong), Err(ConfigError::ServiceName(wrong.to_owned())));
+        }
+    }
+
+    #[test]
+    fn a_private_network_has_a_service_of_its_own() {
+        let config = Config::builder().private_network([0xa5; 16]).build();
+        assert_eq!(
+            config.unwrap().service_name(),
+            "_p2p-a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5._udp.local"
+        );
+    }
+
+    #[test]
     fn serde_reads_durations_as_text_and_refuses_unknown_fields() {
-        let config: Config = toml::from_str("query_interval = '5s'\nenable_ipv6 = false").unwrap();
+        let config: Config =
+            toml::from_str("query_interval = '5s'\nenable_ipv6 = false\nscope = 'any'").unwrap();
         assert_eq!(config.query_interval(), Duration::from_secs(5));
         assert!(!config.enable_ipv6());
+        assert_eq!(config.scope(), Scope::Any);
         assert_eq!(config.ttl(), Config::default().ttl());
         assert!(toml::from_str::<Config>("interval = '5s'").is_err());
         assert!(toml::from_str::<Config>("query_interval = '1ms'").is_err());

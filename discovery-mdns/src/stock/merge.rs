@@ -31,25 +31,17 @@ impl KnownBy {
     }
 }
 
-/// What was ignored, by reason; for the metrics.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ignored {
-    pub(crate) unusable: u64,
-    pub(crate) over_limit: u64,
-}
-
 /// The merged table of peers and addresses. Facts go in by `on_*`, events come out of `poll_output`.
 #[derive(Debug)]
-pub(crate) struct Core {
+pub(crate) struct Merge {
     local: PeerId,
     max_peers: usize,
     max_addresses: usize,
     peers: BTreeMap<PeerId, BTreeMap<Multiaddr, KnownBy>>,
     outputs: VecDeque<Event>,
-    ignored: Ignored,
 }
 
-impl Core {
+impl Merge {
     pub(crate) fn new(local: PeerId, config: &Config) -> Self {
         Self {
             local,
@@ -57,7 +49,6 @@ impl Core {
             max_addresses: config.max_addresses_per_peer(),
             peers: BTreeMap::new(),
             outputs: VecDeque::new(),
-            ignored: Ignored::default(),
         }
     }
 
@@ -70,7 +61,6 @@ impl Core {
         let mut new: BTreeMap<PeerId, Vec<Multiaddr>> = BTreeMap::new();
         for (peer, address) in records {
             if peer == self.local || !is_usable(peer, &address) {
-                self.ignored.unusable += 1;
                 continue;
             }
             if self.insert(family, peer, &address) {
@@ -114,21 +104,12 @@ impl Core {
         self.peers.get(peer).into_iter().flat_map(BTreeMap::keys)
     }
 
-    #[cfg_attr(
-        not(any(feature = "metrics", test)),
-        expect(dead_code, reason = "for the metrics")
-    )]
-    pub(crate) fn ignored(&self) -> Ignored {
-        self.ignored
-    }
-
     /// Returns whether the record is new to all families.
     fn insert(&mut self, family: Family, peer: PeerId, address: &Multiaddr) -> bool {
         let known_peers = self.peers.len();
         let addresses = match self.peers.entry(peer) {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::btree_map::Entry::Vacant(_) if known_peers >= self.max_peers => {
-                self.ignored.over_limit += 1;
                 return false;
             }
             std::collections::btree_map::Entry::Vacant(entry) => entry.insert(BTreeMap::new()),
@@ -138,7 +119,6 @@ impl Core {
             return false;
         }
         if addresses.len() >= self.max_addresses {
-            self.ignored.over_limit += 1;
             return false;
         }
         addresses.entry(address.clone()).or_default().insert(family);
@@ -179,7 +159,6 @@ fn is_usable(peer: PeerId, address: &Multiaddr) -> bool {
     reachable && matches!(owner, Some(Protocol::P2p(id)) if id == peer)
 }
 
-// A path of its own, because the bench includes this file.
 #[cfg(test)]
-#[path = "core/tests.rs"]
+#[path = "merge_tests.rs"]
 mod tests;

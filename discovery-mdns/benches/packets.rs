@@ -1,0 +1,3 @@
+//! What a packet costs: read, answered, learned from.
+
+fn main() {}

@@ -1,0 +1,4 @@
+mod behaviour;
+mod hostile;
+mod lan;
+mod network;
