@@ -63,8 +63,10 @@ impl Behaviour {
             (Family::V4, config.enable_ipv4()),
             (Family::V6, config.enable_ipv6()),
         ] {
+            if !enabled {
+                continue;
+            }
             match socket::probe(family) {
-                _ if !enabled => {}
                 Ok(()) => families.push(family),
                 Err(error) => {
                     tracing::warn!(?family, %error, "mDNS is not available over this address family");

@@ -19,3 +19,7 @@ pub mod stock;
 pub use behaviour::Behaviour;
 pub use config::{Config, ConfigBuilder, ConfigError, Scope};
 pub use event::{Event, Family};
+
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;

@@ -8,6 +8,8 @@ mod encode;
 
 use hickory_proto::rr::Name;
 
+#[cfg(fuzzing)]
+pub(crate) use decode::Text;
 pub(crate) use decode::{Asked, Message, Query, Response, decode};
 pub(crate) use encode::{Service, announcement, meta_answer, query};
 
@@ -78,6 +80,30 @@ impl Names {
             service,
         }
     }
+}
+
+/// Packets of other implementations; see `golden/README.md`.
+#[cfg(any(test, fuzzing))]
+pub(crate) const GOLDEN: [(&str, &str); 7] = [
+    ("go-probe", include_str!("golden/go-probe.hex")),
+    (
+        "go-announcement",
+        include_str!("golden/go-announcement.hex"),
+    ),
+    ("go-answer", include_str!("golden/go-answer.hex")),
+    ("js-query", include_str!("golden/js-query.hex")),
+    ("js-answer", include_str!("golden/js-answer.hex")),
+    ("rust-query", include_str!("golden/rust-query.hex")),
+    ("rust-answer", include_str!("golden/rust-answer.hex")),
+];
+
+#[cfg(any(test, fuzzing))]
+pub(crate) fn from_hex(text: &str) -> Vec<u8> {
+    let digits: Vec<char> = text.chars().filter(char::is_ascii_hexdigit).collect();
+    let pairs = digits.chunks_exact(2);
+    pairs
+        .filter_map(|pair| u8::from_str_radix(&pair.iter().collect::<String>(), 16).ok())
+        .collect()
 }
 
 #[cfg(test)]

@@ -5,23 +5,9 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The packets in `golden/`; see the README there.
-pub(crate) const GOLDEN: [(&str, &str); 7] = [
-    ("go-probe", include_str!("golden/go-probe.hex")),
-    (
-        "go-announcement",
-        include_str!("golden/go-announcement.hex"),
-    ),
-    ("go-answer", include_str!("golden/go-answer.hex")),
-    ("js-query", include_str!("golden/js-query.hex")),
-    ("js-answer", include_str!("golden/js-answer.hex")),
-    ("rust-query", include_str!("golden/rust-query.hex")),
-    ("rust-answer", include_str!("golden/rust-answer.hex")),
-];
-
 pub(crate) fn golden(name: &str) -> Vec<u8> {
     let (_, text) = GOLDEN.iter().find(|(known, _)| *known == name).unwrap();
-    hex::decode(text.split_whitespace().collect::<String>()).unwrap()
+    from_hex(text)
 }
 
 fn names() -> Names {

@@ -12,6 +12,7 @@
 //! ```
 
 mod error;
+mod lan;
 mod leg;
 mod nat;
 mod netns;
@@ -25,6 +26,7 @@ pub mod scenario;
 mod wire;
 
 pub use error::LabError;
+pub use lan::Lan;
 pub use leg::{Leg, Line};
 pub use nat::NatKind;
 pub use netns::Namespace;
