@@ -461,7 +461,10 @@ fn idle(shared: &Arc<Shared>, log: &mut Log) -> bool {
     // If nobody has the store any more, go at once, so that it can be opened again.
     if !is_abandoned(shared, log) && !shared.is_closed() {
         if std::mem::take(&mut shared.queue.state.lock().tick) {
-            compact::expire(shared, log);
+            // What fails shows in the next write.
+            if compact::expire(shared, log) > 0 && log.settle(shared).is_ok() {
+                let _ = compact::seal_dead(shared, log);
+            }
         }
         next = compact::background(shared, log);
     }

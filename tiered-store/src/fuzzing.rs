@@ -258,13 +258,16 @@ pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
         store.close().await.expect("it is in memory");
         let store = open().await.expect("it is in memory");
         fill(&store, 9).await;
-        (read(checkpoint::FILE), log())
+        (read(&checkpoint::file_name(0)), log())
     });
     let records = records
         .get(segment::SEGMENT_HEADER as usize..)
         .unwrap_or_default();
     let whole = file(&log());
-    let (items, _) = segment::scan(&whole, SEGMENT, 0).expect("it is in memory");
+    let header = segment::read_header(&*whole, SEGMENT).expect("it is in memory");
+    let items = segment::scan(&whole, header, 0)
+        .expect("it is in memory")
+        .items;
     let mut cut = Vec::new();
     let mut rest = &checkpoint[..];
     while let Some((len, after)) = rest.split_first_chunk::<4>() {
@@ -283,18 +286,13 @@ pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
             .enumerate()
             .filter_map(|(n, item)| {
                 let from = item.offset as usize - segment::SEGMENT_HEADER as usize;
-                let record = records.get(from..from + item.record_len())?;
+                let record = records.get(from..from + item.record_len() as usize)?;
                 Some((format!("record-{n}"), record.to_vec()))
             })
             .collect(),
         "footer" => {
-            let mut bytes = u16::try_from(items.len())
-                .expect("few")
-                .to_le_bytes()
-                .to_vec();
-            for item in &items {
-                segment::push_item(&header_of(item), item.offset, &item.key, &mut bytes);
-            }
+            let count = u16::try_from(items.count).expect("few");
+            let bytes = [&count.to_le_bytes()[..], &items.bytes].concat();
             vec![named("footer", bytes)]
         }
         "checkpoint" => vec![named("file", checkpoint), named("chunks", cut)],

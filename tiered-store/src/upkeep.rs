@@ -33,6 +33,7 @@ pub(crate) fn gc(shared: &Shared, log: &mut Log) -> Result<GcReport, WriteFailur
     let expired = compact::expire(shared, log);
     // Segments that this run writes have no garbage, so it ends.
     log.settle(shared)?;
+    compact::seal_dead(shared, log)?;
     for _ in 0..log.segments.len() {
         if !compact::reclaim_one(shared, log, GC_PERCENT)? {
             break;

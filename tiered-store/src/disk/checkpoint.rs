@@ -781,3 +781,6 @@ fn value(fields: &mut Fields<'_>) -> Option<Entry> {
         },
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -143,6 +143,24 @@ pub(crate) fn make_room(
     Ok(())
 }
 
+/// Seals open segments that hold nothing but garbage, so that they can be removed.
+pub(crate) fn seal_dead(shared: &Shared, log: &mut Log) -> Result<(), WriteFailure> {
+    let is_dead = |id: u32| {
+        let segment = log.segments.get(&id).copied().unwrap_or_default();
+        segment.live == 0 && segment.len > SEGMENT_HEADER
+    };
+    let dead: Vec<Lane> = log
+        .active
+        .iter()
+        .filter(|(lane, active)| **lane != Lane::Main && is_dead(active.id()))
+        .map(|(lane, _)| *lane)
+        .collect();
+    for lane in dead {
+        log.seal(shared, lane)?;
+    }
+    Ok(())
+}
+
 /// Seals the open segment with the most garbage, so that it can be compacted: in a small store they are a good part of everything.
 fn seal_one(shared: &Shared, log: &mut Log) -> Result<bool, WriteFailure> {
     let garbage = |id: u32| {
