@@ -221,7 +221,8 @@ fn read_checkpoints(shared: &Shared, log: &mut Log, names: &[String]) -> io::Res
 
 /// What numbers in a checkpoint stand for here.
 struct Numbers {
-    hashes: [Option<u8>; 256],
+    /// With digest lengths.
+    hashes: [Option<(u8, u8)>; 256],
     codecs: [u8; 256],
     blocks: Vec<EntryId>,
 }
@@ -248,7 +249,10 @@ fn read_checkpoint(shared: &Shared, number: u32) -> io::Result<Option<(Start, u6
         }
         checkpoint::Entry::Hash { number, code, size } => {
             if let Some(place) = numbers.hashes.get_mut(usize::from(number)) {
-                *place = shared.kinds.intern_hash(code, size);
+                *place = shared
+                    .kinds
+                    .intern_hash(code, size)
+                    .map(|number| (number, size));
             }
         }
         checkpoint::Entry::Codec {
@@ -290,9 +294,13 @@ fn insert(shared: &Shared, numbers: &mut Numbers, block: &checkpoint::Block) -> 
             codec,
             digest,
         } => {
-            let hash = (*numbers.hashes.get(usize::from(*hash))?)?;
+            let (hash, size) = (*numbers.hashes.get(usize::from(*hash))?)?;
             let codec = *numbers.codecs.get(usize::from(*codec))?;
             let digest = *digest;
+            // Shorter digests are filled up with zeros.
+            if digest.iter().skip(usize::from(size)).any(|byte| *byte != 0) {
+                return None;
+            }
             (Key { digest, hash }, codec)
         }
         Name::Long(cid) => shared.kinds.intern(cid),
