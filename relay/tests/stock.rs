@@ -94,3 +94,44 @@ async fn our_client_is_reached_by_a_stock_one_through_a_stock_relay() {
     assert_eq!((peer, through), (source.id, relay.id));
     assert_eq!(limit, Some(CircuitLimit::REFERENCE));
 }
+
+/// The stock relay of these tests answers no pings: it says that it does not know the protocol.
+#[tokio::test]
+async fn a_relay_without_ping_is_not_taken_for_dead() {
+    let (_relay, at) = stock_relay().await;
+    let often = ours::Config::builder()
+        .probe_interval(Duration::from_millis(100))
+        .probe_timeout(Duration::from_millis(100))
+        .build()
+        .unwrap();
+    let (mut node, _) = client(often).await;
+    node.with(move |swarm| swarm.behaviour_mut().client.add_relay(at))
+        .await
+        .unwrap();
+    node.reserved().await;
+    // Ten pings later it is still held.
+    let (mut beat, _) = client(ours::Config::default()).await;
+    let to = node.with(|swarm| swarm.listeners().next().cloned()).await;
+    let to = to.unwrap().with(Protocol::P2p(node.id));
+    beat.with(move |swarm| swarm.dial(to)).await.unwrap();
+    let mut pings = 0;
+    beat.wait("some time", |event| {
+        pings += usize::from(matches!(
+            event,
+            SwarmEvent::Behaviour(common::ClientEvent::Ping(_))
+        ));
+        (pings == 60).then_some(())
+    })
+    .await;
+    let lost = node.so_far().iter().any(|event| {
+        matches!(
+            event,
+            SwarmEvent::Behaviour(common::ClientEvent::Client(ours::Event::Lost { .. }))
+        )
+    });
+    assert!(!lost);
+    let held = node
+        .with(|swarm| swarm.behaviour().client.reservations())
+        .await;
+    assert_eq!(held.len(), 1);
+}

@@ -64,7 +64,8 @@ settings! {
     /// How often at least to ask for candidates while some are missing; the first few times it is
     /// sooner, from 2 s on. Default 30 s (go-libp2p's minimum interval), at least 1 s.
     candidates_interval: Duration,
-    /// Until a relay is dialled and has answered, or has answered alone. Default 10 s (as
+    /// Until a relay is dialled and has answered a request for a reservation; a circuit, for which
+    /// the relay asks the destination in turn, may take twice as long. Default 10 s (as
     /// go-libp2p), at least 100 ms.
     request_timeout: Duration,
     /// How often each relay in use is pinged. Default 4 s, at least 100 ms.

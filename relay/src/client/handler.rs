@@ -43,9 +43,6 @@ const PING_PROTOCOL_NAME: StreamProtocol = StreamProtocol::new("/ipfs/ping/1.0.0
 /// Circuits that are being set up over one connection, in each direction.
 const MAX_CIRCUITS: usize = 32;
 
-/// The relay asks the destination first: two requests, each up to as long as a reservation.
-const CIRCUIT_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// Where a relay does not say when a reservation ends, or says that it is over already: one of
 /// both clocks is wrong, and it is renewed soon.
 const ASSUMED_LIFETIME: Duration = Duration::from_secs(2 * 60);
@@ -133,6 +130,11 @@ impl Handler {
         }
     }
 
+    /// The relay asks the destination first: two requests, each up to as long as a reservation.
+    fn circuit_timeout(&self) -> Duration {
+        2 * self.request_timeout
+    }
+
     fn on_stream(&mut self, task: Task, mut stream: Stream) {
         match task {
             Task::Reserve => {
@@ -170,7 +172,10 @@ impl Handler {
                 );
             }
             Task::Connect { destination, reply } => {
-                let exchange = within(CIRCUIT_TIMEOUT, exchange::connect(stream, destination));
+                let exchange = within(
+                    self.circuit_timeout(),
+                    exchange::connect(stream, destination),
+                );
                 self.running.push(
                     exchange
                         .map(move |result| {
@@ -327,7 +332,7 @@ impl ConnectionHandler for Handler {
             if let Some(task) = self.tasks.pop_front() {
                 let (protocol, timeout) = match &task {
                     Task::Reserve => (HOP_PROTOCOL_NAME, self.request_timeout),
-                    Task::Connect { .. } => (HOP_PROTOCOL_NAME, CIRCUIT_TIMEOUT),
+                    Task::Connect { .. } => (HOP_PROTOCOL_NAME, self.circuit_timeout()),
                     Task::Probe => (PING_PROTOCOL_NAME, self.probe_timeout),
                 };
                 return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
