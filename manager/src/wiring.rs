@@ -52,6 +52,8 @@ pub(crate) enum Command {
     AddRelayAnnouncement { announcement: Bytes },
     /// relay client: all relays that announced themselves over gossipsub.
     AddAnnouncedRelays,
+    /// dht: look for relays.
+    FindRelays,
     /// dht: a server of the DHT.
     AddDhtAddress {
         peer: PeerId,
@@ -243,7 +245,9 @@ impl Wiring {
             } => {
                 vec![Command::Emit(Event::Reserved { relay, address })]
             }
-            client::Event::CandidatesWanted { .. } => vec![Command::AddAnnouncedRelays],
+            client::Event::CandidatesWanted { .. } => {
+                vec![Command::AddAnnouncedRelays, Command::FindRelays]
+            }
             client::Event::Lost { relay, why } => {
                 tracing::info!(%relay, %why, "reservation lost");
                 vec![Command::Emit(Event::ReservationLost { relay })]

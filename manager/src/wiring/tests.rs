@@ -138,7 +138,10 @@ fn relays_that_announce_themselves_are_candidates_while_we_need_relays() {
     assert!(announced(&mut Wiring::new(false)).is_empty());
     let wanted = client::Event::CandidatesWanted { missing: 1 };
     let commands = Wiring::new(true).on_event(BehaviourEvent::RelayClient(wanted));
-    assert!(matches!(commands[..], [Command::AddAnnouncedRelays]));
+    assert!(matches!(
+        commands[..],
+        [Command::AddAnnouncedRelays, Command::FindRelays]
+    ));
 }
 
 #[test]

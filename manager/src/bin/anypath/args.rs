@@ -30,6 +30,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Run a node until Ctrl-C, SIGTERM or `anypath shutdown`
     Start(StartFlags),
+    /// Run a relay for others on a host that the internet reaches: `start` with --relay-server and --no-mdns
+    Relay(StartFlags),
     /// Print this node's peer id
     Id,
     /// Add a file and print its CID
@@ -57,6 +59,15 @@ pub(crate) struct StartFlags {
     /// Stay in the foreground (the only way there is; service managers take it from here)
     #[arg(long)]
     foreground: bool,
+}
+
+impl StartFlags {
+    /// The preset of `anypath relay`.
+    pub(crate) fn relaying(mut self) -> Self {
+        self.node.relay_server = true;
+        self.node.no_mdns = true;
+        self
+    }
 }
 
 #[derive(Debug, Args)]
@@ -191,10 +202,29 @@ impl NodeFlags {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use clap::{CommandFactory as _, Parser as _};
 
     #[test]
     fn the_command_line_is_consistent() {
         super::Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn relay_is_start_with_a_preset() {
+        let arguments = ["anypath", "relay", "--listen", "/ip4/0.0.0.0/tcp/4001"];
+        let arguments = super::Arguments::try_parse_from(arguments).unwrap();
+        let super::Command::Relay(flags) = arguments.command else {
+            panic!("another command");
+        };
+        let settings = flags.relaying().node.settings();
+        let value = |key| {
+            settings
+                .iter()
+                .find(|flag| flag.key == key)
+                .map(|flag| &*flag.value)
+        };
+        assert_eq!(value("enable_relay_server"), Some("true"));
+        assert_eq!(value("enable_mdns"), Some("false"));
+        assert_eq!(value("listen_addrs"), Some("/ip4/0.0.0.0/tcp/4001"));
     }
 }

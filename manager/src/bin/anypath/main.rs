@@ -57,6 +57,7 @@ async fn run(arguments: Arguments, output: Output) -> Result<(), Error> {
     let context = Context::new(&arguments, output)?;
     match arguments.command {
         Command::Start(flags) => start::run(&context, &flags).await,
+        Command::Relay(flags) => start::run(&context, &flags.relaying()).await,
         Command::Id => query::id(&context),
         Command::Add(flags) => add::run(&context, &flags).await,
         Command::Get(flags) => get::run(&context, &flags).await,

@@ -4,6 +4,7 @@ mod announcements;
 mod commands;
 mod dials;
 mod housekeeping;
+mod relays;
 mod snapshots;
 mod swarm_events;
 mod wiring;
@@ -62,6 +63,7 @@ pub(super) struct Driver {
     next_registry: Instant,
     next_save: Instant,
     next_relay_announcement: Instant,
+    relay_search: relays::Search,
     keypair: Keypair,
     shutdown: Vec<oneshot::Sender<()>>,
 }
@@ -115,6 +117,7 @@ impl Driver {
             next_registry: now,
             next_save: now + SAVE_INTERVAL,
             next_relay_announcement: now,
+            relay_search: relays::Search::default(),
             keypair,
             shutdown: Vec::new(),
             config,
@@ -151,6 +154,7 @@ impl Driver {
             }
         }
         self.set_public(!self.config.external_addrs().is_empty());
+        self.provide_relay();
 
         for address in self.config.bootstrap_peers().to_vec() {
             match with_peer(&address) {

@@ -13,6 +13,8 @@ use crate::{error::DhtError, fetch::Delivery, node::now, unrelayed::Unrelayed, w
 pub(super) enum DhtWaiter {
     Provide(oneshot::Sender<Result<(), DhtError>>),
     Find(Vec<PeerId>, oneshot::Sender<Result<Vec<PeerId>, DhtError>>),
+    /// The search for relays, see [`Driver::find_relays`].
+    Relays,
 }
 
 impl Driver {
@@ -41,6 +43,7 @@ impl Driver {
             }
             Wire::AddRelayAnnouncement { announcement } => self.add_relay(&announcement),
             Wire::AddAnnouncedRelays => self.add_announced_relays(),
+            Wire::FindRelays => self.find_relays(),
             Wire::AddDhtAddress { peer, addresses } => {
                 if let Some(dht) = behaviour.dht.as_mut().map(Unrelayed::inner_mut) {
                     for address in addresses {
@@ -100,11 +103,11 @@ impl Driver {
             } => {
                 self.fetches.on_waiting(ticket, peer, allowed, now);
             }
-            Wire::DhtFound { ticket, providers } => {
-                if let Some(DhtWaiter::Find(found, _)) = self.dht_waiters.get_mut(&ticket) {
-                    found.extend(providers);
-                }
-            }
+            Wire::DhtFound { ticket, providers } => match self.dht_waiters.get_mut(&ticket) {
+                Some(DhtWaiter::Find(found, _)) => found.extend(providers),
+                Some(DhtWaiter::Relays) => self.on_relays_found(providers),
+                Some(DhtWaiter::Provide(_)) | None => {}
+            },
             Wire::DhtFinished { ticket, result } => {
                 let failed = |reason: String| DhtError::Query(reason.into());
                 match self.dht_waiters.remove(&ticket) {
@@ -116,7 +119,7 @@ impl Driver {
                     Some(DhtWaiter::Find(found, reply)) => {
                         drop(reply.send(result.map(|()| found).map_err(failed)));
                     }
-                    None => {}
+                    Some(DhtWaiter::Relays) | None => {}
                 }
             }
             Wire::Disconnect { peer } => {
