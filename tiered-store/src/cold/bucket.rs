@@ -125,6 +125,9 @@ impl BucketError {
             | E::NotImplemented { .. }
             | E::InvalidPath { .. }
             | E::UnknownConfigurationKey { .. } => BucketError::Refused(Arc::new(error)),
+            E::Generic { source, .. } if is_refusal(source.as_ref()) => {
+                BucketError::Refused(Arc::new(error))
+            }
             _ => BucketError::Unreachable(Arc::new(error)),
         }
     }
@@ -133,6 +136,17 @@ impl BucketError {
     fn is_transient(&self) -> bool {
         matches!(self, BucketError::Unreachable(_))
     }
+}
+
+/// object_store says what a refused list or bulk delete is in words only.
+fn is_refusal(error: &(dyn Error + 'static)) -> bool {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    chain.take(8).any(|error| {
+        let text = error.to_string();
+        ["403 Forbidden", "401 Unauthorized"]
+            .iter()
+            .any(|status| text.contains(status))
+    })
 }
 
 #[derive(Debug, thiserror::Error)]
