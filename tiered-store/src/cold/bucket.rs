@@ -140,13 +140,15 @@ impl BucketError {
 
 /// object_store says what a refused list or bulk delete is in words only.
 fn is_refusal(error: &(dyn Error + 'static)) -> bool {
-    let chain = std::iter::successors(Some(error), |error| error.source());
-    chain.take(8).any(|error| {
+    let mut next = Some(error);
+    while let Some(error) = next {
         let text = error.to_string();
-        ["403 Forbidden", "401 Unauthorized"]
-            .iter()
-            .any(|status| text.contains(status))
-    })
+        if text.contains("403 Forbidden") || text.contains("401 Unauthorized") {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 #[derive(Debug, thiserror::Error)]
