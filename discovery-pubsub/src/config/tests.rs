@@ -44,3 +44,56 @@ fn serde_reads_the_fields_and_refuses_unknown_ones() {
     assert!(config.listen_only());
     assert!(toml::from_str::<Config>("interval = '5s'").is_err());
 }
+
+#[test]
+fn a_rendezvous_string_is_a_topic() {
+    for (name, topic) in [
+        ("my-app", "my-app._peer-discovery._p2p._pubsub"),
+        ("universal-connectivity", UNIVERSAL_CONNECTIVITY_TOPIC),
+        (UNIVERSAL_CONNECTIVITY_TOPIC, UNIVERSAL_CONNECTIVITY_TOPIC),
+        (DEFAULT_TOPIC, DEFAULT_TOPIC),
+        ("ipfs-kit/discovery/ipfs-kit", "ipfs-kit/discovery/ipfs-kit"),
+    ] {
+        assert_eq!(rendezvous_topic(name), topic);
+    }
+}
+
+#[test]
+fn services_and_auto_connect_are_read_and_checked() {
+    let config: Config = toml::from_str(
+        "services = ['relay', 'content']\nnamespace = 'room'\n[auto_connect]\npeers = 3\nbackoff = '1s'",
+    )
+    .unwrap();
+    assert_eq!(
+        config.services().collect::<Vec<_>>(),
+        [Service::Content, Service::Relay]
+    );
+    let auto_connect = config.auto_connect().unwrap();
+    assert_eq!((auto_connect.peers, auto_connect.pending), (3, 4));
+    let refused = |builder: ConfigBuilder| builder.build().unwrap_err();
+    let none = AutoConnect {
+        peers: 0,
+        ..AutoConnect::default()
+    };
+    assert_eq!(
+        refused(Config::builder().auto_connect(Some(none))),
+        ConfigError::Zero("auto_connect.peers")
+    );
+    assert_eq!(
+        refused(Config::builder().stale_after_percent(119)),
+        ConfigError::StaleAfter(119)
+    );
+    assert_eq!(
+        refused(Config::builder().namespace("")),
+        ConfigError::Namespace(String::new())
+    );
+    assert_eq!(
+        refused(Config::builder().max_content_per_peer(65)),
+        ConfigError::Content(65)
+    );
+    let topics = (0..99).map(|n| n.to_string());
+    assert_eq!(
+        refused(Config::builder().topics(topics).services(Service::ALL)),
+        ConfigError::TooManyTopics(102)
+    );
+}

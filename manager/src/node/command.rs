@@ -37,7 +37,7 @@ pub(crate) enum Command {
     },
     Discover {
         rendezvous: String,
-        reply: oneshot::Sender<Result<(), AnnounceError>>,
+        reply: oneshot::Sender<Result<bool, AnnounceError>>,
     },
     FindProviders {
         cid: Cid,

@@ -153,8 +153,9 @@ impl Node {
             .await?
     }
 
-    /// Announces this node to, and finds, those who name the same rendezvous over gossipsub, too.
-    pub async fn discover(&self, rendezvous: impl Into<String>) -> Result<(), AnnounceError> {
+    /// Announces this node to, and finds, those who name the same rendezvous over gossipsub, too; returns whether it is
+    /// a new one.
+    pub async fn discover(&self, rendezvous: impl Into<String>) -> Result<bool, AnnounceError> {
         let rendezvous = rendezvous.into();
         self.ask(|reply| Command::Discover { rendezvous, reply })
             .await?

@@ -39,12 +39,11 @@ impl Driver {
             .map_err(|source| AnnounceError::Refused(source.into()))
     }
 
-    pub(super) fn discover(&mut self, rendezvous: &str) -> Result<(), AnnounceError> {
+    pub(super) fn discover(&mut self, rendezvous: &str) -> Result<bool, AnnounceError> {
         let topic = pubsub::rendezvous_topic(rendezvous);
         let pubsub = self.pubsub().ok_or(AnnounceError::Disabled)?;
         pubsub
             .add_topic(&topic)
-            .map(drop)
             .map_err(|source| AnnounceError::Refused(source.into()))
     }
 
