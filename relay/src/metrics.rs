@@ -2,19 +2,35 @@
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
 };
 
 use crate::{client, server};
 
 /// Counts what a [`server::Behaviour`] reports. Give it every event.
+///
+/// What go-libp2p's relay service has (`libp2p_relaysvc_*`: status, reservations, their requests and refusals by reason,
+/// connections, their requests and refusals by reason, their durations, bytes transferred), and besides: why circuits and
+/// reservations ended, bytes by direction, violations, bans.
 #[derive(Debug, Clone)]
 pub struct ServerMetrics {
+    enabled: Gauge,
     reservations: Gauge,
     reservation_requests: Family<Outcome, Counter>,
+    reservation_ends: Family<End, Counter>,
     circuits: Gauge,
     circuit_requests: Family<Outcome, Counter>,
+    circuit_ends: Family<End, Counter>,
+    circuit_duration: Histogram,
+    circuit_bytes: Family<Direction, Counter>,
+    violations: Counter,
+    bans: Counter,
 }
 
 /// Counts what a [`client::Behaviour`] reports. Give it every event.
@@ -32,6 +48,17 @@ struct Outcome {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct End {
+    reason: &'static str,
+}
+
+/// `to_destination` or `to_source`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Direction {
+    direction: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Limited {
     limited: bool,
 }
@@ -40,12 +67,25 @@ impl ServerMetrics {
     /// Registers the metrics, under the prefix `relay_server`.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
+            enabled: Gauge::default(),
             reservations: Gauge::default(),
             reservation_requests: Family::default(),
+            reservation_ends: Family::default(),
             circuits: Gauge::default(),
             circuit_requests: Family::default(),
+            circuit_ends: Family::default(),
+            // A quarter of a second to four and a half hours.
+            circuit_duration: Histogram::new(exponential_buckets(0.25, 4.0, 9)),
+            circuit_bytes: Family::default(),
+            violations: Counter::default(),
+            bans: Counter::default(),
         };
         let registry = registry.sub_registry_with_prefix("relay_server");
+        registry.register(
+            "enabled",
+            "1 while this node relays for others",
+            metrics.enabled.clone(),
+        );
         registry.register(
             "reservations",
             "Reservations held",
@@ -56,11 +96,43 @@ impl ServerMetrics {
             "Requests for a reservation, by outcome",
             metrics.reservation_requests.clone(),
         );
+        registry.register(
+            "reservation_ends",
+            "Reservations that ended, by reason",
+            metrics.reservation_ends.clone(),
+        );
         registry.register("circuits", "Circuits open", metrics.circuits.clone());
         registry.register(
             "circuit_requests",
             "Requests for a circuit, by outcome",
             metrics.circuit_requests.clone(),
+        );
+        registry.register(
+            "circuit_ends",
+            "Circuits that ended, by reason",
+            metrics.circuit_ends.clone(),
+        );
+        registry.register_with_unit(
+            "circuit_duration",
+            "How long circuits were open that ended",
+            Unit::Seconds,
+            metrics.circuit_duration.clone(),
+        );
+        registry.register_with_unit(
+            "circuit",
+            "What circuits carried that ended, by direction",
+            Unit::Bytes,
+            metrics.circuit_bytes.clone(),
+        );
+        registry.register(
+            "violations",
+            "Messages that the protocol does not allow",
+            metrics.violations.clone(),
+        );
+        registry.register(
+            "bans",
+            "Peers that were disconnected because they asked too often",
+            metrics.bans.clone(),
         );
         metrics
     }
@@ -78,6 +150,11 @@ impl ServerMetrics {
                 .get_or_create(&Outcome { outcome })
                 .inc();
         };
+        let carried = |direction, bytes| {
+            self.circuit_bytes
+                .get_or_create(&Direction { direction })
+                .inc_by(bytes);
+        };
         match event {
             Event::ReservationAccepted { renewed: true, .. } => reservation("renewed"),
             Event::ReservationAccepted { renewed: false, .. } => {
@@ -85,19 +162,39 @@ impl ServerMetrics {
                 self.reservations.inc();
             }
             Event::ReservationDenied { status, .. } => reservation(status.as_str()),
-            Event::ReservationClosed { .. } => {
+            Event::ReservationClosed { reason, .. } => {
                 self.reservations.dec();
+                let reason = reason.as_str();
+                self.reservation_ends.get_or_create(&End { reason }).inc();
             }
             Event::CircuitAccepted { .. } => {
                 circuit("accepted");
                 self.circuits.inc();
             }
             Event::CircuitDenied { status, .. } => circuit(status.as_str()),
-            Event::CircuitClosed { .. } => {
+            Event::CircuitClosed {
+                traffic,
+                duration,
+                end,
+                ..
+            } => {
                 self.circuits.dec();
+                let reason = end.as_str();
+                self.circuit_ends.get_or_create(&End { reason }).inc();
+                self.circuit_duration.observe(duration.as_secs_f64());
+                carried("to_destination", traffic.to_destination);
+                carried("to_source", traffic.to_source);
             }
-            Event::StatusChanged { .. } => {}
-            _ => {}
+            Event::StatusChanged { enabled } => {
+                self.enabled.set(i64::from(*enabled));
+            }
+            Event::ProtocolViolation { .. } => {
+                self.violations.inc();
+            }
+            Event::Banned { .. } => {
+                self.bans.inc();
+            }
+            Event::Drained { .. } => {}
         }
     }
 }
@@ -194,5 +291,42 @@ mod tests {
             text.contains(r#"relay_server_reservation_requests_total{outcome="renewed"} 1"#),
             "{text}"
         );
+    }
+    #[test]
+    fn a_circuit_is_accounted_when_it_ends() {
+        let mut registry = Registry::default();
+        let metrics = ServerMetrics::new(&mut registry);
+        let (source, destination) = (PeerId::random(), PeerId::random());
+        let circuit = server::CircuitId(7);
+        metrics.record(&server::Event::CircuitAccepted {
+            circuit,
+            source,
+            destination,
+        });
+        metrics.record(&server::Event::CircuitClosed {
+            circuit,
+            source,
+            destination,
+            traffic: server::Traffic {
+                to_destination: 1000,
+                to_source: 30,
+            },
+            duration: std::time::Duration::from_secs(2),
+            end: server::CircuitEnd::ByteLimit,
+        });
+        metrics.record(&server::Event::StatusChanged { enabled: true });
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        for line in [
+            "relay_server_circuits 0\n",
+            "relay_server_enabled 1\n",
+            "relay_server_circuit_requests_total{outcome=\"accepted\"} 1\n",
+            "relay_server_circuit_ends_total{reason=\"byte_limit\"} 1\n",
+            "relay_server_circuit_duration_seconds_sum 2.0\n",
+            "relay_server_circuit_bytes_total{direction=\"to_destination\"} 1000\n",
+            "relay_server_circuit_bytes_total{direction=\"to_source\"} 30\n",
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 /// Longer than any run takes; an endpoint that says nothing for so long has failed.
@@ -125,6 +125,34 @@ impl Endpoint {
         Ok(self.child.kill().await?)
     }
 
+    /// Bytes of anonymous memory that the process has in RAM: what it allocated, not what it maps.
+    ///
+    /// # Errors
+    ///
+    /// The process has ended, or this is not Linux.
+    pub fn anonymous_bytes(&self) -> Result<u64, Error> {
+        let pid = self.child.id().ok_or("the endpoint has ended")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let kibibytes = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"))
+            .and_then(|value| value.split_whitespace().next())
+            .ok_or("no RssAnon in /proc/<pid>/status")?;
+        Ok(kibibytes.parse::<u64>()? * 1024)
+    }
+
+    /// Tells the process to go on: an empty line on its stdin.
+    ///
+    /// # Errors
+    ///
+    /// The process has ended.
+    pub async fn go_on(&mut self) -> Result<(), Error> {
+        let stdin = self.child.stdin.as_mut().ok_or("the endpoint has ended")?;
+        stdin.write_all(b"\n").await?;
+        stdin.flush().await?;
+        Ok(())
+    }
+
     /// Closes the process's stdin and waits for its end.
     ///
     /// # Errors
@@ -145,6 +173,17 @@ impl Endpoint {
 pub async fn stdin_closed() {
     let mut sink = [0; 64];
     while matches!(tokio::io::stdin().read(&mut sink).await, Ok(read) if read > 0) {}
+}
+
+/// In an endpoint: waits until the parent says [`go_on`](Endpoint::go_on).
+///
+/// # Errors
+///
+/// The parent is gone.
+pub async fn next_line() -> std::io::Result<()> {
+    let mut byte = [0];
+    tokio::io::stdin().read_exact(&mut byte).await?;
+    Ok(())
 }
 
 /// 10⁶ bytes a second.

@@ -30,6 +30,9 @@ pub enum Unit {
     /// Parts of a hundred.
     #[serde(rename = "%")]
     Percent,
+    /// 10³ bytes of memory.
+    #[serde(rename = "kB")]
+    Kilobytes,
 }
 
 impl fmt::Display for Unit {
@@ -43,6 +46,7 @@ impl fmt::Display for Unit {
             Self::Reads => "reads",
             Self::Times => "x",
             Self::Percent => "%",
+            Self::Kilobytes => "kB",
         })
     }
 }

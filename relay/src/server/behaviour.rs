@@ -541,7 +541,8 @@ impl NetworkBehaviour for Behaviour {
             FromSwarm::ConnectionEstablished(established) => {
                 let (connection, peer) = (established.connection_id, established.peer_id);
                 let remote = established.endpoint.get_remote_address();
-                self.core.on_connected(connection, peer, remote);
+                let relayed = established.endpoint.is_relayed();
+                self.core.on_connected(connection, peer, remote, relayed);
                 self.connections.insert(connection, peer);
                 // The status may have changed since the handler was made.
                 let offered = self.core.is_offering();

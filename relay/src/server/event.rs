@@ -110,6 +110,18 @@ pub enum CloseReason {
     Drained,
 }
 
+impl CloseReason {
+    /// A short name for labels and logs.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::ConnectionClosed => "connection_closed",
+            Self::Expired => "expired",
+            Self::Drained => "drained",
+        }
+    }
+}
+
 /// A circuit of one relay, for as long as the relay lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CircuitId(pub(crate) u64);

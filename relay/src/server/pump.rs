@@ -423,3 +423,7 @@ fn accepted(written: io::Result<usize>) -> Result<usize, Broken> {
         Err(error) => Err(to(error)),
     }
 }
+
+#[cfg(test)]
+#[path = "pump_tests.rs"]
+mod tests;

@@ -3,7 +3,7 @@
 use crate::compare::swarm::{self, IDLE, Transport};
 use crate::compare::{Error, endpoint};
 use anypath_relay::client as anypath;
-use futures::future::try_join_all;
+use futures::future::{self, try_join_all};
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
 use libp2p::core::upgrade::Version;
 use libp2p::multiaddr::Protocol;
@@ -12,6 +12,8 @@ use libp2p::{
     Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport as _, identity, noise, relay,
     tcp, yamux,
 };
+use std::time::Duration;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 const PROTOCOL: StreamProtocol = StreamProtocol::new("/anypath/compare/bytes/1.0.0");
@@ -121,56 +123,97 @@ pub(super) fn stock() -> Result<Swarm<Stock>, Error> {
         .build())
 }
 
-/// Reserves where there is a relay, then sends what streams ask for until our stdin closes.
+/// `count` swarms that each reserve where there is a relay, then send what streams ask for until our stdin closes.
 pub(super) async fn listen<C: Client>(
-    mut swarm: Swarm<C>,
+    make: fn() -> Result<Swarm<C>, Error>,
     transport: Transport,
+    count: u64,
     relay: Option<Multiaddr>,
-) -> Result<(), Error> {
-    let mut incoming = swarm.behaviour().control().accept(PROTOCOL)?;
-    let address = match relay {
-        None => swarm::listen(&mut swarm, transport).await?,
-        Some(relay) => {
-            hold_reservation(&mut swarm, relay.clone()).await?;
-            relay
-                .with(Protocol::P2pCircuit)
-                .with(Protocol::P2p(*swarm.local_peer_id()))
-        }
-    };
-    println!("listening {address}");
-    let serving = async {
-        let chunk = vec![0; 64 << 10];
-        while let Some((_, mut stream)) = incoming.next().await {
-            let mut length = [0; 8];
-            stream.read_exact(&mut length).await?;
-            let mut left = u64::from_be_bytes(length);
-            while left > 0 {
-                let size = chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-                stream
-                    .write_all(chunk.get(..size).unwrap_or_default())
-                    .await?;
-                left -= size as u64;
+) -> Result<(), Error>
+where
+    C: Send,
+    C::ToSwarm: Send,
+{
+    let mut serving = JoinSet::new();
+    for _ in 0..count {
+        let mut swarm = make()?;
+        let incoming = swarm.behaviour().control().accept(PROTOCOL)?;
+        let address = match relay.clone() {
+            None => swarm::listen(&mut swarm, transport).await?,
+            Some(relay) => {
+                hold_reservation(&mut swarm, relay.clone()).await?;
+                relay
+                    .with(Protocol::P2pCircuit)
+                    .with(Protocol::P2p(*swarm.local_peer_id()))
             }
-            stream.close().await?;
-        }
-        Ok::<_, std::io::Error>(())
-    };
-    swarm::beside(&mut swarm, async {
-        tokio::select! {
-            done = serving => done,
-            () = endpoint::stdin_closed() => Ok(()),
-        }
-    })
-    .await?;
+        };
+        println!("listening {address}");
+        serving.spawn(async move { swarm::beside(&mut swarm, serve(incoming)).await });
+    }
+    tokio::select! {
+        Some(ended) = serving.join_next() => ended??,
+        () = endpoint::stdin_closed() => {}
+    }
     Ok(())
 }
 
-/// Sets up connections one after the other, then fetches over the last.
+async fn serve(mut incoming: libp2p_stream::IncomingStreams) -> std::io::Result<()> {
+    let chunk = vec![0; 64 << 10];
+    while let Some((_, mut stream)) = incoming.next().await {
+        let mut length = [0; 8];
+        stream.read_exact(&mut length).await?;
+        let mut left = u64::from_be_bytes(length);
+        while left > 0 {
+            let size = chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            stream
+                .write_all(chunk.get(..size).unwrap_or_default())
+                .await?;
+            left -= size as u64;
+        }
+        stream.close().await?;
+    }
+    Ok(())
+}
+
+/// Sets up connections one after the other, then fetches over the last; one swarm for each address, all at the same time.
 pub(super) async fn dial<C: Client>(
-    mut swarm: Swarm<C>,
-    address: Multiaddr,
+    make: fn() -> Result<Swarm<C>, Error>,
+    addresses: Vec<Multiaddr>,
     bytes: u64,
-) -> Result<(), Error> {
+) -> Result<(), Error>
+where
+    C: Send,
+    C::ToSwarm: Send,
+{
+    let mut connected = Vec::new();
+    let mut connecting = Duration::ZERO;
+    for address in addresses {
+        let mut swarm = make()?;
+        let (peer, took) = set_up(&mut swarm, address).await?;
+        connecting += took;
+        connected.push((swarm, peer));
+    }
+    let mean = connecting / CIRCUITS / u32::try_from(connected.len())?;
+    println!("connected {}", mean.as_nanos());
+
+    let began = Instant::now();
+    let mut fetching = JoinSet::new();
+    for (mut swarm, peer) in connected {
+        let control = swarm.behaviour().control();
+        fetching.spawn(async move { swarm::beside(&mut swarm, fetch(control, peer, bytes)).await });
+    }
+    let mut received = 0;
+    while let Some(fetched) = fetching.join_next().await {
+        received += fetched??;
+    }
+    println!("done {received} {}", began.elapsed().as_nanos());
+    Ok(())
+}
+
+async fn set_up<C: Client>(
+    swarm: &mut Swarm<C>,
+    address: Multiaddr,
+) -> Result<(PeerId, Duration), Error> {
     // The connection to the relay comes first: a circuit is what is timed.
     let relay: Multiaddr = address
         .iter()
@@ -178,39 +221,86 @@ pub(super) async fn dial<C: Client>(
         .collect();
     let relayed = relay != address;
     if relayed {
-        swarm::connect(&mut swarm, relay).await?;
+        swarm::connect(swarm, relay).await?;
     }
-    let mut control = swarm.behaviour().control();
     let began = Instant::now();
-    let mut peer = swarm::connect(&mut swarm, address.clone()).await?;
+    let mut peer = swarm::connect(swarm, address.clone()).await?;
     let mut connecting = began.elapsed();
     for _ in 1..CIRCUITS {
-        hang_up(&mut swarm, peer).await;
+        hang_up(swarm, peer).await;
         let began = Instant::now();
-        peer = swarm::connect(&mut swarm, address.clone()).await?;
+        peer = swarm::connect(swarm, address.clone()).await?;
         connecting += began.elapsed();
     }
-    println!("connected {}", (connecting / CIRCUITS).as_nanos());
+    Ok((peer, connecting))
+}
 
-    let began = Instant::now();
-    let fetching = async {
-        let mut stream = control.open_stream(peer, PROTOCOL).await?;
-        stream.write_all(&bytes.to_be_bytes()).await?;
-        stream.flush().await?;
-        let mut chunk = vec![0; 64 << 10];
-        let mut received = 0;
-        loop {
-            match stream.read(&mut chunk).await? {
-                0 => return Ok::<u64, Error>(received),
-                size => received += size as u64,
-            }
+async fn fetch(
+    mut control: libp2p_stream::Control,
+    peer: PeerId,
+    bytes: u64,
+) -> Result<u64, std::io::Error> {
+    let mut stream = control
+        .open_stream(peer, PROTOCOL)
+        .await
+        .map_err(std::io::Error::other)?;
+    stream.write_all(&bytes.to_be_bytes()).await?;
+    stream.flush().await?;
+    let mut chunk = vec![0; 64 << 10];
+    let mut received = 0;
+    loop {
+        match stream.read(&mut chunk).await? {
+            0 if received == bytes => return Ok(received),
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            size => received += size as u64,
         }
-    };
-    let received = swarm::beside(&mut swarm, fetching).await?;
-    if received != bytes {
-        return Err(format!("{received} of {bytes} bytes arrived").into());
     }
-    println!("done {received} {}", began.elapsed().as_nanos());
+}
+
+/// `clients` swarms that hold a reservation each, and then `circuits` of them that are connected to another one; tells both
+/// moments and holds everything until our stdin closes.
+pub(super) async fn hold<C: Client>(
+    make: fn() -> Result<Swarm<C>, Error>,
+    clients: usize,
+    circuits: usize,
+    relay: Multiaddr,
+) -> Result<(), Error>
+where
+    C: Send,
+    C::ToSwarm: Send,
+{
+    let mut swarms = Vec::new();
+    while swarms.len() < clients {
+        // A few at a time, so that none waits until it gives up.
+        let few = 32.min(clients - swarms.len());
+        let mut new = (0..few).map(|_| make()).collect::<Result<Vec<_>, _>>()?;
+        try_join_all(
+            new.iter_mut()
+                .map(|swarm| hold_reservation(swarm, relay.clone())),
+        )
+        .await?;
+        swarms.append(&mut new);
+    }
+    let peers: Vec<PeerId> = swarms.iter().map(|swarm| *swarm.local_peer_id()).collect();
+    let mut running = JoinSet::new();
+    let mut sources = swarms.split_off(clients - circuits);
+    for mut swarm in swarms {
+        running.spawn(async move { swarm::beside(&mut swarm, future::pending::<()>()).await });
+    }
+    println!("reserved {clients}");
+    endpoint::next_line().await?;
+    for (swarm, peer) in sources.iter_mut().zip(peers) {
+        let address = relay
+            .clone()
+            .with(Protocol::P2pCircuit)
+            .with(Protocol::P2p(peer));
+        swarm::connect(swarm, address).await?;
+    }
+    println!("circuits {circuits}");
+    for mut swarm in sources {
+        running.spawn(async move { swarm::beside(&mut swarm, future::pending::<()>()).await });
+    }
+    endpoint::stdin_closed().await;
     Ok(())
 }
 

@@ -9,10 +9,15 @@ use std::time::Duration;
 
 /// More than any measurement opens.
 const PLENTY: usize = 1 << 16;
+/// More than all peers of a measurement ask.
+const ANY_RATE: server::RateLimit = server::RateLimit {
+    burst: 1_000_000,
+    interval: Duration::ZERO,
+};
 /// Longer than any measurement takes.
 const LONG: Duration = Duration::from_secs(60 * 60);
 
-pub(super) async fn ours(transport: Transport) -> Result<(), Error> {
+pub(super) async fn ours(transport: Transport, defended: bool) -> Result<(), Error> {
     let config = server::Config::builder()
         .max_reservations(PLENTY)
         .max_reservations_per_peer(PLENTY)
@@ -24,7 +29,9 @@ pub(super) async fn ours(transport: Transport) -> Result<(), Error> {
         .max_circuits_per_prefix(None)
         .max_circuit_duration(LONG)
         .max_circuit_bytes(None)
-        .rate_limits(false)
+        .rate_limits(defended)
+        .requests_per_ip(ANY_RATE)
+        .requests_per_prefix(ANY_RATE)
         .build()?;
     let swarm = swarm::direct_with(|key| {
         let mut behaviour = server::Behaviour::new(key, config);
@@ -34,11 +41,16 @@ pub(super) async fn ours(transport: Transport) -> Result<(), Error> {
     run(swarm, transport).await
 }
 
-pub(super) async fn stock(transport: Transport) -> Result<(), Error> {
+pub(super) async fn stock(transport: Transport, defended: bool) -> Result<(), Error> {
+    let limits = relay::Config::default();
+    // The first limiter is the one for each peer.
+    let reservation_rate_limiters = limits.reservation_rate_limiters.into_iter();
     let config = relay::Config {
         max_reservations: PLENTY,
         max_reservations_per_peer: PLENTY,
-        reservation_rate_limiters: Vec::new(),
+        reservation_rate_limiters: reservation_rate_limiters
+            .take(usize::from(defended))
+            .collect(),
         max_circuits: PLENTY,
         max_circuits_per_peer: PLENTY,
         max_circuit_duration: LONG,

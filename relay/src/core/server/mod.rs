@@ -230,13 +230,14 @@ impl Server {
         self.requests.is_banned(peer, now)
     }
 
+    /// A connection is up. Whether it is `relayed` its remote address alone does not tell: a circuit to us has none.
     pub(crate) fn on_connected(
         &mut self,
         connection: ConnectionId,
         peer: PeerId,
         remote: &Multiaddr,
+        relayed: bool,
     ) {
-        let relayed = crate::is_relayed(remote);
         let place = if relayed {
             None
         } else {

@@ -48,8 +48,10 @@ impl Relay {
     fn connect_from(&mut self, peer: PeerId, address: &str) -> ConnectionId {
         let connection = ConnectionId::new_unchecked(self.next);
         self.next += 1;
+        let address = address.parse().unwrap();
+        let relayed = crate::is_relayed(&address);
         self.server
-            .on_connected(connection, peer, &address.parse().unwrap());
+            .on_connected(connection, peer, &address, relayed);
         connection
     }
 
