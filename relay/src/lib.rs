@@ -8,7 +8,6 @@ mod core;
 #[doc(hidden)]
 pub mod fuzzing;
 mod limit;
-#[allow(dead_code, reason = "the client takes up its half next")]
 mod message;
 mod protocol;
 mod status_code;
@@ -33,8 +32,8 @@ pub mod server;
 pub use address::{InvalidRelayAddress, is_relayed};
 pub use announcement::{Announcement, InvalidAnnouncement, Load};
 pub use config::ConfigError;
-pub use libp2p_relay::{HOP_PROTOCOL_NAME, STOP_PROTOCOL_NAME};
 pub use limit::CircuitLimit;
 pub use message::ProtocolViolation;
+pub use protocol::{HOP_PROTOCOL_NAME, STOP_PROTOCOL_NAME};
 pub use status_code::StatusCode;
 pub use voucher::{Voucher, VoucherError};

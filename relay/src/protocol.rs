@@ -3,8 +3,19 @@
 use std::io;
 
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use libp2p_swarm::StreamProtocol;
 
 use crate::message::{MAX_BYTES, ProtocolViolation};
+
+/// What a relay speaks with those who ask it:
+/// [hop protocol](https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md#hop-protocol).
+pub const HOP_PROTOCOL_NAME: StreamProtocol =
+    StreamProtocol::new("/libp2p/circuit/relay/0.2.0/hop");
+
+/// What a relay speaks with the peer that a circuit ends at:
+/// [stop protocol](https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md#stop-protocol).
+pub const STOP_PROTOCOL_NAME: StreamProtocol =
+    StreamProtocol::new("/libp2p/circuit/relay/0.2.0/stop");
 
 /// Bytes of a varint that can say [`MAX_BYTES`].
 const MAX_PREFIX_BYTES: usize = 2;

@@ -7,10 +7,10 @@ use prost::Message as _;
 use crate::generated::circuit as wire;
 
 /// What the signature is for: the domain of the specification's signed envelope.
-const DOMAIN: &str = "libp2p-relay-rsvp";
+pub(crate) const DOMAIN: &str = "libp2p-relay-rsvp";
 
 /// "libp2p-relay-rsvp" in the multicodec table.
-const CODEC: [u8; 2] = [0x03, 0x02];
+pub(crate) const CODEC: [u8; 2] = [0x03, 0x02];
 
 /// The longest signed voucher that is looked at: an RSA-4096 key and signature take 1.2 kB.
 const MAX_BYTES: usize = 4096;

@@ -23,7 +23,7 @@ use super::{
     pump::{PIECE_BYTES, Tally, Terms, Throttle},
 };
 use crate::{
-    StatusCode,
+    Load, StatusCode,
     core::server::{Opening, Output, Refusal, Server, bandwidth::Bandwidth, network::is_public},
     is_relayed,
     message::{HopRequest, StopRequest},
@@ -192,6 +192,18 @@ impl Behaviour {
     #[must_use]
     pub fn circuits(&self) -> usize {
         self.core.circuits()
+    }
+
+    /// How much of the relay is taken, for its [`Announcement`](crate::Announcement).
+    #[must_use]
+    pub fn load(&self) -> Load {
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Load {
+            reservations: count(self.reservations()),
+            max_reservations: count(self.config.max_reservations()),
+            circuits: count(self.circuits()),
+            max_circuits: count(self.config.max_circuits()),
+        }
     }
 
     /// The circuits that are open at this moment, and what each has carried so far, in the order in which they were opened.
