@@ -11,7 +11,7 @@ mod flight;
 #[doc(hidden)]
 pub mod fuzzing;
 mod group;
-mod heat;
+pub mod heat;
 mod key;
 mod memory;
 #[cfg(feature = "metrics")]
@@ -37,7 +37,6 @@ pub use config::{Config, ConfigBuilder, ConfigError, MAX_BLOCK_BYTES, MIN_DISK_C
 pub use error::{
     ColdFailure, DeleteError, GetError, MaintenanceError, OpenError, PinError, PutError, ValueError,
 };
-pub use memory::Model;
 pub use options::{Class, Durability, Importance, PutOptions};
 pub use policy::{Policy, PolicyBuilder, PolicyError};
 pub use read_through::{BoxError, Source};

@@ -33,6 +33,26 @@ impl Collector for StoreCollector {
                 "Bytes the memory tier may hold",
                 memory.capacity,
             ),
+            (
+                "memory_bookkeeping_bytes",
+                "Bytes in the memory tier that are not payload",
+                memory.bookkeeping_bytes,
+            ),
+            (
+                "memory_window_bytes",
+                "Bytes in the memory tier's window",
+                memory.window_bytes,
+            ),
+            (
+                "memory_window_percent",
+                "Share of the memory tier that its window may take",
+                (memory.window_share * 100.0).round() as u64,
+            ),
+            (
+                "memory_half_life",
+                "Accesses per block in which a score halves",
+                memory.half_life.round() as u64,
+            ),
             ("disk_blocks", "Blocks in the disk tier", disk.blocks),
             (
                 "disk_live_bytes",
@@ -74,6 +94,16 @@ impl Collector for StoreCollector {
                 "memory_evictions",
                 "Blocks that left memory",
                 memory.evictions,
+            ),
+            (
+                "memory_adaptations",
+                "Changes of the memory tier's window or half-life",
+                memory.adaptations,
+            ),
+            (
+                "memory_ghost_hits",
+                "Blocks that came back to memory with their heat",
+                memory.ghost_hits,
             ),
             ("disk_hits", "Gets answered from the disk", disk.hits),
             (

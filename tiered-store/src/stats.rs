@@ -40,7 +40,7 @@ pub struct Stats {
 pub struct MemoryStats {
     /// Blocks in memory.
     pub blocks: u64,
-    /// Their bytes, with the bookkeeping of each.
+    /// Their bytes, with all bookkeeping; never more than `capacity`.
     pub bytes: u64,
     /// Bytes that it may hold.
     pub capacity: u64,
@@ -50,6 +50,18 @@ pub struct MemoryStats {
     pub promotions: u64,
     /// Blocks that left.
     pub evictions: u64,
+    /// Part of `bytes` that is not payload: tables, heats of blocks that left, the adaptation's samples, spare buffers.
+    pub bookkeeping_bytes: u64,
+    /// Part of `bytes` that is in the window, which new blocks enter.
+    pub window_bytes: u64,
+    /// Share of the tier that the window may take, as adapted to the load.
+    pub window_share: f64,
+    /// Accesses per block in which a block's score halves, as adapted to the load.
+    pub half_life: f64,
+    /// How often the load made the policy change these two.
+    pub adaptations: u64,
+    /// Blocks that came back and whose heat was remembered.
+    pub ghost_hits: u64,
 }
 
 /// The disk tier.
@@ -220,6 +232,7 @@ impl Stats {
     pub(crate) fn of(shared: &Shared, mover: Option<&Mover>) -> Stats {
         let counters = &shared.counters;
         let (memory_blocks, memory_bytes) = shared.memory.usage();
+        let policy = shared.memory.policy_stats();
         let pins = shared.pins.read();
         let cold = mover.map(|mover| ColdStats::of(shared, mover));
         let cold_blocks = cold.map_or_else(|| shared.packs.sum().blocks, |cold| cold.blocks);
@@ -231,6 +244,12 @@ impl Stats {
                 hits: counters.memory_hits.get(),
                 promotions: counters.promotions.get(),
                 evictions: shared.memory.evictions.load(Relaxed),
+                bookkeeping_bytes: policy.bookkeeping_bytes,
+                window_bytes: policy.window_bytes,
+                window_share: policy.window,
+                half_life: policy.half_life,
+                adaptations: policy.switches,
+                ghost_hits: policy.ghost_hits,
             },
             disk: DiskStats {
                 blocks: (shared.index.len() as u64).saturating_sub(cold_blocks),

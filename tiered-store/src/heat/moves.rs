@@ -12,7 +12,7 @@
 //!
 //! The executor tells every read of a cold block ([`Moves::on_read`]), asks for the bytes that have to leave ([`Moves::demand`]), offers the
 //! coldest blocks ([`Moves::on_coldest`]), carries out what [`Moves::poll_output`] says (copy, verify, flip, delete) and
-//! reports each end ([`Moves::on_done`]).
+//! reports each end ([`Moves::on_done`]). What was held back is asked for again with the next read or put.
 
 use std::{collections::VecDeque, hash::Hash, time::Duration};
 
@@ -96,6 +96,8 @@ pub(crate) struct Moves<K> {
     leaving_bytes: u64,
     /// Heat of the hottest block that had to leave the disk last.
     cut: Option<Heat>,
+    /// The clock at the last read.
+    seen: Clock,
     demoting: bool,
     paused_until: Option<Instant>,
     backoff: Duration,
@@ -112,6 +114,7 @@ impl<K: Copy + Eq + Hash> Moves<K> {
             under_way_bytes: 0,
             leaving_bytes: 0,
             cut: None,
+            seen: Clock::default(),
             demoting: false,
             paused_until: None,
             backoff: BACKOFF.0,
@@ -121,6 +124,10 @@ impl<K: Copy + Eq + Hash> Moves<K> {
 
     /// A block was read from the cold tier; `block.heat` counts the read already. Asks for its promotion if it deserves it.
     pub(crate) fn on_read(&mut self, block: Block<K>, clock: &Clock, disk: Usage, now: Instant) {
+        if clock.started_over(self.seen) {
+            self.cut = self.cut.map(Clock::rebased);
+        }
+        self.seen = *clock;
         if clock.score(block.heat) < f64::from(self.policy.promote_reads)
             || self.under_way.contains_key(&block.key)
         {
@@ -214,20 +221,6 @@ impl<K: Copy + Eq + Hash> Moves<K> {
         self.outputs.pop_front()
     }
 
-    /// When to ask for [`demand`](Self::demand) again; `None`: not before usage changes.
-    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.demoting.then(|| {
-            let budget = self.budget.ready_at();
-            self.paused_until.map_or(budget, |until| until.max(budget))
-        })
-    }
-
-    #[cfg_attr(test, expect(dead_code, reason = "the disk tier's turn"))]
-    /// All heats were lowered by `by` ([`Clock::rebase`]).
-    pub(crate) fn rebase(&mut self, by: Heat) {
-        self.cut = self.cut.map(|cut| cut - by);
-    }
-
     pub(crate) fn stats(&self) -> MoveStats {
         self.stats
     }
@@ -280,12 +273,6 @@ impl Budget {
 
     fn spend(&mut self, bytes: u64) {
         self.tokens -= bytes as f64;
-    }
-
-    fn ready_at(&self) -> Instant {
-        // A nanosecond more, as zero tokens do not suffice.
-        let wait = (-self.tokens / self.per_second).max(0.0) + 1e-9;
-        self.at + Duration::try_from_secs_f64(wait).unwrap_or(BACKOFF.1)
     }
 }
 

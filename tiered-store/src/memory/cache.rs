@@ -1,6 +1,6 @@
 //! The policy: a window in order of use, a main part in order of heat, and the heat of what left. A pure core.
 //!
-//! New blocks enter the window. What falls out of it may enter the main part if its score is at least the sum of the scores of the
+//! New blocks enter the window. What falls out of it may enter the main part if its score is above the sum of the scores of the
 //! blocks that would have to go (the rule of Einziger, Eytan, Friedman and Manes 2022), so a scan passes through the window and leaves the
 //! main part alone. The main part is ordered by `heat − ½·log2(bytes)`: between saving requests (which would be heat by byte) and
 //! saving bytes (heat alone); see [`crate::heat`] for what that is worth.
@@ -17,6 +17,10 @@ use crate::heat::{Clock, Heat};
 const GHOSTS: usize = 4;
 /// So many are remembered at least.
 const LEAST_GHOSTS: usize = 64;
+
+/// What is displaced may be as hot as this part of what comes for it. In a loop that is larger than the cache, what comes has just
+/// been read once more than what is there: without a margin all would be displaced in turn and nothing ever hit.
+const HOTTER: f64 = 0.9;
 
 /// What adapts to the load.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -333,11 +337,11 @@ impl<K: Eq, V> Cache<K, V> {
         entry.place = Place::Main;
         let (weight, heat) = (u64::from(entry.weight), entry.heat);
         self.window_weight -= weight;
-        let score = self.clock.score(heat);
+        let limit = self.clock.score(heat) * HOTTER;
         let mut excess = (self.weight() + weight).saturating_sub(self.capacity);
         let mut victims = std::mem::take(&mut self.victims);
         let mut sum = 0.0;
-        while excess > 0 && sum <= score {
+        while excess > 0 && sum <= limit {
             let Some(victim) = self.coldest() else {
                 break;
             };
@@ -349,7 +353,7 @@ impl<K: Eq, V> Cache<K, V> {
             }
         }
         self.main_weight += weight;
-        if sum > score {
+        if sum > limit {
             for victim in victims.drain(..) {
                 let rank = self.entries.get(victim).map_or(0.0, Entry::rank);
                 self.main.push(victim, rank);

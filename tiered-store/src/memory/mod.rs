@@ -225,7 +225,6 @@ impl<H: BuildHasher> Memory<H> {
             })
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "the facade's turn"))]
     pub(crate) fn policy_stats(&self) -> PolicyStats {
         let (Setting { window, half_life }, switches, own) = {
             let tuner = self.tuner.lock();

@@ -9,6 +9,7 @@ mod file_per_block;
 mod fjall;
 mod get;
 mod group;
+mod hit_ratio;
 mod many;
 mod ours;
 mod peer;
@@ -35,6 +36,10 @@ pub struct Options {
     /// Only figures whose name begins so, such as `store.get.4KiB`
     #[arg(long, default_value = "")]
     pub only: String,
+    /// The folder with the recorded traces of `store.hit_ratio`. Default: ../shared/traces if it is there; without it only the generated
+    /// traces are run
+    #[arg(long)]
+    pub traces: Option<PathBuf>,
 }
 
 /// One process of a measurement.
@@ -118,6 +123,7 @@ pub(super) async fn measure(
         only: options.only,
         report,
     };
+    hit_ratio::measure(&mut bench, options.traces.as_deref())?;
     put::measure(&mut bench).await?;
     get::measure(&mut bench).await?;
     space::measure(&mut bench).await?;
