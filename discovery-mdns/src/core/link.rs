@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::SocketAddr,
+    hash::{DefaultHasher, Hasher as _},
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     time::Duration,
 };
@@ -15,7 +16,7 @@ use web_time::Instant;
 use super::{MDNS_PORT, Network};
 use crate::{
     Config,
-    dns::{Asked, Service},
+    dns::{Asked, Service, Text},
 };
 
 /// Before the first query, in milliseconds (RFC 6762 §5.2 wants 20 to 120; the promise is 100).
@@ -34,7 +35,7 @@ const ANNOUNCEMENTS: u8 = 2;
 const ECHO: Duration = Duration::from_millis(500);
 /// Unicast answers that may wait, and that may be sent at once; after that one each quarter second. Whoever asks more waits for the
 /// multicast.
-const UNICAST_BURST: u32 = 16;
+const UNICAST_BURST: u32 = 4;
 const UNICAST_PAUSE: Duration = Duration::from_millis(250);
 /// Instances with a shorter life are not asked after before they expire.
 const REFRESHED_FROM: Duration = Duration::from_secs(10);
@@ -309,9 +310,31 @@ pub(super) struct Instances {
     max: usize,
 }
 
+/// The text of an instance, in short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Said {
+    source: IpAddr,
+    hash: u64,
+}
+
+impl Said {
+    pub(super) fn new(source: IpAddr, text: &Text<'_>) -> Self {
+        // Who finds two texts of one hash deceives about its own addresses only, which it could leave unsaid.
+        let mut hash = DefaultHasher::new();
+        hash.write(text.bytes());
+        hash.write_u8(u8::from(text.flush));
+        Self {
+            source,
+            hash: hash.finish(),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Instance {
     owner: Option<PeerId>,
+    /// What was said about the owner, and how many addresses were learned from it.
+    said: Option<(Said, usize)>,
     learned: Instant,
     ttl: Duration,
     /// Heard twice under this name. rust-libp2p takes a new one for each answer, which is no use as a known answer.
@@ -364,6 +387,7 @@ impl Instances {
         let due = now + ttl;
         let instance = Instance {
             owner: None,
+            said: None,
             learned: now,
             ttl,
             stable: false,
@@ -383,10 +407,18 @@ impl Instances {
         self.known.get(name)?.owner
     }
 
-    pub(super) fn set_owner(&mut self, name: &Name, owner: PeerId) {
+    pub(super) fn set_owner(&mut self, name: &Name, owner: PeerId, said: Said, addresses: usize) {
         if let Some(instance) = self.known.get_mut(name) {
             instance.owner = Some(owner);
+            instance.said = Some((said, addresses));
         }
+    }
+
+    /// Of whom this was said before, and how many addresses were learned from it.
+    pub(super) fn said_before(&self, name: &Name, said: &Said) -> Option<(PeerId, usize)> {
+        let instance = self.known.get(name)?;
+        let (before, addresses) = instance.said?;
+        (before == *said).then_some((instance.owner?, addresses))
     }
 
     fn is_known(&self, name: &Name, now: Instant) -> bool {

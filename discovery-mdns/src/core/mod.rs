@@ -18,9 +18,9 @@ use web_time::Instant;
 
 use crate::{
     Config, Event, Family,
-    dns::{self, Asked, Message, Names, Query, Response},
+    dns::{self, Asked, Message, Names, Query, Response, Text},
 };
-use link::LinkState;
+use link::{LinkState, Said};
 use table::{Change, Table, Witness};
 
 /// Letters and digits of the random peer name. The specification wants 32 to 63; a short one leaves room in the packet.
@@ -335,43 +335,69 @@ impl Core {
             }
         }
         for text in &response.texts {
-            if text.name == self.names.instance {
-                continue;
-            }
-            let witness = Witness {
-                link: id,
-                source,
-                instance: text.name.clone(),
-            };
-            let ttl = Duration::from_secs(text.ttl.into()).min(MAX_TTL);
-            // One name is one peer.
-            let mut owner = None;
-            for string in text.strings() {
-                let Some((peer, address)) = scope::parse_attribute(string) else {
-                    self.counters.unusable += u64::from(!string.is_empty());
-                    continue;
-                };
-                if peer == self.local {
-                    continue;
-                }
-                if *owner.get_or_insert(peer) != peer
-                    || !scope::is_believed(&address, source, link, self.config.scope())
-                {
-                    self.counters.unusable += 1;
-                } else if text.ttl == 0 {
-                    changes.extend(self.table.forget_address(peer, &address, &witness));
-                } else {
-                    changes.extend(self.table.insert(peer, address, &witness, ttl, now));
-                }
-            }
-            if let Some(owner) = owner {
-                link.instances.set_owner(&text.name, owner);
-                if text.flush && text.ttl > 0 {
-                    self.table.flush(owner, &witness, now);
-                }
+            if text.name != self.names.instance {
+                changes.extend(self.on_text(id, source, text, now));
             }
         }
         self.emit(changes);
+    }
+
+    /// What one name says about its peer.
+    fn on_text(
+        &mut self,
+        id: LinkId,
+        source: IpAddr,
+        text: &Text<'_>,
+        now: Instant,
+    ) -> Vec<Change> {
+        let Some(link) = self.links.get_mut(&id) else {
+            return Vec::new();
+        };
+        let witness = Witness {
+            link: id,
+            source,
+            instance: text.name.clone(),
+        };
+        let ttl = Duration::from_secs(text.ttl.into()).min(MAX_TTL);
+        // Most of what is heard has been heard before: the same bytes need no parsing.
+        let said = Said::new(source, text);
+        if text.ttl > 0
+            && let Some((owner, addresses)) = link.instances.said_before(&text.name, &said)
+            && self.table.refresh(owner, &witness, ttl, now) >= addresses
+        {
+            return Vec::new();
+        }
+        let mut changes = Vec::new();
+        // One name is one peer.
+        let mut owner = None;
+        for string in text.strings() {
+            let Some((peer, address)) = scope::parse_attribute(string) else {
+                self.counters.unusable += u64::from(!string.is_empty());
+                continue;
+            };
+            if peer == self.local {
+                continue;
+            }
+            if *owner.get_or_insert(peer) != peer
+                || !scope::is_believed(&address, source, link, self.config.scope())
+            {
+                self.counters.unusable += 1;
+            } else if text.ttl == 0 {
+                changes.extend(self.table.forget_address(peer, &address, &witness));
+            } else {
+                changes.extend(self.table.insert(peer, address, &witness, ttl, now));
+            }
+        }
+        if let Some(owner) = owner
+            && text.ttl > 0
+        {
+            if text.flush {
+                self.table.flush(owner, &witness, now);
+            }
+            let addresses = self.table.count(&owner, &witness, now);
+            link.instances.set_owner(&text.name, owner, said, addresses);
+        }
+        changes
     }
 
     /// Turns changes of the table into events, one a peer and kind.

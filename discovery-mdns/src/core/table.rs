@@ -156,6 +156,44 @@ impl Table {
         changes
     }
 
+    /// `by` says again what it said last about `id` under this name. Returns how many addresses that are.
+    pub(super) fn refresh(
+        &mut self,
+        id: PeerId,
+        by: &Witness,
+        ttl: Duration,
+        now: Instant,
+    ) -> usize {
+        let Some(mut peer) = self.take(&id) else {
+            return 0;
+        };
+        peer.established |= now >= peer.introduced + ESTABLISHED_AFTER;
+        let sightings = peer.addresses.values().flatten();
+        let last = sightings
+            .filter(|sighting| sighting.by == *by)
+            .map(|sighting| sighting.seen)
+            .max();
+        let mut count = 0;
+        for sighting in peer.addresses.values_mut().flatten() {
+            if sighting.by == *by && Some(sighting.seen) == last {
+                sighting.seen = now;
+                sighting.expires = now + ttl;
+                count += 1;
+            }
+        }
+        self.put(id, peer);
+        count
+    }
+
+    /// How many addresses of `id` has `by` just told.
+    pub(super) fn count(&self, id: &PeerId, by: &Witness, now: Instant) -> usize {
+        let peer = self.peers.get(id).into_iter();
+        let sightings = peer.flat_map(|peer| peer.addresses.values().flatten());
+        sightings
+            .filter(|sighting| sighting.by == *by && sighting.seen == now)
+            .count()
+    }
+
     /// `by` takes back that `id` is at `address`.
     pub(super) fn forget_address(
         &mut self,

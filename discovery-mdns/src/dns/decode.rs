@@ -61,6 +61,11 @@ pub(crate) struct Text<'a> {
 }
 
 impl<'a> Text<'a> {
+    /// All of its data, as it came.
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.data
+    }
+
     /// Its character strings, up to the first that is cut short.
     pub(crate) fn strings(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let mut rest = self.data;

@@ -8,13 +8,12 @@ mod encode;
 
 use hickory_proto::rr::Name;
 
-#[cfg(fuzzing)]
-pub(crate) use decode::Text;
-pub(crate) use decode::{Asked, Message, Query, Response, decode};
+pub(crate) use decode::{Asked, Message, Query, Response, Text, decode};
 pub(crate) use encode::{Service, announcement, meta_answer, query};
 
 /// Largest message that we send: the 1,500 bytes of Ethernet less IPv6, UDP and something for tunnels (RFC 6762 §17).
 pub(crate) const MAX_SENT: usize = 1400;
+#[cfg(feature = "swarm")]
 /// Largest message that we read (RFC 6762 §17). A longer datagram is cut by the socket and then refused.
 pub(crate) const MAX_RECEIVED: usize = 9000;
 /// Longest character string of a TXT record (RFC 1035 §3.3).
