@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use libp2p_core::{Multiaddr, PeerRecord, SignedEnvelope};
+use libp2p_core::{Multiaddr, PeerRecord, SignedEnvelope, multiaddr::Protocol};
 use libp2p_identity::{Keypair, PeerId, SigningError};
 use prost::Message as _;
 
@@ -106,6 +106,12 @@ pub enum InvalidAnnouncement {
 }
 
 impl Announcement {
+    /// Leaves addresses out to which a stranger should not be able to send this node: those that only mean something
+    /// within one host or one network, and ports of other services.
+    pub(crate) fn retain_public_addresses(&mut self) {
+        self.addresses.retain(is_public);
+    }
+
     /// Writes and signs an announcement; `key` is the relay's. At most 4,096 bytes for keys other
     /// than RSA. `lifetime` is cut to one hour.
     ///
@@ -235,6 +241,31 @@ fn dialable(addresses: impl Iterator<Item = Multiaddr>) -> Vec<Multiaddr> {
         }
     }
     dialable
+}
+
+fn is_public(address: &Multiaddr) -> bool {
+    address.iter().all(|protocol| match protocol {
+        Protocol::Ip4(ip) => {
+            !(ip.is_private()
+                || ip.is_loopback()
+                || ip.is_link_local()
+                || ip.is_unspecified()
+                || ip.is_broadcast()
+                || ip.is_multicast())
+        }
+        Protocol::Ip6(ip) => {
+            !(ip.is_loopback()
+                || ip.is_unspecified()
+                || ip.is_multicast()
+                || ip.is_unique_local()
+                || ip.is_unicast_link_local()
+                || ip.to_ipv4_mapped().is_some())
+        }
+        // Below are services that libp2p is none of, but for the ones that every firewall lets out.
+        Protocol::Tcp(port) | Protocol::Udp(port) => port >= 1024 || matches!(port, 80 | 443),
+        Protocol::Memory(_) | Protocol::Unix(_) => false,
+        _ => true,
+    })
 }
 
 fn millis(time: SystemTime) -> u64 {

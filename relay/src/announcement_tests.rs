@@ -156,3 +156,33 @@ fn addresses_are_bounded_and_lead_to_the_relay_itself() {
         Err(InvalidAnnouncement::TooLong)
     );
 }
+
+#[test]
+fn strangers_do_not_send_us_into_our_own_network() {
+    let key = Keypair::generate_ed25519();
+    let addresses: Vec<Multiaddr> = [
+        "/ip4/203.0.113.9/tcp/4001",
+        "/ip4/203.0.113.9/udp/443/quic-v1",
+        "/ip6/2001:db8::1/tcp/4001",
+        "/dns/relay.example/tcp/4001",
+        "/ip4/192.168.1.1/tcp/4001",
+        "/ip4/127.0.0.1/tcp/4001",
+        "/ip4/169.254.169.254/tcp/80",
+        "/ip4/0.0.0.0/tcp/4001",
+        "/ip4/203.0.113.9/tcp/22",
+        "/ip6/::1/tcp/4001",
+        "/ip6/fd00::1/tcp/4001",
+        "/ip6/fe80::1/tcp/4001",
+        "/ip6/::ffff:10.0.0.1/tcp/4001",
+        "/memory/5",
+    ]
+    .iter()
+    .map(|text| text.parse().unwrap())
+    .collect();
+    let minute = Duration::from_secs(60);
+    let signed = Announcement::sign(&key, &addresses, Load::default(), None, now(), minute);
+    let mut read = Announcement::verify(&signed.unwrap(), now()).unwrap();
+    assert_eq!(read.addresses, addresses);
+    read.retain_public_addresses();
+    assert_eq!(read.addresses, addresses[..4]);
+}

@@ -38,6 +38,8 @@ pub struct ServerMetrics {
 pub struct ClientMetrics {
     reservations: Gauge,
     reservation_results: Family<Outcome, Counter>,
+    losses: Family<Outcome, Counter>,
+    candidates_wanted: Counter,
     circuits: Family<Limited, Counter>,
 }
 
@@ -205,6 +207,8 @@ impl ClientMetrics {
         let metrics = Self {
             reservations: Gauge::default(),
             reservation_results: Family::default(),
+            losses: Family::default(),
+            candidates_wanted: Counter::default(),
             circuits: Family::default(),
         };
         let registry = registry.sub_registry_with_prefix("relay_client");
@@ -215,8 +219,18 @@ impl ClientMetrics {
         );
         registry.register(
             "reservation_results",
-            "Answers to requests for a reservation and losses, by outcome",
+            "Answers to requests for a reservation, by outcome",
             metrics.reservation_results.clone(),
+        );
+        registry.register(
+            "losses",
+            "Reservations that ended, by why",
+            metrics.losses.clone(),
+        );
+        registry.register(
+            "candidates_wanted",
+            "How often no candidate was left to ask",
+            metrics.candidates_wanted.clone(),
         );
         registry.register(
             "circuits",
@@ -240,16 +254,20 @@ impl ClientMetrics {
                 result("accepted");
                 self.reservations.inc();
             }
-            Event::Lost { .. } => {
-                result("lost");
+            Event::Lost { why, .. } => {
+                let outcome = why.as_str();
+                self.losses.get_or_create(&Outcome { outcome }).inc();
                 self.reservations.dec();
             }
-            Event::Failed { .. } => result("failed"),
+            Event::Failed { why, .. } => result(why.as_str()),
             Event::Circuit { limit, .. } => {
                 let limited = limit.is_some();
                 self.circuits.get_or_create(&Limited { limited }).inc();
             }
-            Event::CandidatesWanted { .. } | Event::Status { .. } => {}
+            Event::CandidatesWanted { .. } => {
+                self.candidates_wanted.inc();
+            }
+            Event::Status { .. } => {}
         }
     }
 }
@@ -327,6 +345,35 @@ mod tests {
             "relay_server_circuit_bytes_total{direction=\"to_source\"} 30\n",
         ] {
             assert!(text.contains(line), "{line} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn a_node_counts_its_reservations_and_why_they_ended() {
+        let mut registry = Registry::default();
+        let metrics = ClientMetrics::new(&mut registry);
+        let relay = PeerId::random();
+        for renewal in [false, true] {
+            metrics.record(&client::Event::Reserved {
+                relay,
+                address: "/ip4/203.0.113.9/tcp/1".parse().unwrap(),
+                renewal,
+                limit: None,
+            });
+        }
+        let why = client::LossReason::Silent;
+        metrics.record(&client::Event::Lost { relay, why });
+        metrics.record(&client::Event::CandidatesWanted { missing: 1 });
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        for line in [
+            "relay_client_reservations 0\n",
+            "relay_client_reservation_results_total{outcome=\"accepted\"} 1\n",
+            "relay_client_reservation_results_total{outcome=\"renewed\"} 1\n",
+            "relay_client_losses_total{outcome=\"silent\"} 1\n",
+            "relay_client_candidates_wanted_total 1\n",
+        ] {
+            assert!(text.contains(line), "{line}{text}");
         }
     }
 }

@@ -1,7 +1,5 @@
 //! The client among real swarms.
 
-#![expect(clippy::unwrap_used, reason = "a test helper may panic")]
-
 mod common;
 
 use std::time::Duration;

@@ -93,6 +93,7 @@ fn swarm(
         } else {
             0
         })
+        .allow_private(config.private())
         .build()
         .map_err(|source| StartError::Setup {
             part: "the relay client",

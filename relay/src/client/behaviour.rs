@@ -47,6 +47,7 @@ pub fn new(local: PeerId, config: Config) -> (Transport, Behaviour) {
     let behaviour = Behaviour {
         local,
         timeouts: (config.request_timeout(), config.probe_timeout()),
+        allow_private: config.allow_private(),
         auto_relay: AutoRelay::new(config, rand::random(), now),
         limits: Limits::default(),
         direct: HashMap::new(),
@@ -73,6 +74,7 @@ pub struct Behaviour {
     local: PeerId,
     /// Of a request and of a ping.
     timeouts: (Duration, Duration),
+    allow_private: bool,
     pub(super) auto_relay: AutoRelay,
     pub(super) limits: Limits,
     /// Direct connections, the newest last.
@@ -137,8 +139,12 @@ impl Behaviour {
         }
     }
 
-    /// The same with what the relay says about itself; it is forgotten when the announcement ends.
-    pub fn add_announcement(&mut self, announcement: Announcement) {
+    /// The same with what the relay says about itself; it is forgotten when the announcement ends. Private addresses are left
+    /// out unless [`Config`] allows them.
+    pub fn add_announcement(&mut self, mut announcement: Announcement) {
+        if !self.allow_private {
+            announcement.retain_public_addresses();
+        }
         let left = announcement.expires.duration_since(wall_clock());
         let (Ok(left), now) = (left, now()) else {
             return;

@@ -43,6 +43,7 @@ pub struct ConfigBuilder {
     improve_interval: Duration,
     #[serde(with = "humantime_serde")]
     release_after: Duration,
+    allow_private: bool,
 }
 
 settings! {
@@ -81,6 +82,9 @@ settings! {
     /// How long this node has to be publicly reachable before its reservations are given up. No
     /// new ones are made meanwhile. Default 10 s.
     release_after: Duration,
+    /// Whether announcements may send this node to private, loopback and link-local addresses and to ports below 1024
+    /// other than 80 and 443. Default false; for networks of one's own.
+    allow_private: bool,
 }
 
 impl Default for ConfigBuilder {
@@ -99,6 +103,7 @@ impl Default for ConfigBuilder {
             max_misses: 2,
             improve_interval: Duration::from_secs(10 * 60),
             release_after: Duration::from_secs(10),
+            allow_private: false,
         }
     }
 }

@@ -103,6 +103,25 @@ pub enum LossReason {
     Released,
 }
 
+impl LossReason {
+    /// A short name for labels and logs.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::ConnectionClosed => "connection_closed",
+            Self::Refused(status) => status.as_str(),
+            Self::Unsupported => "unsupported",
+            Self::ProtocolViolation => "protocol_violation",
+            Self::Stream => "stream",
+            Self::Silent => "silent",
+            Self::NetworkChanged => "network_changed",
+            Self::Expired => "expired",
+            Self::Released => "released",
+        }
+    }
+}
+
 /// A reservation that is held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
