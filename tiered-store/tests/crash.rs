@@ -16,6 +16,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use anypath_tiered_store::{
@@ -36,13 +37,24 @@ struct Acked {
     /// Blocks whose deletion was acknowledged and that were not put again.
     deleted: BTreeSet<u32>,
     values: BTreeMap<String, Vec<u8>>,
+    /// Blocks that were put for ten seconds, and not for good or pinned since.
+    timed: BTreeSet<u32>,
     /// Keys, blocks and the like that a call under way may change or not.
     in_flight: Option<(u32, String)>,
 }
 
 fn check(image: Image, now: u64, acked: &Acked, what: &str) {
+    let late = SimVfs::from_image(image.clone(), now + 11_000);
     let vfs = SimVfs::from_image(image, now);
     run(async {
+        let store = open_sim(&late, CAPACITY).await;
+        let busy = acked.in_flight.as_ref().map_or(u32::MAX, |(n, _)| *n);
+        for n in acked.timed.iter().filter(|n| **n != busy) {
+            let (cid, _) = block(*n, len_of(*n));
+            let read = store.get(&cid).await.unwrap();
+            assert_eq!(read, None, "{what}: block {n} is over and was returned");
+        }
+        drop(store);
         let store = open_sim(&vfs, CAPACITY).await;
         let (busy_block, busy_key) = acked.in_flight.clone().unwrap_or((u32::MAX, String::new()));
         for (n, len) in &acked.pinned {
@@ -130,7 +142,7 @@ fn torture(seed: u64, steps: u32, images: u64) -> u64 {
             let (cid, data) = block(n, len_of(n));
             let key = format!("k{}", n % 7);
             acked.lock().in_flight = Some((n, key.clone()));
-            match random() % 16 {
+            match random() % 18 {
                 0..=4 => {
                     store
                         .put_with(cid, data, PutOptions::pinned(format!("set {}", n % 3)))
@@ -138,7 +150,23 @@ fn torture(seed: u64, steps: u32, images: u64) -> u64 {
                         .unwrap();
                     let mut acked = acked.lock();
                     acked.deleted.remove(&n);
+                    acked.timed.remove(&n);
                     acked.pinned.insert(n, len_of(n));
+                }
+                // For ten seconds, which go to segments of their own.
+                15 | 16 => {
+                    let is_new = !store.has(&cid);
+                    acked.lock().deleted.remove(&n);
+                    let ttl = PutOptions::default().with_ttl(Duration::from_secs(10));
+                    store.put_with(cid, data, ttl.clone()).await.unwrap();
+                    if is_new {
+                        acked.lock().timed.insert(n);
+                    }
+                    // Others of that kind, a few at once.
+                    let blocks = (0..6)
+                        .map(|k| block(500_000 + step * 20 + k, 5000))
+                        .collect();
+                    store.put_many(blocks, ttl).await.unwrap();
                 }
                 5 | 6 => {
                     let blocks = (0..20)
@@ -153,7 +181,9 @@ fn torture(seed: u64, steps: u32, images: u64) -> u64 {
                         store.unpin(&set, &[cid]).await.unwrap();
                     }
                     store.delete(&cid).await.unwrap();
-                    acked.lock().deleted.insert(n);
+                    let mut acked = acked.lock();
+                    acked.timed.remove(&n);
+                    acked.deleted.insert(n);
                 }
                 10 | 11 => {
                     let value = vec![step as u8; len_of(n)];

@@ -235,6 +235,151 @@ fn a_dropped_pack_takes_what_was_in_it_along_for_good() {
     });
 }
 
+/// A stream of numbers that follow from the seed.
+fn random(seed: u64) -> impl FnMut() -> u64 {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
+    }
+}
+
+/// Where acknowledged blocks may be after a power cut: the pack of their last move to one, and whether it is still on disk.
+#[derive(Clone, Default)]
+struct Acked {
+    /// Packs in which its bytes were, as far as they are not dropped; a block is never in another.
+    packs: std::collections::BTreeMap<u32, Vec<u32>>,
+    /// Blocks that a move or a deletion that is under way may change.
+    busy: Vec<u32>,
+    deleted: std::collections::BTreeSet<u32>,
+}
+
+/// Moves between disk and packs under power cuts: no block is lost, none points to a pack that was dropped or never held it.
+fn torture(seed: u64, steps: u32, images: u64) -> u64 {
+    let vfs = SimVfs::new();
+    let acked = Arc::new(parking_lot::Mutex::new(Acked::default()));
+    let taken = Arc::new(AtomicU64::new(0));
+    {
+        let (acked, taken) = (acked.clone(), taken.clone());
+        let cuts = parking_lot::Mutex::new(random(seed ^ 0xc0ffee));
+        vfs.on_sync(move |vfs| {
+            let acked = acked.lock().clone();
+            for _ in 0..images {
+                let image = vfs.crash_image(&mut *cuts.lock());
+                let what = format!("seed {seed}, image {}", taken.fetch_add(1, Relaxed));
+                let shared = open(&SimVfs::from_image(image, 1_000_000_000_000));
+                for (n, packs) in &acked.packs {
+                    let is_busy = acked.busy.contains(n);
+                    let Some(found) = entry(&shared, *n, 3000) else {
+                        assert!(is_busy, "{what}: block {n} is lost");
+                        continue;
+                    };
+                    match found.place() {
+                        Place::Disk(_) => {
+                            let data = read(&shared, &found).unwrap().map(|read| read.data);
+                            assert_eq!(data, Some(block(*n, 3000).1), "{what}: block {n}");
+                        }
+                        Place::Cold(at) => {
+                            assert!(packs.contains(&at.pack), "{what}: block {n} in {at:?}");
+                        }
+                    }
+                }
+                for n in acked.deleted.iter().filter(|n| !acked.busy.contains(n)) {
+                    assert!(entry(&shared, *n, 3000).is_none(), "{what}: {n} is back");
+                }
+            }
+        });
+    }
+    let mut random = random(seed);
+    smol::block_on(async {
+        let mut shared = open(&vfs);
+        let mut next_pack = 1;
+        for _ in 0..steps {
+            let n = (random() % 40) as u32;
+            let (cid, data) = block(n, 3000);
+            let there: Vec<u32> = acked.lock().packs.keys().copied().collect();
+            match random() % 12 {
+                0..=4 => {
+                    {
+                        let mut acked = acked.lock();
+                        acked.busy = vec![n];
+                        acked.deleted.remove(&n);
+                    }
+                    put(&shared, n, 3000, PutOptions::default()).await.unwrap();
+                    acked.lock().packs.entry(n).or_default();
+                }
+                5..=7 => {
+                    let moving: Vec<u32> =
+                        there.into_iter().filter(|_| random() % 3 == 0).collect();
+                    let pack = next_pack;
+                    next_pack += 1;
+                    let copied = moving
+                        .iter()
+                        .map(|n| copied(&shared, *n, 3000, pack))
+                        .collect();
+                    {
+                        // It may be in either from the first sync on.
+                        let mut acked = acked.lock();
+                        for n in &moving {
+                            acked.packs.entry(*n).or_default().push(pack);
+                        }
+                    }
+                    move_to(&shared, pack, copied).await;
+                    let mut acked = acked.lock();
+                    for n in &moving {
+                        acked.packs.insert(*n, vec![pack]);
+                    }
+                }
+                8 => {
+                    let was_cold = entry(&shared, n, 3000).is_some_and(|entry| entry.is_cold());
+                    let back = commit::promote(&shared, cid, data, 0, true).await.unwrap();
+                    assert_eq!(back, was_cold);
+                    if back {
+                        acked.lock().packs.insert(n, Vec::new());
+                    }
+                }
+                9 => {
+                    {
+                        let mut acked = acked.lock();
+                        acked.busy = vec![n];
+                    }
+                    delete(&shared, cid).await;
+                    let mut acked = acked.lock();
+                    acked.packs.remove(&n);
+                    acked.deleted.insert(n);
+                }
+                10 => {
+                    let task = commit::task(&shared, crate::upkeep::gc);
+                    task.await.unwrap().unwrap();
+                }
+                _ => {
+                    drop(shared);
+                    shared = open(&vfs);
+                }
+            }
+            acked.lock().busy.clear();
+        }
+    });
+    taken.load(Relaxed)
+}
+
+#[test]
+fn no_power_cut_loses_a_block_between_the_disk_and_the_cold_tier() {
+    let images: u64 = (0..3).map(|seed| torture(seed, 80, 2)).sum();
+    assert!(images > 300, "only {images} images");
+}
+
+/// `cargo test --release -p anypath-tiered-store --lib -- --ignored`.
+#[test]
+#[ignore = "takes minutes; CI runs it in release"]
+fn no_power_cut_loses_a_block_between_the_disk_and_the_cold_tier_in_ten_thousand_images() {
+    let images: u64 = (100..140).map(|seed| torture(seed, 150, 3)).sum();
+    assert!(images > 10_000, "only {images} images");
+    println!("{images} crash images");
+}
+
 /// A cold tier that takes the coldest blocks, or nothing.
 struct Shelf {
     shared: std::sync::Weak<Shared>,
