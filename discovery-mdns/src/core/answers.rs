@@ -68,7 +68,7 @@ impl Core {
             return;
         }
         let packet = dns::query(
-            &self.names,
+            &link.names,
             link.queries.is_first(),
             link.instances.known_answers(now),
         );
@@ -84,18 +84,18 @@ impl Core {
         };
         let mut packets = Vec::new();
         if link.answers.take_due(&mut self.rng, now) {
-            let told = dns::announcement(&self.names, &link.service, ttl, 0);
+            let told = dns::announcement(&link.names, &link.service, ttl, 0);
             packets.extend(told.into_iter().map(|packet| (Destination::Group, packet)));
         }
         while let Some((to, query)) = link.answers.take_due_unicast(now) {
-            let told = dns::announcement(&self.names, &link.service, ttl, query);
+            let told = dns::announcement(&link.names, &link.service, ttl, query);
             packets.extend(
                 told.into_iter()
                     .map(|packet| (Destination::Host(to), packet)),
             );
         }
         if link.answers.take_due_meta(now) {
-            packets.push((Destination::Group, dns::meta_answer(&self.names, ttl)));
+            packets.push((Destination::Group, dns::meta_answer(&link.names, ttl)));
         }
         self.counters.answers += packets.len() as u64;
         for (to, packet) in packets {
@@ -107,7 +107,7 @@ impl Core {
         let Some(link) = self.links.get(&id) else {
             return;
         };
-        for packet in dns::announcement(&self.names, &link.service, 0, 0) {
+        for packet in dns::announcement(&link.names, &link.service, 0, 0) {
             self.send(id, Destination::Group, packet);
         }
     }

@@ -16,9 +16,11 @@ use web_time::Instant;
 use super::{MDNS_PORT, Network};
 use crate::{
     Config,
-    dns::{Asked, Service, Text},
+    dns::{Asked, Names, Service, Text},
 };
 
+/// Letters and digits of the random peer name. The specification wants 32 to 63; a short one leaves room in the packet.
+const PEER_NAME_LEN: usize = 32;
 /// Before the first query, in milliseconds (RFC 6762 §5.2 wants 20 to 120; the promise is 100).
 const FIRST_QUERY: RangeInclusive<u64> = 20..=80;
 /// Before an answer that several hosts may give at once, in milliseconds (RFC 6762 §6).
@@ -46,6 +48,8 @@ fn millis(rng: &mut StdRng, range: RangeInclusive<u64>) -> Duration {
 
 #[derive(Debug)]
 pub(super) struct LinkState {
+    /// A name for each link: go-libp2p keeps only the first packet of a name, with the addresses of one family.
+    pub(super) names: Names,
     pub(super) networks: Vec<Network>,
     pub(super) loopback: bool,
     /// What is told on this link.
@@ -63,7 +67,13 @@ impl LinkState {
         rng: &mut StdRng,
         now: Instant,
     ) -> Self {
+        const LETTERS: [u8; 36] = *b"abcdefghijklmnopqrstuvwxyz0123456789";
+        let peer_name: String = (0..PEER_NAME_LEN)
+            .filter_map(|_| LETTERS.get(rng.random_range(0..LETTERS.len())))
+            .map(|&letter| char::from(letter))
+            .collect();
         Self {
+            names: Names::new(config.service_name(), &peer_name),
             networks,
             loopback,
             service: Service::default(),
@@ -132,10 +142,10 @@ impl LinkState {
 
     /// Whether another host's query gets us all the answers that ours would: it knows nobody whom we would not name as known
     /// (RFC 6762 §7.3). So whoever missed an answer asks itself.
-    pub(super) fn knows_all(&self, known: &[(Name, u32)], ourselves: &Name, now: Instant) -> bool {
+    pub(super) fn knows_all(&self, known: &[(Name, u32)], now: Instant) -> bool {
         known
             .iter()
-            .all(|(name, _)| name == ourselves || self.instances.is_known(name, now))
+            .all(|(name, _)| *name == self.names.instance || self.instances.is_known(name, now))
     }
 }
 

@@ -13,18 +13,16 @@ use std::{
 
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use rand::{SeedableRng as _, rngs::StdRng};
 use web_time::Instant;
 
 use crate::{
     Config, Event, Family,
-    dns::{self, Asked, Message, Names, Query, Response, Text},
+    dns::{self, Asked, Message, Query, Response, Text},
 };
 use link::{LinkState, Said};
 use table::{Change, Table, Witness};
 
-/// Letters and digits of the random peer name. The specification wants 32 to 63; a short one leaves room in the packet.
-const PEER_NAME_LEN: usize = 32;
 /// Records are forgotten after this time whatever they declare: the longest that RFC 6762 §10 recommends.
 const MAX_TTL: Duration = Duration::from_secs(75 * 60);
 /// Listen addresses that are looked at; libp2p gives one per interface and transport.
@@ -107,7 +105,6 @@ pub struct Counters {
 pub struct Core {
     local: PeerId,
     config: Config,
-    names: Names,
     rng: StdRng,
     links: BTreeMap<LinkId, LinkState>,
     listening: BTreeSet<Multiaddr>,
@@ -117,18 +114,11 @@ pub struct Core {
 }
 
 impl Core {
-    /// An engine for the peer `local`. The seed decides its name and its delays; take it from the system's randomness.
+    /// An engine for the peer `local`. The seed decides its names and its delays; take it from the system's randomness.
     pub fn new(local: PeerId, config: Config, seed: [u8; 32]) -> Self {
-        const LETTERS: [u8; 36] = *b"abcdefghijklmnopqrstuvwxyz0123456789";
-        let mut rng = StdRng::from_seed(seed);
-        let peer_name: String = (0..PEER_NAME_LEN)
-            .filter_map(|_| LETTERS.get(rng.random_range(0..LETTERS.len())))
-            .map(|&letter| char::from(letter))
-            .collect();
         Self {
             local,
-            names: Names::new(config.service_name(), &peer_name),
-            rng,
+            rng: StdRng::from_seed(seed),
             links: BTreeMap::new(),
             listening: BTreeSet::new(),
             table: Table::new(&config),
@@ -204,7 +194,7 @@ impl Core {
             self.counters.off_link += 1;
             return;
         }
-        match dns::decode(packet, &self.names) {
+        match dns::decode(packet, &link.names) {
             Ok(Some(Message::Query(query))) => self.on_query(id, source, &query, now),
             Ok(Some(Message::Response(response))) => {
                 self.on_response(id, source.ip(), &response, now);
@@ -271,10 +261,10 @@ impl Core {
         self.counters
     }
 
-    /// The service that is searched and the name under which this node is in it.
+    /// The service that is searched and the name under which this node is in it, on its first link.
     #[cfg(test)]
-    pub(crate) fn names(&self) -> &Names {
-        &self.names
+    pub(crate) fn names(&self) -> &crate::dns::Names {
+        &self.links.values().next().unwrap().names
     }
 
     fn on_query(&mut self, id: LinkId, source: SocketAddr, query: &Query, now: Instant) {
@@ -287,7 +277,7 @@ impl Core {
         }
         if query.peers == Some(Asked::Multicast)
             && source.port() == MDNS_PORT
-            && link.knows_all(&query.known, &self.names.instance, now)
+            && link.knows_all(&query.known, now)
             && link.queries.asked_by_another(&mut self.rng, now)
         {
             self.counters.queries_suppressed += 1;
@@ -297,7 +287,7 @@ impl Core {
         let known = query
             .known
             .iter()
-            .any(|(name, ttl)| *name == self.names.instance && u64::from(*ttl) >= half);
+            .any(|(name, ttl)| *name == link.names.instance && u64::from(*ttl) >= half);
         let asked = match (query.peers, query.ourselves) {
             (_, Some(asked)) => asked,
             (Some(_), None) if known => {
@@ -316,7 +306,7 @@ impl Core {
         };
         let mut changes = Vec::new();
         for (instance, ttl) in &response.pointers {
-            if *instance == self.names.instance {
+            if *instance == link.names.instance {
                 continue;
             }
             if *ttl == 0 {
@@ -335,7 +325,11 @@ impl Core {
             }
         }
         for text in &response.texts {
-            if text.name != self.names.instance {
+            let ours = self
+                .links
+                .get(&id)
+                .is_some_and(|link| link.names.instance == text.name);
+            if !ours {
                 changes.extend(self.on_text(id, source, text, now));
             }
         }

@@ -13,8 +13,8 @@ pub(crate) use encode::{Service, announcement, meta_answer, query};
 
 /// Largest message that we send: the 1,500 bytes of Ethernet less IPv6, UDP and something for tunnels (RFC 6762 §17).
 pub(crate) const MAX_SENT: usize = 1400;
-#[cfg(feature = "swarm")]
 /// Largest message that we read (RFC 6762 §17). A longer datagram is cut by the socket and then refused.
+#[cfg(feature = "swarm")]
 pub(crate) const MAX_RECEIVED: usize = 9000;
 /// Longest character string of a TXT record (RFC 1035 §3.3).
 pub(crate) const MAX_STRING: usize = 255;
