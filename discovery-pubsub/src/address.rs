@@ -180,10 +180,11 @@ fn relay(address: &Multiaddr) -> Result<Option<PeerId>, ()> {
     }
 }
 
-/// `address` as one of our own, ending in `/p2p/<local>`; `None` if it is no use to others.
+/// `address` as one of our own, ending in `/p2p/<local>`; `None` if it is no use to others. A relay's address on this
+/// machine is of use to those who are connected to the relay.
 pub(crate) fn own(address: Multiaddr, local: PeerId, allow_machine: bool) -> Option<Multiaddr> {
     let reach = reach(&address)?;
-    if reach == Reach::Machine && !allow_machine {
+    if reach == Reach::Machine && !allow_machine && !is_relayed(&address) {
         return None;
     }
     address.with_p2p(local).ok()
@@ -267,6 +268,25 @@ mod tests {
         ] {
             assert_eq!(reach_of(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn what_leads_nowhere_is_not_announced() {
+        let (local, relay) = (PeerId::random(), PeerId::random());
+        let announced = |text: &str, allow| own(text.parse().unwrap(), local, allow).is_some();
+        assert!(announced("/ip4/10.0.0.1/tcp/1", false));
+        assert!(!announced("/ip4/127.0.0.1/tcp/1", false));
+        assert!(announced("/ip4/127.0.0.1/tcp/1", true));
+        assert!(!announced("/ip4/0.0.0.0/tcp/1", true));
+        assert!(
+            !announced(&format!("/ip4/1.2.3.4/tcp/1/p2p/{relay}"), false),
+            "another's"
+        );
+        // Those who are connected to the relay get here.
+        assert!(announced(
+            &format!("/memory/1/p2p/{relay}/p2p-circuit"),
+            false
+        ));
     }
 
     #[test]
