@@ -312,11 +312,7 @@ impl Core {
             if *ttl == 0 {
                 // Whoever sends this must be the one who told the addresses; the table looks.
                 if let Some(owner) = link.instances.owner(instance) {
-                    let witness = Witness {
-                        link: id,
-                        source,
-                        instance: instance.clone(),
-                    };
+                    let witness = Witness::new(id, source, instance);
                     changes.extend(self.table.forget_instance(owner, &witness));
                 }
             } else {
@@ -347,11 +343,7 @@ impl Core {
         let Some(link) = self.links.get_mut(&id) else {
             return Vec::new();
         };
-        let witness = Witness {
-            link: id,
-            source,
-            instance: text.name.clone(),
-        };
+        let witness = Witness::new(id, source, &text.name);
         let ttl = Duration::from_secs(text.ttl.into()).min(MAX_TTL);
         // Most of what is heard has been heard before: the same bytes need no parsing.
         let said = Said::new(source, text);

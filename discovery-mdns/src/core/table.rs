@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::IpAddr,
     time::Duration,
 };
@@ -22,11 +23,24 @@ const ESTABLISHED_AFTER: Duration = Duration::from_millis(500);
 const FLUSHED_AFTER: Duration = Duration::from_secs(1);
 
 /// Who said it. Only the same one can take it back.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Witness {
     pub(super) link: LinkId,
-    pub(super) source: IpAddr,
-    pub(super) instance: Name,
+    source: IpAddr,
+    /// Of the instance's name, which would take more room than all the rest. Two names of one hash confuse only what the same host says.
+    instance: u64,
+}
+
+impl Witness {
+    pub(super) fn new(link: LinkId, source: IpAddr, instance: &Name) -> Self {
+        let mut hash = DefaultHasher::new();
+        instance.hash(&mut hash);
+        Self {
+            link,
+            source,
+            instance: hash.finish(),
+        }
+    }
 }
 
 /// A consequence for the application or the counters.
@@ -127,7 +141,7 @@ impl Table {
         });
         peer.established |= now >= peer.introduced + ESTABLISHED_AFTER;
         let sighting = Sighting {
-            by: by.clone(),
+            by: *by,
             seen: now,
             expires,
         };
