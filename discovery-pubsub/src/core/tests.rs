@@ -1,9 +1,11 @@
+use std::collections::BTreeSet;
+
 use libp2p_core::multiaddr::Protocol;
 use libp2p_identity::Keypair;
 use proptest::prelude::*;
 
 use super::{topics::SPREAD, *};
-use crate::{ConfigBuilder, DEFAULT_TOPIC};
+use crate::{ConfigBuilder, DEFAULT_TOPIC, message::PeerAnnouncement};
 
 mod admission;
 mod connect;
