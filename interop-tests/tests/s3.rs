@@ -6,7 +6,8 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
-    reason = "a test panics when it fails"
+    clippy::disallowed_methods,
+    reason = "a test panics when it fails, and its deadlines are in real time"
 )]
 
 use std::{

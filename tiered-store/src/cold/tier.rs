@@ -20,6 +20,9 @@ const EPOCH_S: u64 = 1_700_000_000;
 /// Names that are taken before writing a pack is given up: somebody else writes here.
 const NAMES: u32 = 16;
 
+/// Times that a block is read before it counts as lost.
+const READS: usize = 2;
+
 /// Read from the end of a pack in the hope that its index fits.
 const INDEX_GUESS: u64 = 64 * 1024;
 
@@ -97,21 +100,30 @@ impl Cold {
         let head = (frame::HEADER + key.len()) as u64;
         let start = u64::from(at.offset);
         let end = start + head + at.most_stored(len);
-        let bytes = match self.bucket.get(at.pack, start..end).await {
-            Ok(bytes) => bytes,
-            Err(error) => return Err(self.explain(error).await),
-        };
-        let thaw = || -> Result<Thawed, FrameError> {
-            let frame = Frame::parse(&bytes, at.pack)?;
-            if frame.key != key || frame.header.len != len {
-                return Err(FrameError::Misplaced);
+        let mut wrong = FrameError::Short;
+        // Once more if a bit flipped on the way: the object may be as it was.
+        for _ in 0..READS {
+            let bytes = match self.bucket.get(at.pack, start..end).await {
+                Ok(bytes) => bytes,
+                Err(error) => return Err(self.explain(error).await),
+            };
+            match self.thaw(&bytes, at.pack, len, &key) {
+                Ok(thawed) => return Ok(thawed),
+                Err(error) => wrong = error,
             }
-            Ok(Thawed {
-                data: frame.block(self.max_block)?,
-                class: frame.header.class,
-            })
-        };
-        thaw().map_err(|error| ColdError::Lost(Arc::new(error)))
+        }
+        Err(ColdError::Lost(Arc::new(wrong)))
+    }
+
+    fn thaw(&self, bytes: &[u8], pack: u32, len: u32, key: &[u8]) -> Result<Thawed, FrameError> {
+        let frame = Frame::parse(bytes, pack)?;
+        if frame.key != key || frame.header.len != len {
+            return Err(FrameError::Misplaced);
+        }
+        Ok(Thawed {
+            data: frame.block(self.max_block)?,
+            class: frame.header.class,
+        })
     }
 
     /// Reads a part of a pack.

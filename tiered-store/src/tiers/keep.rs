@@ -345,16 +345,32 @@ impl Mover {
             .get(skip..)
             .and_then(|bytes| Frame::parse(bytes, at.pack).ok())
             .filter(|frame| frame.key == name.to_bytes() && frame.header.len == entry.len());
-        let Some(frame) = frame else {
-            // Gone with its pack: it counts as absent until it is put again.
-            tracing::error!(cid = %name, pack = at.pack, "a block in the cold tier is damaged");
-            shared.mark_damaged(&entry.key(), entry.place());
-            return Ok(());
+        let failed = |error| Stop::Disk(cause(error));
+        let added = match frame {
+            Some(frame) => filling.builder.push_frame(&frame).map_err(failed)?,
+            None => {
+                // It moved since, or it is damaged: then it counts as absent until it is put again.
+                drop(shared);
+                match self.ask_any(self.cold.read(at, entry.len(), &name))? {
+                    Ok(thawed) => filling
+                        .builder
+                        .push(
+                            &name,
+                            thawed.class,
+                            u64::from(entry.expiry_s) * 1000,
+                            &thawed.data,
+                        )
+                        .map_err(failed)?,
+                    Err(ColdError::Bucket(error)) => return Err(Stop::Bucket(error)),
+                    Err(ColdError::Lost(cause)) => {
+                        if self.shared()?.mark_damaged(&entry.key(), entry.place()) {
+                            tracing::error!(cid = %name, pack = at.pack, %cause, "a block in the cold tier is damaged");
+                        }
+                        false
+                    }
+                }
+            }
         };
-        let added = filling
-            .builder
-            .push_frame(&frame)
-            .map_err(|error| Stop::Disk(cause(error)))?;
         if added {
             filling.moved.push((*entry, name));
         }
