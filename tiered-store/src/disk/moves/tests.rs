@@ -311,8 +311,10 @@ fn torture(seed: u64, steps: u32, images: u64) -> u64 {
                     acked.lock().packs.entry(n).or_default();
                 }
                 5..=7 => {
-                    let moving: Vec<u32> =
-                        there.into_iter().filter(|_| random() % 3 == 0).collect();
+                    let moving: Vec<u32> = there
+                        .into_iter()
+                        .filter(|_| random().is_multiple_of(3))
+                        .collect();
                     let pack = next_pack;
                     next_pack += 1;
                     let copied = moving
