@@ -4,15 +4,16 @@
 //! cargo run -p anypath-discovery-mdns --example lan_chat
 //! ```
 
-use std::{error::Error, io::BufRead as _, thread};
+use std::error::Error;
 
 use anypath_discovery_mdns as mdns;
 use futures::StreamExt as _;
 use libp2p::{
     SwarmBuilder, gossipsub, noise,
     swarm::{NetworkBehaviour, SwarmEvent},
-    tcp, yamux,
+    yamux,
 };
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 #[derive(NetworkBehaviour)]
 struct Chat {
@@ -25,7 +26,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut swarm = SwarmBuilder::with_new_identity()
         .with_tokio()
         .with_tcp(
-            tcp::Config::default(),
+            Default::default(),
             noise::Config::new,
             yamux::Config::default,
         )?
@@ -43,16 +44,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     swarm.listen_on("/ip4/0.0.0.0/tcp/0".parse()?)?;
     swarm.listen_on("/ip6/::/tcp/0".parse()?)?;
 
-    let (typed, mut lines) = futures::channel::mpsc::channel(16);
-    thread::spawn(move || {
-        let mut typed = typed;
-        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-            futures::executor::block_on(futures::SinkExt::send(&mut typed, line)).ok();
-        }
-    });
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
     loop {
         tokio::select! {
-            Some(line) = lines.next() => {
+            Ok(Some(line)) = lines.next_line() => {
                 if let Err(error) = swarm.behaviour_mut().gossipsub.publish(topic.clone(), line) {
                     println!("nobody heard it: {error}");
                 }

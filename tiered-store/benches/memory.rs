@@ -6,7 +6,7 @@
     reason = "a bench has nobody to tell"
 )]
 
-use std::{hint::black_box, sync::Arc};
+use std::{hint::black_box, sync::Arc, time::Instant};
 
 use anypath_tiered_store::{Config, Store, heat::Model, vfs::SimVfs};
 use bytes::Bytes;
@@ -105,5 +105,29 @@ fn tier(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, policy, tier);
+/// Each hit timed alone: what a caller waits, whatever else the machine does. Bar: half of them within 1 µs.
+fn percentiles(_: &mut Criterion) {
+    for (name, len, blocks) in [("1KiB", 1 << 10, BLOCKS), ("256KiB", 256 << 10, 400)] {
+        let (store, cids) = store(len, blocks);
+        let mut times: Vec<u128> = (0..200_000)
+            .map(|n| {
+                let cid = &cids[(n * 7919) % cids.len()];
+                let start = Instant::now();
+                black_box(hit(&store, cid));
+                start.elapsed().as_nanos()
+            })
+            .collect();
+        times.sort_unstable();
+        let at = |percent: usize| times[times.len() * percent / 100];
+        let verdict = if at(50) <= 1000 { "met" } else { "MISSED" };
+        println!(
+            "memory_hit/{name}: p50 {} ns, p90 {} ns, p99 {} ns; bar p50 1000 ns {verdict}",
+            at(50),
+            at(90),
+            at(99)
+        );
+    }
+}
+
+criterion_group!(benches, policy, tier, percentiles);
 criterion_main!(benches);

@@ -463,9 +463,10 @@ fn apply_block(shared: &Shared, log: &mut Log, block: NewBlock, at: Position) {
     if shared.memory.capacity() > 0
         && let Some(placement) = block.placement
     {
-        // A copy, as the caller's bytes may be a small part of a large buffer that would stay with them.
         shared.memory.set_expiry(&block.key, block.expiry_ms);
-        if placement.in_memory {
+        // What stays for good is offered by its caller's thread once it was told.
+        if placement.in_memory && block.expiry_ms != 0 {
+            // A copy, as the caller's bytes may be a small part of a large buffer that would stay with them.
             let mut copy = shared.memory.buffer(block.data.len());
             copy.extend_from_slice(&block.data);
             let (reads, expiry_ms) = (placement.reads, block.expiry_ms);

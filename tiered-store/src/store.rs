@@ -21,7 +21,7 @@ use crate::{
     flight::Flights,
     key::Key,
     pinning::{self, Pinned},
-    read_through, scrub,
+    placement, read_through, scrub,
     state::{Read, Shared},
     tiers::{self, GcError, Mover},
     upkeep, values,
@@ -711,13 +711,40 @@ async fn put_shared(
     let put = Put {
         cid,
         crc: crc32c::crc32c(&data),
-        data,
-        options,
+        data: data.clone(),
+        options: options.clone(),
         origin: Origin::User,
         reply,
     };
     commit::submit(shared, Op::Put(put)).await?;
-    answer.await.unwrap_or(Err(PutError::Closed)).map(drop)
+    let is_new = answer.await.unwrap_or(Err(PutError::Closed))?;
+    if is_new && options.ttl.is_none() {
+        remember_put(shared, &cid, data, &options);
+    }
+    Ok(())
+}
+
+/// Offers a block that was put for good to the memory tier, in the caller's thread: copying in the writing job would keep all writers
+/// waiting.
+fn remember_put(shared: &Shared, cid: &Cid, data: Bytes, options: &PutOptions) {
+    let capacity = shared.memory.capacity();
+    let placement = placement::place(&shared.config.policy, capacity, data.len(), options);
+    let Some(key) = shared.kinds.find(cid).filter(|_| placement.in_memory) else {
+        return;
+    };
+    // A copy, as the caller's bytes may be a small part of a large buffer that would stay with them.
+    let mut copy = shared.memory.buffer(data.len());
+    copy.extend_from_slice(&data);
+    drop(data);
+    shared.memory.insert(key, copy.freeze(), placement.reads, 0);
+    // It may have been deleted or put with a time to live meanwhile; who does that after this look finds it in memory.
+    if shared
+        .index
+        .get(&key)
+        .is_none_or(|entry| entry.expiry_s != 0 && entry.pins == 0)
+    {
+        shared.memory.remove(&key);
+    }
 }
 
 fn get_from_disk(shared: &Shared, key: &Key, cid: &Cid) -> Result<OnDisk, GetError> {

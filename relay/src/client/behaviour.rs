@@ -233,18 +233,12 @@ impl Behaviour {
         });
     }
 
-    pub(super) fn dial(&mut self, relay: PeerId, addresses: Vec<Multiaddr>, fresh: bool) {
+    pub(super) fn dial(&mut self, relay: PeerId, addresses: Vec<Multiaddr>) {
         let opts = DialOpts::peer_id(relay)
             .condition(PeerCondition::Always)
             .addresses(addresses)
-            .extend_addresses_through_behaviour();
-        // The old connection may still hold the port that would be used again.
-        let opts = if fresh {
-            opts.allocate_new_port()
-        } else {
-            opts
-        };
-        let opts = opts.build();
+            .extend_addresses_through_behaviour()
+            .build();
         self.dials.insert(opts.connection_id(), relay);
         self.actions.push_back(ToSwarm::Dial { opts });
     }
@@ -313,11 +307,7 @@ impl Behaviour {
 
     fn on_output(&mut self, output: Output) {
         let event = match output {
-            Output::Dial {
-                relay,
-                addresses,
-                fresh,
-            } => return self.dial(relay, addresses, fresh),
+            Output::Dial { relay, addresses } => return self.dial(relay, addresses),
             Output::Reserve { relay, link } => return self.command(relay, link, Command::Reserve),
             Output::Probe { relay, link } => return self.command(relay, link, Command::Probe),
             Output::Release { relay, link } => {

@@ -73,7 +73,7 @@ impl Behaviour {
             } else {
                 vec![transport]
             };
-            self.dial(relay, addresses, false);
+            self.dial(relay, addresses);
         }
     }
 

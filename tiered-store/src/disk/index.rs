@@ -11,7 +11,7 @@ use super::{log::Position, record::HEADER, segment, table::Table};
 use crate::{cold::Location, heat::Heat, key::Key};
 
 const SHARD_BITS: u32 = 4;
-const SHARDS: usize = 1 << SHARD_BITS;
+pub(crate) const SHARDS: usize = 1 << SHARD_BITS;
 /// Entries are allocated in pieces, so that growth neither copies nor doubles them.
 const PIECE: usize = 256;
 /// Blocks have at most 2^26 bytes; the bits above are flags.
@@ -311,6 +311,11 @@ impl Index {
             let share = entries / SHARDS;
             shard.lock().grow(&self.hasher, share + 4 * share.isqrt());
         }
+    }
+
+    /// The part of the index that has a key, if it is there.
+    pub(crate) fn shard_of(&self, key: &Key) -> usize {
+        self.hash(key).1
     }
 
     fn with<T>(&self, key: &Key, f: impl FnOnce(EntryId, &mut Entry) -> T) -> Option<T> {

@@ -9,6 +9,7 @@ use std::{
     io::{self, IoSlice},
     path::Path,
     sync::{Arc, atomic::Ordering::Relaxed},
+    thread,
     time::Duration,
 };
 
@@ -18,7 +19,7 @@ use cid::Cid;
 use super::{
     aborts,
     checkpoint::{self, Kept, Name, Start},
-    index::{Entry, EntryId, Place},
+    index::{self, Entry, EntryId, Place},
     lane::LaneKind,
     log::{Active, Log, Position},
     moves,
@@ -63,7 +64,7 @@ pub(crate) fn open(config: Config) -> Result<Shared, OpenError> {
                 {
                     return Err(OpenError::Locked { path: dir, pid });
                 }
-                std::thread::sleep(OWN_LOCK_PAUSE);
+                thread::sleep(OWN_LOCK_PAUSE);
             }
         }
     };
@@ -146,12 +147,12 @@ fn recover(shared: &Shared, log: &mut Log) -> io::Result<()> {
             None => tracing::error!("the list of writes that failed is damaged"),
         }
     }
-    let start = read_checkpoints(shared, log, &names)?;
     let mut ids: Vec<u32> = names
         .iter()
         .filter_map(|name| segment::parse_name(name))
         .collect();
     ids.sort_unstable();
+    let start = read_checkpoints(shared, log, &names, &ids)?;
     log.next_segment = ids
         .last()
         .map_or(1, |last| last.saturating_add(1))
@@ -169,7 +170,12 @@ fn recover(shared: &Shared, log: &mut Log) -> io::Result<()> {
 }
 
 /// Reads the newest checkpoint that is whole.
-fn read_checkpoints(shared: &Shared, log: &mut Log, names: &[String]) -> io::Result<Start> {
+fn read_checkpoints(
+    shared: &Shared,
+    log: &mut Log,
+    names: &[String],
+    segments: &[u32],
+) -> io::Result<Start> {
     let mut numbers: Vec<u32> = names
         .iter()
         .filter_map(|name| checkpoint::parse_name(name))
@@ -178,7 +184,7 @@ fn read_checkpoints(shared: &Shared, log: &mut Log, names: &[String]) -> io::Res
     log.checkpoints.next_number = numbers.last().map_or(0, |last| last.wrapping_add(1));
     let mut found = None;
     while let Some(number) = numbers.pop() {
-        if let Some((start, bytes)) = read_checkpoint(shared, number)? {
+        if let Some((start, bytes)) = read_checkpoint(shared, number, segments)? {
             let seq = start.seq;
             log.checkpoints.kept.push_back(Kept { number, seq, bytes });
             found = Some(start);
@@ -219,15 +225,86 @@ fn read_checkpoints(shared: &Shared, log: &mut Log, names: &[String]) -> io::Res
     Ok(found.unwrap_or_default())
 }
 
+/// About how many records the footers of newer segments have.
+fn beyond(shared: &Shared, start: &Start, segments: &[u32]) -> usize {
+    let records: u64 = segments
+        .iter()
+        .filter(|id| **id >= start.next_segment || start.open.contains_key(*id))
+        // Whatever is wrong with it shows when it is read.
+        .filter_map(|id| {
+            let file = shared.vfs.open(&shared.dir.join(segment::file_name(*id)));
+            segment::records(&*file.ok()?, *id).ok()
+        })
+        .sum();
+    usize::try_from(records).unwrap_or(0)
+}
+
 /// What numbers in a checkpoint stand for here.
 struct Numbers {
     /// With digest lengths.
     hashes: [Option<(u8, u8)>; 256],
     codecs: [u8; 256],
     blocks: Vec<EntryId>,
+    /// Blocks that are not in the index yet.
+    waiting: Vec<Entry>,
 }
 
-fn read_checkpoint(shared: &Shared, number: u32) -> io::Result<Option<(Start, u64)>> {
+/// Blocks that enter the index together, shard by shard: the table of a shard of a million blocks fits the processor's cache, that of the
+/// whole index does not. 64 bytes each.
+const TOGETHER: usize = 64 * 1024;
+
+impl Numbers {
+    /// Puts what waits into the index, and numbers it. `None`: the index is full.
+    fn settle(&mut self, shared: &Shared) -> Option<()> {
+        let mut shards: [Vec<u32>; index::SHARDS] = Default::default();
+        for (at, entry) in (0..).zip(&self.waiting) {
+            shards
+                .get_mut(shared.index.shard_of(&entry.key()))?
+                .push(at);
+        }
+        let first = self.blocks.len();
+        self.blocks
+            .resize(first + self.waiting.len(), EntryId(u32::MAX));
+        let waiting = &self.waiting;
+        let insert = |shards: &[Vec<u32>]| -> Option<Vec<(u32, EntryId)>> {
+            shards
+                .iter()
+                .flatten()
+                .map(|at| {
+                    let (id, _) = shared.index.insert_at(*waiting.get(*at as usize)?)?;
+                    Some((*at, id))
+                })
+                .collect()
+        };
+        // Shards have locks of their own. A few blocks are not worth a thread.
+        let threads = if waiting.len() < TOGETHER {
+            1
+        } else {
+            thread::available_parallelism().map_or(1, |cores| cores.get().min(4))
+        };
+        let inserted: Option<Vec<_>> = thread::scope(|scope| {
+            let running: Vec<_> = shards
+                .chunks(index::SHARDS.div_ceil(threads))
+                .skip(1)
+                .map(|shards| scope.spawn(|| insert(shards)))
+                .collect();
+            let own = insert(shards.get(..index::SHARDS.div_ceil(threads))?);
+            let others = running.into_iter().map(|running| running.join().ok()?);
+            std::iter::once(own).chain(others).collect()
+        });
+        for (at, id) in inserted?.into_iter().flatten() {
+            *self.blocks.get_mut(first + at as usize)? = id;
+        }
+        self.waiting.clear();
+        Some(())
+    }
+}
+
+fn read_checkpoint(
+    shared: &Shared,
+    number: u32,
+    segments: &[u32],
+) -> io::Result<Option<(Start, u64)>> {
     let file = shared
         .vfs
         .open(&shared.dir.join(checkpoint::file_name(number)))?;
@@ -236,6 +313,7 @@ fn read_checkpoint(shared: &Shared, number: u32) -> io::Result<Option<(Start, u6
         hashes: [None; 256],
         codecs: [0; 256],
         blocks: Vec::new(),
+        waiting: Vec::new(),
     };
     // A declared number allocates nothing that the file has no bytes for.
     let most_blocks = file.len()? / checkpoint::BLOCK_BYTES;
@@ -243,7 +321,10 @@ fn read_checkpoint(shared: &Shared, number: u32) -> io::Result<Option<(Start, u6
     let whole = checkpoint::read(&*file, |entry| match entry {
         checkpoint::Entry::Start(read) => {
             let blocks = usize::try_from(read.blocks.min(most_blocks)).unwrap_or(0);
-            shared.index.reserve(blocks);
+            // One table for all that comes: growing it step by step would cost as much as filling it.
+            shared
+                .index
+                .reserve(blocks + beyond(shared, &read, segments));
             numbers.blocks.reserve(blocks);
             start = read;
         }
@@ -268,6 +349,7 @@ fn read_checkpoint(shared: &Shared, number: u32) -> io::Result<Option<(Start, u6
             is_sound &= insert(shared, &mut numbers, &block).is_some();
         }
         checkpoint::Entry::Pins { set, blocks } => {
+            is_sound &= numbers.settle(shared).is_some();
             let mut pins = shared.pins.write();
             for number in blocks {
                 match numbers.blocks.get(number as usize) {
@@ -280,6 +362,7 @@ fn read_checkpoint(shared: &Shared, number: u32) -> io::Result<Option<(Start, u6
             shared.values.write().insert(key, value);
         }
     })?;
+    is_sound &= numbers.settle(shared).is_some();
     Ok(if whole && is_sound {
         Some((start, file.len()?))
     } else {
@@ -313,9 +396,11 @@ fn insert(shared: &Shared, numbers: &mut Numbers, block: &checkpoint::Block) -> 
         entry = Entry::lost(key, codec);
     }
     entry.expiry_s = block.expiry_s;
-    let (id, _) = shared.index.insert_at(entry)?;
-    numbers.blocks.push(id);
-    Some(())
+    numbers.waiting.push(entry);
+    if numbers.waiting.len() < TOGETHER {
+        return Some(());
+    }
+    numbers.settle(shared)
 }
 
 /// A segment that has something to say beyond the checkpoint.

@@ -204,15 +204,24 @@ pub(crate) fn write_footer(file: &dyn VfsFile, at: u64, id: u32, items: &Items) 
     Ok(items.bytes.len() as u64 + TRAILER)
 }
 
-/// The list of records of a sealed segment; `None` if it has no whole footer.
-pub(crate) fn read_footer(file: &dyn VfsFile, id: u32) -> io::Result<Option<Items>> {
+/// The end of a footer.
+struct Trailer {
+    items_at: u64,
+    item_bytes: u32,
+    count: u32,
+    crc: u32,
+    /// What the checksum covers of it.
+    head: [u8; 12],
+}
+
+fn read_trailer(file: &dyn VfsFile, id: u32) -> io::Result<Option<Trailer>> {
     let len = file.len()?;
     let Some(trailer_at) = len.checked_sub(TRAILER).filter(|at| *at >= SEGMENT_HEADER) else {
         return Ok(None);
     };
-    let mut trailer = [0; TRAILER as usize];
-    file.read_exact_at(trailer_at, &mut trailer)?;
-    let mut fields = Fields(&trailer);
+    let mut bytes = [0; TRAILER as usize];
+    file.read_exact_at(trailer_at, &mut bytes)?;
+    let mut fields = Fields(&bytes);
     let (Some(item_bytes), Some(count), Some(footer_id), Some(crc), magic) = (
         fields.u32(),
         fields.u32(),
@@ -231,14 +240,34 @@ pub(crate) fn read_footer(file: &dyn VfsFile, id: u32) -> io::Result<Option<Item
     if magic != FOOTER_MAGIC || footer_id != id || item_bytes as usize > 2 * MOST_ITEM_BYTES {
         return Ok(None);
     }
-    let mut items = vec![0; item_bytes as usize];
-    file.read_exact_at(items_at, &mut items)?;
-    let actual = crc32c::crc32c_append(
-        crc32c::crc32c(&items),
-        trailer.get(..12).unwrap_or_default(),
-    );
-    Ok((actual == crc)
-        .then(|| Items::parse(items, count))
+    Ok(bytes.first_chunk().map(|head| Trailer {
+        items_at,
+        item_bytes,
+        count,
+        crc,
+        head: *head,
+    }))
+}
+
+/// About how many records a segment has: what its footer says, unchecked, or 0 without one.
+pub(crate) fn records(file: &dyn VfsFile, id: u32) -> io::Result<u64> {
+    let trailer = read_trailer(file, id)?;
+    // Never more than there are bytes for.
+    Ok(trailer.map_or(0, |trailer| {
+        u64::from(trailer.count).min(u64::from(trailer.item_bytes) / ITEM)
+    }))
+}
+
+/// The list of records of a sealed segment; `None` if it has no whole footer.
+pub(crate) fn read_footer(file: &dyn VfsFile, id: u32) -> io::Result<Option<Items>> {
+    let Some(trailer) = read_trailer(file, id)? else {
+        return Ok(None);
+    };
+    let mut items = vec![0; trailer.item_bytes as usize];
+    file.read_exact_at(trailer.items_at, &mut items)?;
+    let actual = crc32c::crc32c_append(crc32c::crc32c(&items), &trailer.head);
+    Ok((actual == trailer.crc)
+        .then(|| Items::parse(items, trailer.count))
         .flatten())
 }
 

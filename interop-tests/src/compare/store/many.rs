@@ -103,20 +103,29 @@ pub struct Index {
 }
 
 impl Index {
-    /// Checkpoint, footers of sealed segments, and the whole of those that have none.
+    /// The newest checkpoint, footers of segments that were sealed after it, and the whole of those that have none.
     pub(super) fn run(self) -> Result<(), Error> {
         if self.cold {
             drop_page_cache(&self.directory)?;
         }
         let began = now();
+        let all = files(&self.directory)?;
+        let name = |path: &Path| path.file_name().unwrap_or_default().display().to_string();
+        let checkpoint = all
+            .iter()
+            .filter(|path| name(path).starts_with("checkpoint-"))
+            .max_by_key(|path| name(path));
+        let written = match checkpoint {
+            Some(path) => std::fs::metadata(path)?.modified()?,
+            None => std::time::UNIX_EPOCH,
+        };
         let (mut buffer, mut sum) = (vec![0; 1 << 20], 0);
-        for path in files(&self.directory)? {
-            let file = File::open(&path)?;
-            let end = file.metadata()?.len();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let mut at = if name == "checkpoint" {
+        for path in &all {
+            let file = File::open(path)?;
+            let (end, changed) = (file.metadata()?.len(), file.metadata()?.modified()?);
+            let mut at = if Some(path) == checkpoint {
                 0
-            } else if name.starts_with("segment-") {
+            } else if name(path).starts_with("segment-") && changed > written {
                 footer(&file, end)?.map_or(0, |bytes| end - bytes)
             } else {
                 continue;
@@ -271,7 +280,11 @@ async fn timed(
 fn copy(from: &Path, to: &Path) -> Result<(), Error> {
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
-        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+        let copy = to.join(entry.file_name());
+        std::fs::copy(entry.path(), &copy)?;
+        // `Index` tells by it what the checkpoint has.
+        let file = File::options().write(true).open(copy)?;
+        file.set_modified(entry.metadata()?.modified()?)?;
     }
     Ok(())
 }

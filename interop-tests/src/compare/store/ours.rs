@@ -2,7 +2,7 @@
 
 use super::peer::Blocks;
 use crate::compare::Error;
-use anypath_tiered_store::{Config, Durability, PutOptions, Store};
+use anypath_tiered_store::{BlockingStore, Config, Durability, PutOptions};
 use bytes::Bytes;
 use cid::Cid;
 use futures::executor::block_on;
@@ -12,7 +12,7 @@ use std::path::Path;
 const CHUNK: usize = 16 << 20;
 
 pub(super) struct Ours {
-    pub(super) store: Store,
+    pub(super) store: BlockingStore,
 }
 
 impl Ours {
@@ -22,7 +22,7 @@ impl Ours {
             .disk_capacity(capacity)
             .build()?;
         Ok(Self {
-            store: block_on(Store::open(config))?,
+            store: BlockingStore::open(config)?,
         })
     }
 
@@ -42,7 +42,7 @@ impl Ours {
             if chunk.is_empty() {
                 break;
             }
-            block_on(self.store.put_many(chunk, options.clone()))?;
+            self.store.put_many(chunk, options.clone())?;
         }
         Ok(())
     }
@@ -50,33 +50,33 @@ impl Ours {
 
 impl Blocks for Ours {
     fn put(&self, cid: &Cid, data: &Bytes) -> Result<(), Error> {
-        Ok(block_on(self.store.put(*cid, data.clone()))?)
+        Ok(self.store.put(*cid, data.clone())?)
     }
 
     fn fill(&self, blocks: &mut dyn Iterator<Item = (Cid, Bytes)>) -> Result<(), Error> {
         let options = PutOptions::default().with_durability(Durability::Relaxed);
         self.fill_with(blocks, &options)?;
-        Ok(block_on(self.store.flush())?)
+        Ok(self.store.flush()?)
     }
 
     fn get(&self, cid: &Cid) -> Result<Option<usize>, Error> {
-        Ok(block_on(self.store.get(cid))?.map(|data| data.len()))
+        Ok(self.store.get(cid)?.map(|data| data.len()))
     }
 
     fn has(&self, cid: &Cid) -> Result<bool, Error> {
-        Ok(self.store.has(cid))
+        Ok(self.store.store().has(cid))
     }
 
     fn delete(&self, cids: &[Cid]) -> Result<(), Error> {
         use futures::{StreamExt as _, TryStreamExt as _};
         let deletes = futures::stream::iter(cids)
-            .map(|cid| self.store.delete(cid))
+            .map(|cid| self.store.store().delete(cid))
             .buffer_unordered(1024);
         block_on(deletes.try_for_each(|_| async { Ok(()) }))?;
         Ok(())
     }
 
     fn close(self: Box<Self>) -> Result<(), Error> {
-        Ok(block_on(self.store.close())?)
+        Ok(self.store.close()?)
     }
 }

@@ -64,8 +64,12 @@ impl AutoRelay {
 
     fn ask_candidates(&mut self, now: Instant) {
         let missing = self.missing(now);
+        if missing == 0 {
+            self.choosing = None;
+            return;
+        }
         let due = self.due(now).count();
-        if missing == 0 || due == 0 {
+        if due == 0 {
             self.choosing = None;
             return;
         }
@@ -126,7 +130,6 @@ impl AutoRelay {
             None => Output::Dial {
                 relay: peer,
                 addresses: relay.addresses.iter().cloned().collect(),
-                fresh: false,
             },
         });
     }
@@ -137,22 +140,24 @@ impl AutoRelay {
             return;
         };
         let link = relay.links.last().filter(|_| !fresh).map(|known| known.id);
+        // A dial that measures the way is one that is under way.
+        let dialled = !fresh && matches!(relay.trip, RoundTrip::Asked(_));
         let (stage, output) = match link {
             Some(link) => (
                 Stage::Reserving(link),
-                Output::Reserve { relay: peer, link },
+                Some(Output::Reserve { relay: peer, link }),
             ),
+            None if dialled => (Stage::Dialling, None),
             None => (
                 Stage::Dialling,
-                Output::Dial {
+                Some(Output::Dial {
                     relay: peer,
                     addresses: relay.addresses.iter().cloned().collect(),
-                    fresh,
-                },
+                }),
             ),
         };
         relay.state = State::Asking { since: now, stage };
-        self.outputs.push_back(output);
+        self.outputs.extend(output);
     }
 
     /// Lets the worst candidates go where more reservations are held than wanted.

@@ -76,11 +76,10 @@ pub(crate) struct Status {
 /// What the adapter is to do or to tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Output {
-    /// Connect directly. `fresh`: even if there is a connection already, and from a new port.
+    /// Connect directly, even if there is a connection already.
     Dial {
         relay: PeerId,
         addresses: Vec<Multiaddr>,
-        fresh: bool,
     },
     /// Ask for a reservation, or for its renewal, over this connection.
     Reserve {
@@ -457,6 +456,8 @@ impl AutoRelay {
             hold.pulse = Pulse::Rest {
                 until: now + self.config.probe_interval(),
             };
+            // Nobody waits for this: it is what happens most.
+            return;
         }
         self.settle(now);
     }
@@ -472,13 +473,15 @@ impl AutoRelay {
             match &mut relay.state {
                 // It may have failed for the same reason.
                 State::Idle { not_before } => *not_before = now.min(*not_before),
-                State::Asking { since, stage } if !again => {
+                // Whatever began just now began after the change.
+                State::Asking { since, stage }
+                    if !again && now.saturating_duration_since(*since) >= CHECK =>
+                {
                     *since = now;
                     *stage = Stage::Dialling;
                     self.outputs.push_back(Output::Dial {
                         relay: peer,
                         addresses: relay.addresses.iter().cloned().collect(),
-                        fresh: true,
                     });
                 }
                 State::Asking { .. } => {}

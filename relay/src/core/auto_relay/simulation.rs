@@ -9,7 +9,7 @@ use crate::StatusCode;
 
 const CLIENTS: usize = 1000;
 const RELAYS: usize = 50;
-const RUN: Duration = Duration::from_secs(10 * 60);
+const RUN: Duration = Duration::from_secs(6 * 60);
 /// Every relay has places for so many: with three reservations for each client they are three fifths full.
 const PLACES: usize = 100;
 /// Clients know so many relays to begin with; the rest they are told when they ask.

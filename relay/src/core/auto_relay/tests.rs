@@ -442,7 +442,7 @@ fn a_change_of_network_checks_everything_and_makes_again_what_does_not_answer() 
     let fresh = bench
         .since(from)
         .into_iter()
-        .filter(|output| matches!(output, Output::Dial { fresh: true, .. }));
+        .filter(|output| matches!(output, Output::Dial { .. }));
     assert_eq!(fresh.count(), 3);
     let withdrawn = |output: &&&Output| matches!(output, Output::Withdraw { .. });
     assert_eq!(bench.since(from).iter().filter(withdrawn).count(), 0);
@@ -639,4 +639,22 @@ fn a_grant_that_comes_too_late_is_given_back() {
         relay,
         link: link.id
     }));
+}
+
+#[test]
+fn a_relay_that_is_dialled_to_be_measured_is_not_dialled_twice() {
+    let mut bench = bench(|config| config.target_reservations(1));
+    bench.core.on_reachability(true, bench.now);
+    for number in 1..=2 {
+        bench.silent.insert(peer(number));
+        bench.candidate(number);
+    }
+    bench.core.on_reachability(false, bench.now);
+    // The choice is made before either is connected.
+    bench.pass(ms(900));
+    let dials = |relay: PeerId| {
+        let to = |output: &&(Instant, Output)| matches!(&output.1, Output::Dial { relay: of, .. } if *of == relay);
+        bench.told.iter().filter(to).count()
+    };
+    assert_eq!((dials(peer(1)), dials(peer(2))), (1, 1));
 }
