@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     io,
+    ops::Range,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -25,9 +26,27 @@ pub(super) const PIECE_BYTES: usize = 16 << 10;
 /// Pieces that one direction moves before others get a turn.
 const PIECES_PER_TURN: usize = 32;
 
+/// Buffers that wait on each thread for the next circuit with bytes.
+const STASHED: usize = 4;
+
 thread_local! {
-    /// Where a piece is while it is moved. A circuit has a buffer of its own only for what its receiver does not take at once.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Where idle circuits leave their buffers: bytes flow in bursts, and making a buffer means zeroing it.
+    static STASH: RefCell<Vec<Buffer>> = const { RefCell::new(Vec::new()) };
+}
+
+type Buffer = Box<[u8; PIECE_BYTES]>;
+
+fn take_buffer() -> Buffer {
+    let stashed = STASH.with_borrow_mut(Vec::pop);
+    stashed.unwrap_or_else(|| Box::new([0; PIECE_BYTES]))
+}
+
+fn leave_buffer(buffer: Buffer) {
+    STASH.with_borrow_mut(|stash| {
+        if stash.len() < STASHED {
+            stash.push(buffer);
+        }
+    });
 }
 
 /// The bandwidth that all circuits of a relay share, and what one piece may be.
@@ -183,6 +202,8 @@ struct Lane {
     /// Bytes that it may still carry; `None`: any number.
     left: Option<u64>,
     state: State,
+    /// Only while bytes flow.
+    buffer: Option<Buffer>,
     /// What was read last was more than it may carry.
     truncated: bool,
     /// Something was written since the last flush.
@@ -193,23 +214,16 @@ struct Lane {
 enum State {
     /// Waits for bytes.
     Reading,
-    /// Has bytes that may not go yet.
-    Throttled { until: Delay, held: Held },
-    /// Has bytes that the receiver does not take yet.
-    Writing(Held),
+    /// Has bytes in the buffer that may not go yet.
+    Throttled { until: Delay, bytes: Range<usize> },
+    /// Has bytes in the buffer that the receiver is to take.
+    Writing(Range<usize>),
     /// Carried all it may; ends the circuit once that is on its way.
     Spent,
     /// The sender is done; tells the receiver.
     Closing,
     /// Both know.
     Closed,
-}
-
-/// Bytes that were read and could not be written.
-#[derive(Debug)]
-struct Held {
-    bytes: Box<[u8]>,
-    written: usize,
 }
 
 /// Why a lane cannot go on.
@@ -243,6 +257,7 @@ impl Lane {
         Self {
             left,
             state: State::Reading,
+            buffer: None,
             truncated: false,
             dirty: false,
         }
@@ -257,138 +272,104 @@ impl Lane {
         throttle: Option<&Throttle>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Broken>> {
-        for _ in 0..PIECES_PER_TURN {
+        let mut pieces = 0;
+        loop {
             match &mut self.state {
-                State::Reading => {
-                    if !ready!(self.poll_move(from, to_, tally, throttle, cx))? {
-                        self.state = State::Closing;
-                    }
+                State::Reading if pieces == PIECES_PER_TURN => {
+                    // There may be more; others first.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
-                State::Throttled { until, held } => {
-                    // What went before must not wait for this.
+                State::Reading => {
+                    let Poll::Ready(read) = self.poll_read(from, throttle, cx) else {
+                        self.buffer.take().map(leave_buffer);
+                        return self.poll_flush_then_pend(to_, cx);
+                    };
+                    self.state = read?;
+                    pieces += 1;
+                }
+                State::Throttled { until, bytes } => {
                     if until.poll_unpin(cx).is_pending() {
+                        // What went before must not wait for this.
                         return self.poll_flush_then_pend(to_, cx);
                     }
-                    let bytes = std::mem::take(&mut held.bytes);
-                    self.state = State::Writing(Held { bytes, written: 0 });
+                    self.state = State::Writing(bytes.clone());
                 }
-                State::Writing(held) => {
-                    let rest = held.bytes.get(held.written..).unwrap_or_default();
-                    let Poll::Ready(written) = Pin::new(&mut *to_).poll_write(cx, rest) else {
-                        return Poll::Pending;
-                    };
+                State::Writing(bytes) => {
+                    let buffer = self.buffer.as_deref().map_or(&[][..], |buffer| buffer);
+                    let rest = buffer.get(bytes.clone()).unwrap_or_default();
+                    let written = ready!(Pin::new(&mut *to_).poll_write(cx, rest));
                     let written = accepted(written)?;
-                    held.written += written;
-                    let done = held.written >= held.bytes.len();
-                    self.count(written, tally);
-                    if done {
-                        self.state = self.after_write();
+                    bytes.start += written;
+                    if bytes.start >= bytes.end {
+                        self.state = if self.truncated {
+                            State::Spent
+                        } else {
+                            State::Reading
+                        };
                     }
+                    self.count(written, tally);
                 }
                 State::Spent => {
                     ready!(Pin::new(&mut *to_).poll_flush(cx)).map_err(to)?;
                     return Poll::Ready(Err(Broken::Spent));
                 }
                 State::Closing => {
-                    // "Half-close": the other direction goes on.
+                    // Half a close: the other direction goes on.
+                    self.buffer.take().map(leave_buffer);
                     ready!(Pin::new(&mut *to_).poll_flush(cx)).map_err(to)?;
                     ready!(Pin::new(&mut *to_).poll_close(cx)).map_err(to)?;
-                    self.dirty = false;
                     self.state = State::Closed;
                 }
                 State::Closed => return Poll::Ready(Ok(())),
             }
         }
-        // There may be more; others first.
-        cx.waker().wake_by_ref();
-        Poll::Pending
     }
 
-    /// Moves one piece; false at the end of the stream.
-    fn poll_move<F: AsyncRead + Unpin, T: AsyncWrite + Unpin>(
+    /// Reads one piece and says what is to be done with it.
+    fn poll_read<F: AsyncRead + Unpin>(
         &mut self,
         from: &mut F,
-        to_: &mut T,
-        tally: &AtomicU64,
         throttle: Option<&Throttle>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<bool, Broken>> {
-        SCRATCH.with(|scratch| {
-            // Streams do not call back into circuits; if one ever did, it would get a buffer of its own.
-            let mut own = Vec::new();
-            let mut shared = scratch.try_borrow_mut();
-            let buffer = match &mut shared {
-                Ok(shared) => &mut **shared,
-                Err(_) => &mut own,
-            };
-            buffer.resize(PIECE_BYTES, 0);
-            let most = throttle.map_or(PIECE_BYTES, |throttle| throttle.piece);
-            let room = buffer.get_mut(..most).unwrap_or_default();
-            let size = match Pin::new(from).poll_read(cx, room) {
-                Poll::Ready(size) => size.map_err(|error| Broken::From(error.kind()))?,
-                Poll::Pending => {
-                    return self.poll_flush_then_pend(to_, cx).map_ok(|()| true);
-                }
-            };
-            if size == 0 {
-                return Poll::Ready(Ok(false));
-            }
-            // "The maximum number of bytes allowed to be transmitted in each direction."
-            // <https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md#reservation>
-            let left = self
-                .left
-                .map(|left| usize::try_from(left).unwrap_or(usize::MAX));
-            let allowed = left.map_or(size, |left| size.min(left));
-            if allowed == 0 {
-                self.state = State::Spent;
-                return Poll::Ready(Ok(true));
-            }
-            self.truncated = allowed < size;
-            let mut bytes = room.get(..allowed).unwrap_or_default();
-            if let Some(throttle) = throttle {
-                #[expect(clippy::disallowed_methods, reason = "the adapter's clock")]
-                let now = Instant::now();
-                let turn = throttle.book(bytes.len(), now);
-                if turn > now {
-                    self.state = State::Throttled {
-                        until: Delay::new(turn - now),
-                        held: hold(bytes),
-                    };
-                    return Poll::Ready(Ok(true));
-                }
-            }
-            while !bytes.is_empty() {
-                match Pin::new(&mut *to_).poll_write(cx, bytes) {
-                    Poll::Ready(written) => {
-                        let written = accepted(written)?;
-                        self.count(written, tally);
-                        bytes = bytes.get(written..).unwrap_or_default();
-                    }
-                    Poll::Pending => {
-                        self.state = State::Writing(hold(bytes));
-                        return Poll::Pending;
-                    }
-                }
-            }
-            self.state = self.after_write();
-            Poll::Ready(Ok(true))
-        })
-    }
-
-    fn after_write(&self) -> State {
-        if self.truncated {
-            State::Spent
-        } else {
-            State::Reading
+    ) -> Poll<Result<State, Broken>> {
+        let buffer = self.buffer.get_or_insert_with(take_buffer);
+        let most = throttle.map_or(PIECE_BYTES, |throttle| throttle.piece);
+        let room = buffer.get_mut(..most).unwrap_or_default();
+        let size = ready!(Pin::new(from).poll_read(cx, room));
+        let size = size.map_err(|error| Broken::From(error.kind()))?;
+        if size == 0 {
+            return Poll::Ready(Ok(State::Closing));
         }
+        // "The maximum number of bytes allowed to be transmitted in each direction."
+        // <https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md#reservation>
+        let left = self
+            .left
+            .map(|left| usize::try_from(left).unwrap_or(usize::MAX));
+        let allowed = left.map_or(size, |left| size.min(left));
+        self.truncated = allowed < size;
+        if allowed == 0 {
+            return Poll::Ready(Ok(State::Spent));
+        }
+        if let Some(throttle) = throttle {
+            #[expect(clippy::disallowed_methods, reason = "the adapter's clock")]
+            let now = Instant::now();
+            let turn = throttle.book(allowed, now);
+            if turn > now {
+                let until = Delay::new(turn - now);
+                let bytes = 0..allowed;
+                return Poll::Ready(Ok(State::Throttled { until, bytes }));
+            }
+        }
+        Poll::Ready(Ok(State::Writing(0..allowed)))
     }
 
     /// What was written is not to wait for the next byte.
-    fn poll_flush_then_pend<T: AsyncWrite + Unpin, X>(
+    fn poll_flush_then_pend<T: AsyncWrite + Unpin>(
         &mut self,
         to_: &mut T,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<X, Broken>> {
+    ) -> Poll<Result<(), Broken>> {
         if self.dirty {
             ready!(Pin::new(to_).poll_flush(cx)).map_err(to)?;
             self.dirty = false;
@@ -406,13 +387,6 @@ impl Lane {
             tally.load(Ordering::Relaxed) + written as u64,
             Ordering::Relaxed,
         );
-    }
-}
-
-fn hold(bytes: &[u8]) -> Held {
-    Held {
-        bytes: bytes.into(),
-        written: 0,
     }
 }
 

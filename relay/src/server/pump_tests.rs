@@ -103,7 +103,7 @@ impl Pump<Wire, Wire> {
     fn holds_nothing(&self) -> bool {
         [&self.up, &self.down]
             .into_iter()
-            .all(|lane| !matches!(lane.state, State::Writing(_) | State::Throttled { .. }))
+            .all(|lane| lane.buffer.is_none())
     }
 }
 
