@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use anypath_relay::{CircuitLimit, client as ours, server};
+use anypath_relay::{CircuitLimit, StatusCode, client as ours, server};
 use common::{Running, client, impatient, relay, secured};
 use libp2p_core::{Multiaddr, Transport, multiaddr::Protocol, transport::MemoryTransport};
 use libp2p_identity::Keypair;
@@ -134,4 +134,116 @@ async fn a_relay_without_ping_is_not_taken_for_dead() {
         .with(|swarm| swarm.behaviour().client.reservations())
         .await;
     assert_eq!(held.len(), 1);
+}
+
+type Stock = Running<libp2p_relay::client::Behaviour>;
+
+/// Asks with the stock client; why not, if it is refused.
+async fn stock_reserves(node: &mut Stock, at: &Multiaddr) -> Result<(), String> {
+    let circuit = at.clone().with(Protocol::P2pCircuit);
+    node.with(move |swarm| swarm.listen_on(circuit))
+        .await
+        .unwrap();
+    node.wait("answer", |event| match event {
+        SwarmEvent::Behaviour(libp2p_relay::client::Event::ReservationReqAccepted { .. }) => {
+            Some(Ok(()))
+        }
+        SwarmEvent::ListenerClosed {
+            reason: Err(error), ..
+        } => {
+            // The status is inside a boxed error.
+            Some(Err(format!("{error:?}")))
+        }
+        _ => None,
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_stock_client_renews_at_our_full_relay() {
+    let config = server::Config::builder()
+        .max_reservations(1)
+        .reservation_duration(Duration::from_secs(4))
+        .build()
+        .unwrap();
+    let (mut relay, at) = relay(config).await;
+    let mut guest = stock_client();
+    stock_reserves(&mut guest, &at).await.unwrap();
+    // The stock relay refuses this one.
+    guest
+        .wait("renewal", |event| match event {
+            SwarmEvent::Behaviour(libp2p_relay::client::Event::ReservationReqAccepted {
+                renewal: true,
+                ..
+            }) => Some(()),
+            SwarmEvent::ListenerClosed { .. } => panic!("renewal refused"),
+            _ => None,
+        })
+        .await;
+    relay
+        .wait_relay("renewal", |event| match event {
+            server::Event::ReservationAccepted { renewed: true, .. } => Some(()),
+            _ => None,
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_stock_client_understands_why_it_is_refused() {
+    let config = server::Config::builder()
+        .max_reservations(1)
+        .build()
+        .unwrap();
+    let (relay, at) = relay(config).await;
+    let mut holder = stock_client();
+    stock_reserves(&mut holder, &at).await.unwrap();
+    let refused = stock_reserves(&mut stock_client(), &at).await.unwrap_err();
+    assert!(refused.contains("Refused"), "{refused}");
+    let mut foe = stock_client();
+    let access = server::Access::default().deny_peer(foe.id);
+    relay
+        .with(move |swarm| swarm.behaviour_mut().relay.set_access(access))
+        .await;
+    let denied = stock_reserves(&mut foe, &at).await.unwrap_err();
+    assert!(!denied.contains("Refused"), "{denied}");
+}
+
+#[tokio::test]
+async fn a_stock_client_understands_why_its_circuit_is_refused() {
+    let config = server::Config::builder()
+        .max_circuits_per_peer(1)
+        .build()
+        .unwrap();
+    let (mut relay, at) = relay(config).await;
+    let (mut first, mut second) = (stock_client(), stock_client());
+    for node in [&mut first, &mut second] {
+        stock_reserves(node, &at).await.unwrap();
+    }
+    let source = stock_client();
+    let to = |peer| {
+        let at = at.clone();
+        at.with(Protocol::P2pCircuit).with(Protocol::P2p(peer))
+    };
+    let nobody = to(libp2p_identity::PeerId::random());
+    let mut answers = Vec::new();
+    for address in [nobody, to(first.id), to(second.id)] {
+        source.with(move |swarm| swarm.dial(address)).await.unwrap();
+        answers.push(
+            relay
+                .wait_relay("answer", |event| match event {
+                    server::Event::CircuitAccepted { .. } => Some(Ok(())),
+                    server::Event::CircuitDenied { status, .. } => Some(Err(*status)),
+                    _ => None,
+                })
+                .await,
+        );
+    }
+    assert_eq!(
+        answers,
+        [
+            Err(StatusCode::NoReservation),
+            Ok(()),
+            Err(StatusCode::ResourceLimitExceeded)
+        ]
+    );
 }

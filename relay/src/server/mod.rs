@@ -1,6 +1,8 @@
 //! The relay's side: hold reservations for peers behind NATs and forward circuits to them.
 
 mod behaviour;
+#[doc(hidden)]
+pub mod bench;
 mod config;
 mod event;
 mod exchange;

@@ -282,7 +282,7 @@ impl Lane {
                 }
                 State::Reading => {
                     let Poll::Ready(read) = self.poll_read(from, throttle, cx) else {
-                        self.buffer.take().map(leave_buffer);
+                        self.leave_buffer();
                         return self.poll_flush_then_pend(to_, cx);
                     };
                     self.state = read?;
@@ -316,7 +316,7 @@ impl Lane {
                 }
                 State::Closing => {
                     // Half a close: the other direction goes on.
-                    self.buffer.take().map(leave_buffer);
+                    self.leave_buffer();
                     ready!(Pin::new(&mut *to_).poll_flush(cx)).map_err(to)?;
                     ready!(Pin::new(&mut *to_).poll_close(cx)).map_err(to)?;
                     self.state = State::Closed;
@@ -375,6 +375,12 @@ impl Lane {
             self.dirty = false;
         }
         Poll::Pending
+    }
+
+    fn leave_buffer(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            leave_buffer(buffer);
+        }
     }
 
     fn count(&mut self, written: usize, tally: &AtomicU64) {
