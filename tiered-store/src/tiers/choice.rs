@@ -21,10 +21,16 @@ pub(crate) fn to_repack(packs: &[PackUse], pack_bytes: u64, percent: u8) -> Vec<
         |pack: &&PackUse| u128::from(pack.live) * 100 < u128::from(pack.size) * u128::from(percent);
     let is_small = |pack: &&PackUse| pack.live * SMALL_PART < pack_bytes;
     let mut chosen: Vec<&PackUse> = packs.iter().filter(is_emptyish).collect();
-    let small: Vec<&PackUse> = packs
+    let mut small: Vec<&PackUse> = packs
         .iter()
         .filter(|pack| is_small(pack) && !is_emptyish(pack))
         .collect();
+    small.sort_unstable_by_key(|pack| pack.live);
+    // One that outweighs the others waits for more of them, or every block would be written again with every few that come.
+    let mut sum: u64 = small.iter().map(|pack| pack.live).sum();
+    while let Some(largest) = small.pop_if(|largest| largest.live * 2 > sum) {
+        sum -= largest.live;
+    }
     if small.len() as u64 >= SMALL_PART {
         chosen.extend(small);
     }
@@ -87,6 +93,28 @@ mod tests {
         assert_eq!(to_repack(&packs, 100, 50), [] as [u32; 0]);
         packs.push(pack(7, 11, 10, 1.0));
         assert_eq!(to_repack(&packs, 100, 50).len(), 8);
+    }
+
+    #[test]
+    fn putting_small_packs_together_writes_a_block_a_few_times_and_not_with_every_newcomer() {
+        let (mut packs, mut written): (Vec<PackUse>, u64) = (Vec::new(), 0);
+        for n in 0..2000 {
+            packs.push(pack(n, 10, 10, 1.0));
+            let chosen = to_repack(&packs, 1 << 30, 50);
+            if chosen.is_empty() {
+                continue;
+            }
+            let together: u64 = packs
+                .iter()
+                .filter(|pack| chosen.contains(&pack.pack))
+                .map(|pack| pack.live)
+                .sum();
+            packs.retain(|pack| !chosen.contains(&pack.pack));
+            packs.push(pack(10_000 + n, together, together, 1.0));
+            written += together;
+        }
+        assert!(packs.len() < 40, "{}", packs.len());
+        assert!(written / 10 < 2000 * 6, "{}", written / 10);
     }
 
     #[test]

@@ -53,6 +53,9 @@ const PROMOTIONS: usize = 4;
 /// A block can move between the tiers while it is looked for; more often is a fault.
 const READ_ATTEMPTS: usize = 5;
 
+/// Demotions in a row before packs are looked after.
+const DEMOTIONS_BEFORE_UPKEEP: u64 = 8;
+
 /// Wait after a failure of the disk.
 const DISK_PAUSE: Duration = Duration::from_secs(1);
 
@@ -83,6 +86,7 @@ struct State {
     aborts: HashMap<u64, AbortHandle>,
     last_abort: u64,
     promoting: usize,
+    demotions: u64,
     /// Blocks on disk that cannot be read, hence not moved.
     unreadable: HashSet<Key>,
     /// Blocks that stay on the disk until a pin has them, and for how many pins.
@@ -154,6 +158,7 @@ pub(crate) fn attach(shared: &Arc<Shared>) -> Result<Option<Arc<Mover>>, OpenErr
             aborts: HashMap::new(),
             last_abort: 0,
             promoting: 0,
+            demotions: 0,
             unreadable: HashSet::new(),
             held: HashMap::new(),
             untouched: BTreeSet::new(),
@@ -397,6 +402,17 @@ impl Mover {
                 Ok(0) => {}
                 Ok(_) => {
                     self.tell(None);
+                    let mut state = self.state.lock();
+                    state.demotions += 1;
+                    // A load that never pauses must not keep the packs from being tidied up.
+                    if !state.demotions.is_multiple_of(DEMOTIONS_BEFORE_UPKEEP) {
+                        return Ok(Next::Again);
+                    }
+                    let is_swept = state.is_swept;
+                    drop(state);
+                    if is_swept {
+                        self.keep_within_bounds()?;
+                    }
                     return Ok(Next::Again);
                 }
                 Err(stop) => {
