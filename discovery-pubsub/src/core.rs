@@ -397,6 +397,11 @@ impl Core {
         Ok(())
     }
 
+    /// Whether this node announces that it provides `cid`.
+    pub fn announces(&self, cid: &Cid) -> bool {
+        self.own.content().any(|content| content.cid == *cid)
+    }
+
     /// This node provides the content no longer; returns whether it was announced.
     pub fn withdraw_content(&mut self, cid: &Cid, now: Instant) -> bool {
         let withdrawn = self.own.remove_content(cid);

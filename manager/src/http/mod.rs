@@ -80,12 +80,16 @@ impl Api {
                 .strip_prefix(crate::files::PIN_SET_PREFIX)
                 .and_then(|cid| cid.parse().ok());
             if let Some(root) = root {
-                self.announce(root).await;
+                self.announce(root, None).await;
             }
         }
     }
 
-    async fn announce(&self, root: cid::Cid) {
+    /// `size` is that of the file, in bytes.
+    async fn announce(&self, root: cid::Cid, size: Option<u64>) {
+        if let Err(error) = self.node.announce_content(root, size, None).await {
+            tracing::debug!(%root, %error, "not announced over gossipsub");
+        }
         if let Err(error) = self.node.provide(root).await {
             tracing::debug!(%root, %error, "the DHT was not told; it will be once this node has joined it");
         }

@@ -186,7 +186,9 @@ async fn add(
         // Who waits for it already need not ask again; the DHT is told while the user goes on.
         let _ = api.node.notify_new_blocks(vec![added.cid]).await;
         if api.announces {
-            drop(spawn(async move { api.announce(added.cid).await }));
+            drop(spawn(async move {
+                api.announce(added.cid, Some(added.bytes)).await
+            }));
         }
         Ok(added)
     });

@@ -170,7 +170,9 @@ fn content_is_told_in_announcements_of_bounded_size_and_the_oldest_gives_way() {
     assert_eq!(told, (36..100).map(cid).collect());
     let last = messages.last().unwrap().0;
     // Withdrawn and new content does not wait for the next round.
+    assert!(node.core.announces(&cid(50)) && !node.core.announces(&cid(35)));
     assert!(node.core.withdraw_content(&cid(50), last));
+    assert!(!node.core.announces(&cid(50)));
     assert!(!node.core.withdraw_content(&cid(50), last));
     node.core.announce_content(item(200), last).unwrap();
     let (at, message) = published(&mut node, last + 10 * SECOND).remove(0);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anypath_dht as dht;
-use anypath_discovery_pubsub::Content;
+use anypath_discovery_pubsub as pubsub;
 use libp2p::PeerId;
 
 use super::{Driver, dials::Unknown, wiring::DhtWaiter};
@@ -25,8 +25,11 @@ impl Driver {
             Command::Metrics(reply) => drop(reply.send(self.metrics.text())),
             Command::Connect { address, reply } => self.connect(address, reply),
             Command::Provide { cid, reply } => {
-                // To those who listen; the DHT is for the rest.
-                if let Err(error) = self.announce(Content::new(cid)) {
+                // To those who listen, unless they were told more; the DHT is for the rest.
+                let told = |pubsub: &mut pubsub::Behaviour| pubsub.core().announces(&cid);
+                if !self.pubsub().is_some_and(told)
+                    && let Err(error) = self.announce(pubsub::Content::new(cid))
+                {
                     tracing::debug!(%cid, %error, "not announced over gossipsub");
                 }
                 match self.dht() {
