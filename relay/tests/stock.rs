@@ -1,5 +1,7 @@
 //! Both roles against stock libp2p-relay.
 
+#![expect(clippy::unwrap_used, reason = "a test helper may panic")]
+
 mod common;
 
 use std::time::Duration;
