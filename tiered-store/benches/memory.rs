@@ -3,7 +3,8 @@
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "a bench has nobody to tell"
+    clippy::disallowed_methods,
+    reason = "a bench has nobody to tell, and measures time"
 )]
 
 use std::{hint::black_box, sync::Arc, time::Instant};

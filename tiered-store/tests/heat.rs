@@ -1,5 +1,11 @@
 //! What heat, placement and roles do to a store, seen from outside.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests fail with the test"
+)]
+
 use std::sync::Arc;
 
 use anypath_tiered_store::{Class, Config, Importance, PutOptions, Role, Store, vfs::SimVfs};
@@ -96,7 +102,10 @@ fn stats_tell_how_much_memory_helps_and_what_the_policy_chose() {
     assert_eq!(none.memory.hits, 0);
     assert_eq!(all.disk.hits, 0, "everything fits");
     let share = ratio(small.memory.hits, small.disk.hits);
-    println!("a fifth of the blocks in memory answers {:.1} % of the gets", share * 100.0);
+    println!(
+        "a fifth of the blocks in memory answers {:.1} % of the gets",
+        share * 100.0
+    );
     assert!(share > 0.5);
     assert!(small.memory.bytes <= small.memory.capacity);
     assert!(small.memory.ghost_hits > 0);

@@ -36,6 +36,7 @@ struct Ratio {
 struct Cell {
     name: String,
     is_sized: bool,
+    is_recorded: bool,
     rounds: Vec<Vec<Ratio>>,
 }
 
@@ -67,7 +68,10 @@ pub(super) fn measure(bench: &mut Bench<'_>, folder: Option<&Path>) -> Result<()
         let generated = generated::generated(round);
         let all = recorded.iter().chain(&generated);
         let mut at = 0;
-        for (trace, percent, is_sized) in all.flat_map(variants) {
+        for (number, (trace, percent, is_sized)) in all
+            .enumerate()
+            .flat_map(|(number, trace)| variants(trace).map(move |variant| (number, variant)))
+        {
             let sized = if is_sized { "-sized" } else { "" };
             let name = format!("{}{sized}.{percent}%", trace.name);
             if !bench.wants(&format!("store.hit_ratio.{name}"))
@@ -81,18 +85,22 @@ pub(super) fn measure(bench: &mut Bench<'_>, folder: Option<&Path>) -> Result<()
                 None => cells.push(Cell {
                     name,
                     is_sized,
+                    is_recorded: number < recorded.len(),
                     rounds: vec![ratios],
                 }),
             }
             at += 1;
         }
     }
-    let mut leads = Vec::new();
+    let (mut leads, mut on_recorded) = (Vec::new(), Vec::new());
     for cell in &cells {
         let figures = cell.figures("store.hit_ratio", |ratio| ratio.hits);
         let lead = lead(&figures);
         if !cell.is_sized {
             leads.push(lead);
+            if cell.is_recorded {
+                on_recorded.push(lead);
+            }
         }
         say(&format!("store.hit_ratio.{}", cell.name), lead, CELL_BAR);
         figures.into_iter().for_each(&mut bench.report);
@@ -101,13 +109,12 @@ pub(super) fn measure(bench: &mut Bench<'_>, folder: Option<&Path>) -> Result<()
             figures.into_iter().for_each(&mut bench.report);
         }
     }
-    if !leads.is_empty() {
-        let mean = leads.iter().sum::<f64>() / leads.len() as f64;
-        say(
-            "store.hit_ratio, mean of all cells of equal weights",
-            mean,
-            MEAN_BAR,
-        );
+    for (which, leads) in [("the recorded traces", on_recorded), ("all traces", leads)] {
+        if !leads.is_empty() {
+            let mean = leads.iter().sum::<f64>() / leads.len() as f64;
+            let what = format!("store.hit_ratio, mean of {} cells of {which}", leads.len());
+            say(&what, mean, MEAN_BAR);
+        }
     }
     Ok(())
 }
