@@ -153,7 +153,7 @@ pub fn checkpoint(bytes: &[u8]) {
         .expect("nothing fails in memory");
         assert!(seen <= bytes.len());
         assert!(!whole || starts == 1);
-        let seq = checkpoint::seq_of_whole(&*file(bytes)).expect("nothing fails in memory");
+        let seq = checkpoint::seq_of(&*file(bytes)).expect("nothing fails in memory");
         assert!(!whole || seq.is_some());
     }
 }

@@ -61,7 +61,8 @@ pub(crate) fn stage_pin(
     if !is_name(set) {
         return Err(PinError::Name);
     }
-    let now = shared.vfs.now_ms();
+    // The index knows whole seconds, rounded up: one whose last second runs may be over, and a pin must not bring it back.
+    let now = shared.vfs.now_ms() + 999;
     let (mut found, mut cold) = (Vec::with_capacity(cids.len()), Vec::new());
     for cid in cids {
         let entry = shared

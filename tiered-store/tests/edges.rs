@@ -298,6 +298,22 @@ fn an_evicted_block_does_not_come_back_when_its_successor_expires() {
     });
 }
 
+/// The index has its time in whole seconds, rounded up.
+#[test]
+fn a_pin_does_not_bring_back_what_was_over_a_moment_ago() {
+    run(async {
+        let vfs = SimVfs::new();
+        let store = open_sim(&vfs, MIB).await;
+        let (cid, data) = block(1, 100);
+        let options = PutOptions::default().with_ttl(Duration::from_millis(1500));
+        store.put_with(cid, data, options).await.unwrap();
+        vfs.advance_ms(1600);
+        assert_eq!(store.get(&cid).await.unwrap(), None);
+        assert!(store.pin("p", &[cid]).await.is_err());
+        assert_eq!(store.get(&cid).await.unwrap(), None);
+    });
+}
+
 /// No eviction is needed: the block was put with more time before.
 #[test]
 fn a_block_does_not_get_the_time_back_that_a_later_put_took() {

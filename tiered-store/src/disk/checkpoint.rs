@@ -655,35 +655,25 @@ pub(crate) fn read(file: &dyn VfsFile, mut each: impl FnMut(Entry)) -> io::Resul
     Ok(false)
 }
 
-/// The seq of a checkpoint if every bit of it is right.
-pub(crate) fn seq_of_whole(file: &dyn VfsFile) -> io::Result<Option<u64>> {
-    let end = file.len()?;
-    let (mut at, mut crc, mut seq) = (0, 0, None);
-    let mut chunk = Vec::new();
-    let mut ended = false;
-    while at + 8 <= end {
-        let mut head = [0; 8];
-        file.read_exact_at(at, &mut head)?;
-        let mut fields = Fields(&head);
-        let (Some(len), Some(expected)) = (fields.u32(), fields.u32()) else {
-            return Ok(None);
-        };
-        if len > MOST_CHUNK || at + 8 + u64::from(len) > end {
-            return Ok(None);
-        }
-        chunk.resize(len as usize, 0);
-        file.read_exact_at(at + 8, &mut chunk)?;
-        crc = crc32c::crc32c_append(crc, &chunk);
-        if crc != expected {
-            return Ok(None);
-        }
-        if at == 0 {
-            seq = start_of(&mut Fields(&chunk)).map(|start| start.seq);
-        }
-        at += 8 + u64::from(len);
-        ended = chunk.last() == Some(&TAG_END);
+/// The seq of a checkpoint whose first chunk is right, without reading the rest.
+pub(crate) fn seq_of(file: &dyn VfsFile) -> io::Result<Option<u64>> {
+    let mut head = [0; 8];
+    if file.len()? < 8 {
+        return Ok(None);
     }
-    Ok(seq.filter(|_| ended && at == end))
+    file.read_exact_at(0, &mut head)?;
+    let mut fields = Fields(&head);
+    let (Some(len), Some(expected)) = (fields.u32(), fields.u32()) else {
+        return Ok(None);
+    };
+    if len > MOST_CHUNK || 8 + u64::from(len) > file.len()? {
+        return Ok(None);
+    }
+    let mut chunk = vec![0; len as usize];
+    file.read_exact_at(8, &mut chunk)?;
+    let is_right = crc32c::crc32c(&chunk) == expected;
+    let start = is_right.then(|| start_of(&mut Fields(&chunk))).flatten();
+    Ok(start.map(|start| start.seq))
 }
 
 fn start_of(fields: &mut Fields<'_>) -> Option<Start> {

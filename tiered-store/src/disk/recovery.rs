@@ -203,12 +203,12 @@ fn read_checkpoints(
             shared.checkpoint_lost.store(true, Relaxed);
         }
     }
-    // The one before, as long as it is whole, is what the next opening falls back to. Older ones are left over.
+    // The one before is what the next opening falls back to; reading it whole now would take as long again. Older ones are left over.
     if let Some(number) = numbers.pop() {
         let file = shared
             .vfs
             .open(&shared.dir.join(checkpoint::file_name(number)))?;
-        if let Some(seq) = checkpoint::seq_of_whole(&*file)? {
+        if let Some(seq) = checkpoint::seq_of(&*file)? {
             let bytes = file.len()?;
             log.checkpoints.kept.push_front(Kept { number, seq, bytes });
         }

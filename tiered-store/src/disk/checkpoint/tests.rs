@@ -159,9 +159,8 @@ fn every_flipped_bit_of_a_checkpoint_is_detected() {
         flipped[bit / 8] ^= 1 << (bit % 8);
         file.write_all_at(0, &[IoSlice::new(&flipped)]).unwrap();
         assert!(!read(&*file, |_| {}).unwrap(), "bit {bit}");
-        assert_eq!(seq_of_whole(&*file).unwrap(), None, "bit {bit}");
     }
     file.write_all_at(0, &[IoSlice::new(&bytes)]).unwrap();
     assert!(read(&*file, |_| {}).unwrap());
-    assert!(seq_of_whole(&*file).unwrap().is_some());
+    assert!(seq_of(&*file).unwrap().is_some());
 }
