@@ -10,10 +10,14 @@ use multihash_codetable::{Code, MultihashDigest as _};
 
 use crate::{
     Config, FORMAT, PutOptions, Store,
+    cold::{
+        frame::{self, Coder, Frame},
+        pack::{self, Builder},
+    },
     disk::{
         aborts, checkpoint,
         lane::LaneKind,
-        record::{HEADER, Header, Record},
+        record::{HEADER, Record},
         segment::{self, Items, SegmentHeader},
     },
     vfs::{Image, SimVfs, Vfs, VfsFile},
@@ -210,6 +214,62 @@ pub fn recovery(bytes: &[u8]) {
     });
 }
 
+/// A block in a pack may have so many bytes here.
+const MOST: u32 = 1 << 20;
+
+/// A pack of the cold tier, whole, and a frame of one.
+pub fn pack(bytes: &[u8]) {
+    const PACK: u32 = 1;
+    let read = |bytes: &[u8]| {
+        for item in pack::read(bytes, PACK).unwrap_or_default() {
+            if let Ok(frame) = pack::frame_at(bytes, PACK, &item) {
+                let _ = frame.block(MOST);
+            }
+        }
+    };
+    read(bytes);
+    let thaw = |bytes: &[u8]| {
+        if let Ok(frame) = Frame::parse(bytes, PACK) {
+            assert!(frame.block(MOST).map_or(0, |block| block.len()) <= MOST as usize);
+        }
+    };
+    thaw(bytes);
+    let mut whole = bytes.to_vec();
+    if let Some(start) = whole.len().checked_sub(pack::TRAILER)
+        && start >= pack::HEADER
+    {
+        // Index and trailer with checksums that fit what they cover.
+        whole[..8].copy_from_slice(b"APPACK\r\n");
+        whole[8..16].copy_from_slice(&[1, 0, 0, 0, 1, 0, 0, 0]);
+        whole[start..start + 8].copy_from_slice(b"APIX\x01\0\0\0");
+        whole[start + 20..start + 24].copy_from_slice(&PACK.to_le_bytes());
+        let number = |at: usize| {
+            let bytes = whole
+                .get(at..at + 4)
+                .and_then(|bytes| bytes.try_into().ok());
+            u32::from_le_bytes(bytes.unwrap_or_default()) as usize
+        };
+        let (from, len) = (number(start + 8), number(start + 12));
+        let index = whole.get(from..).and_then(|rest| rest.get(..len));
+        let crc = crc32c::crc32c(index.unwrap_or_default());
+        whole[start + 24..start + 28].copy_from_slice(&crc.to_le_bytes());
+        let crc = crc32c::crc32c(&whole[start..start + 28]);
+        whole[start + 28..].copy_from_slice(&crc.to_le_bytes());
+        read(&whole);
+    }
+    let mut one = bytes.to_vec();
+    if one.len() >= frame::HEADER {
+        one[28..32].copy_from_slice(&PACK.to_le_bytes());
+        let stored = u32::from_le_bytes([one[12], one[13], one[14], one[15]]) as usize;
+        let end = frame::HEADER + usize::from(one[6]) + stored;
+        if let Some(covered) = one.get(4..end) {
+            let crc = crc32c::crc32c(covered);
+            one[..4].copy_from_slice(&crc.to_le_bytes());
+            thaw(&one);
+        }
+    }
+}
+
 /// What a fuzzer starts from: a name and an input, made by a store with a block of each sort, a pin set, a value and a deletion.
 pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
     let dir = std::path::Path::new("store");
@@ -302,6 +362,19 @@ pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
                 [&len.to_le_bytes()[..], checkpoint, records].concat()
             };
             vec![named("log", with(&[])), named("both", with(&cut))]
+        }
+        "pack" => {
+            let mut coder = Coder::new(3).expect("a level of zstd");
+            let mut builder = Builder::new(1);
+            let mut seeds = Vec::new();
+            for (name, block) in [("plain", b"short".to_vec()), ("packed", vec![7; 600])] {
+                let frame = coder.frame(1, name.as_bytes(), 0, 5, &block);
+                let frame = frame.expect("in memory");
+                seeds.push(named(name, frame.clone()));
+                builder.push(frame).expect("a frame");
+            }
+            seeds.push(named("whole", builder.finish().parts.concat()));
+            seeds
         }
         _ => Vec::new(),
     }

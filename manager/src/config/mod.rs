@@ -153,6 +153,10 @@ keys! {
     Size copy memory_capacity: u64 = 100 * 1024 * 1024, "value::size";
     /// Bytes of blocks kept on disk. Range 64 MiB (one segment) and up; default none: the smaller of 10 GiB and half the free space.
     Size copy disk_capacity: Option<u64> = None, "value::some_size";
+    /// Directory of the cold tier: when the disk tier is full, the coldest blocks go there, compressed, instead of being forgotten. Default none.
+    Path path cold_dir: Option<PathBuf> = None, "value::some";
+    /// Bytes that the cold tier in `cold_dir` may take, at least 128 MiB. Default none: no limit.
+    Size copy cold_capacity: Option<u64> = None, "value::some_size";
     /// Meet other nodes of this user on this machine through files. Default true (seed).
     Flag copy file_registry: bool = true, "value::plain";
     /// Directory of the file registry. Default none: `~/.cache/p2p_peers` (seed).
@@ -166,6 +170,9 @@ keys! {
 
 /// The smallest disk tier that tiered-store can work with: one segment of its log.
 const MIN_DISK_CAPACITY: u64 = 64 * 1024 * 1024;
+
+/// The smallest cold tier: four packs of tiered-store.
+const MIN_COLD_CAPACITY: u64 = 128 * 1024 * 1024;
 
 impl Config {
     /// A builder in which nothing is set.
@@ -206,6 +213,12 @@ impl Config {
             .is_some_and(|bytes| bytes < MIN_DISK_CAPACITY)
         {
             return error("disk_capacity", "must be 64MiB or more");
+        }
+        if self
+            .cold_capacity
+            .is_some_and(|bytes| bytes < MIN_COLD_CAPACITY)
+        {
+            return error("cold_capacity", "must be 128MiB or more");
         }
         if !self.relays.iter().all(ends_in_peer_id) {
             return error(

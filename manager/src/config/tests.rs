@@ -164,7 +164,7 @@ fn every_key_can_be_set_from_the_environment() {
         let text = match kind {
             Flag => "true",
             Count | Port => "7",
-            Size => "64MiB",
+            Size => "128MiB",
             Time => "7s",
             Addresses => {
                 "/ip4/192.0.2.1/tcp/1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
@@ -201,6 +201,20 @@ fn a_value_out_of_range_does_not_build() {
             .is_err()
     );
     assert!(Config::builder().disk_capacity(Some(1)).build().is_err());
+    assert!(
+        Config::builder()
+            .cold_dir(Some("cold".into()))
+            .cold_capacity(Some(1))
+            .build()
+            .is_err()
+    );
+    assert!(
+        Config::builder()
+            .cold_dir(Some("cold".into()))
+            .cold_capacity(Some(1 << 30))
+            .build()
+            .is_ok()
+    );
     assert!(
         Config::builder()
             .max_relay_reservations(65)

@@ -97,10 +97,17 @@ impl Context {
             Some(bytes) => bytes,
             None => self.data.default_disk_capacity()?,
         };
-        let builder = tiered_store::Config::builder()
+        let mut builder = tiered_store::Config::builder()
             .path(self.data.store())
             .memory_capacity(config.memory_capacity())
             .disk_capacity(disk);
+        if let Some(directory) = config.cold_dir() {
+            let mut cold = tiered_store::ColdConfig::directory(directory);
+            if let Some(bytes) = config.cold_capacity() {
+                cold = cold.capacity(bytes);
+            }
+            builder = builder.cold(cold);
+        }
         let store = match Store::open(builder.build()?).await {
             Ok(store) => store,
             Err(OpenError::Locked { pid, .. }) => return Err(self.in_use(pid)),
