@@ -1,6 +1,10 @@
 //! Bytes written for a byte of payload: counted, so that they may be a bar of a test.
 
-#![allow(clippy::unwrap_used, reason = "a test panics when it fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test panics when it fails"
+)]
 
 mod common;
 
