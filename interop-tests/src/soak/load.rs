@@ -243,7 +243,15 @@ async fn matches(
             _ => None,
         };
         match (expected, read) {
-            (Some(true), None) => return Err(format!("block {number} is lost").into()),
+            (Some(true), None) => {
+                return Err(format!(
+                    "block {number} is lost (its time: {:?}, now {first}, pinned: {}, has: {})",
+                    state.blocks.get(&number),
+                    state.is_pinned(number),
+                    store.has(&cid)
+                )
+                .into());
+            }
             (Some(false), Some(_)) => return Err(format!("block {number} is back").into()),
             _ => {}
         }

@@ -81,6 +81,9 @@ pub struct State {
     pub sets: BTreeMap<u32, BTreeSet<u32>>,
     /// Versions of values, and when they end.
     pub values: BTreeMap<u32, (u64, Option<Expiry>)>,
+    /// So many milliseconds before its time a block may be gone: the cold tier counts in whole seconds, rounded down each time that a block
+    /// goes there.
+    pub early_ms: u64,
 }
 
 /// A time of this many milliseconds is too short to count on while the machine is busy.
@@ -116,8 +119,9 @@ impl State {
 
     /// What an operation that was carried out between two moments makes of it.
     pub fn apply(&mut self, operation: Operation, began: u64, ended: u64) {
+        let early_ms = self.early_ms;
         let until = |ttl: u64| Expiry {
-            first: began + ttl,
+            first: (began + ttl).saturating_sub(early_ms),
             last: ended + ttl + LATE_MS,
         };
         // Blocks whose time is over are gone for good before anything else happens to them, or, near that moment, may be.

@@ -47,6 +47,9 @@ impl Stores {
     }
 }
 
+/// Longer than a block with a short time to live goes down and up: see [`State::early_ms`](super::model::State::early_ms).
+const EARLY_MS: u64 = 5000;
+
 /// Longer than any child is silent before its load begins, or while it works.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -112,7 +115,13 @@ impl Soak {
                     .path()
                     .join(if cold { "with-cold" } else { "disk" }),
                 cold,
-                tasks: (0..TASKS).map(|_| Task::default()).collect(),
+                tasks: (0..TASKS)
+                    .map(|_| {
+                        let mut task = Task::default();
+                        task.state.early_ms = if cold { EARLY_MS } else { 0 };
+                        task
+                    })
+                    .collect(),
                 generation: 0,
             })
             .collect();
