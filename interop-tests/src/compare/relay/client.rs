@@ -124,14 +124,14 @@ pub(super) fn stock() -> Result<Swarm<Stock>, Error> {
 }
 
 /// `count` swarms that each reserve where there is a relay, then send what streams ask for until our stdin closes.
-pub(super) async fn listen<C: Client>(
+pub(super) async fn listen<C>(
     make: fn() -> Result<Swarm<C>, Error>,
     transport: Transport,
     count: u64,
     relay: Option<Multiaddr>,
 ) -> Result<(), Error>
 where
-    C: Send,
+    C: Client + Send,
     C::ToSwarm: Send,
 {
     let mut serving = JoinSet::new();
@@ -176,13 +176,13 @@ async fn serve(mut incoming: libp2p_stream::IncomingStreams) -> std::io::Result<
 }
 
 /// Sets up connections one after the other, then fetches over the last; one swarm for each address, all at the same time.
-pub(super) async fn dial<C: Client>(
+pub(super) async fn dial<C>(
     make: fn() -> Result<Swarm<C>, Error>,
     addresses: Vec<Multiaddr>,
     bytes: u64,
 ) -> Result<(), Error>
 where
-    C: Send,
+    C: Client + Send,
     C::ToSwarm: Send,
 {
     let mut connected = Vec::new();
@@ -259,14 +259,14 @@ async fn fetch(
 
 /// `clients` swarms that hold a reservation each, and then `circuits` of them that are connected to another one; tells both
 /// moments and holds everything until our stdin closes.
-pub(super) async fn hold<C: Client>(
+pub(super) async fn hold<C>(
     make: fn() -> Result<Swarm<C>, Error>,
     clients: usize,
     circuits: usize,
     relay: Multiaddr,
 ) -> Result<(), Error>
 where
-    C: Send,
+    C: Client + Send,
     C::ToSwarm: Send,
 {
     let mut swarms = Vec::new();
