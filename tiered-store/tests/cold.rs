@@ -417,6 +417,42 @@ fn a_time_to_live_holds_in_the_cold_tier() {
 }
 
 #[test]
+fn a_time_to_live_does_not_shrink_each_time_a_block_moves() {
+    let dir = tempfile::tempdir().unwrap();
+    run(async {
+        let vfs = anypath_tiered_store::vfs::SimVfs::new();
+        let config = Config::builder()
+            .path("/store")
+            .disk_capacity(MIB)
+            .memory_capacity(0)
+            .policy(Policy::builder().promote_reads(1.0).hysteresis(0.0))
+            .vfs(Arc::new(vfs.clone()))
+            .cold(ColdConfig::directory(dir.path()).pack_bytes(MIB))
+            .build()
+            .unwrap();
+        let store = Store::open(config).await.unwrap();
+        let (cid, data) = block(1_000_000, 65_536);
+        let options = PutOptions::default().with_ttl(Duration::from_secs(20));
+        store.put_with(cid, data.clone(), options).await.unwrap();
+        let mut others = 0..;
+        for _ in 0..6 {
+            // Down, by the weight of others, then up again, by a pin that is taken back.
+            let cold = store.stats().cold.unwrap();
+            while store.stats().cold.unwrap().demotions < cold.demotions + 30 {
+                let (cid, data) = block(others.next().unwrap(), 65_536);
+                store.put(cid, data).await.unwrap();
+            }
+            store.pin("up", &[cid]).await.unwrap();
+            store.unpin("up", &[cid]).await.unwrap();
+        }
+        vfs.advance_ms(18_500);
+        assert_eq!(store.get(&cid).await.unwrap(), Some(data));
+        vfs.advance_ms(1_500);
+        assert_eq!(store.get(&cid).await.unwrap(), None);
+    });
+}
+
+#[test]
 fn without_its_configuration_cold_blocks_are_an_error_and_the_others_are_there() {
     let dir = tempfile::tempdir().unwrap();
     run(async {

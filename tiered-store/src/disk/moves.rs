@@ -7,7 +7,7 @@ use bytes::Bytes;
 use cid::Cid;
 
 use super::{
-    index::{Entry, Place},
+    index::{Entry, Place, seconds},
     log::{Draft, Log},
     record::{Fields, Kind, Record, get_cid, put_cid},
 };
@@ -28,6 +28,8 @@ pub(crate) struct Copied {
     /// Where it was copied from: on disk (a demotion) or in another pack (a repack).
     pub(crate) from: Place,
     pub(crate) to: Location,
+    /// When its time is over, as its record says, in milliseconds since 1970; 0 for never.
+    pub(crate) expiry_ms: u64,
 }
 
 /// What a move did.
@@ -59,10 +61,10 @@ pub(crate) fn to_pack(
             let Some(cid) = shared.kinds.cid(&entry.key(), entry.codec) else {
                 continue;
             };
-            let expiry_s = match (block.from, entry.expiry_s) {
-                // The record on disk had the exact time, rounded up here.
-                (Place::Disk(_), s) if s != 0 => s.saturating_sub(1).max(1),
-                (_, s) => s,
+            // Rounded down, from the exact time: a block that goes to and fro must not lose a second each time.
+            let expiry_s = match block.expiry_ms {
+                0 => 0,
+                ms => seconds(ms / 1000).max(1),
             };
             put_cid(&cid, &mut payload);
             payload.extend_from_slice(&block.to.offset.to_le_bytes());
@@ -132,6 +134,8 @@ pub(crate) struct OnDisk {
     pub(crate) data: Bytes,
     /// Class and importance as in its record.
     pub(crate) class: u8,
+    /// When its time is over, in milliseconds since 1970; 0 for never.
+    pub(crate) expiry_ms: u64,
 }
 
 /// Reads a block that is to be copied, with one read; `None` if it is not there any more or damaged.
@@ -159,6 +163,7 @@ pub(crate) fn read(shared: &Shared, entry: &Entry) -> io::Result<Option<OnDisk>>
         .map(|record| OnDisk {
             cid,
             class: record.header.class,
+            expiry_ms: record.header.expiry_ms,
             data: bytes.slice(bytes.len() - record.payload.len()..),
         }))
 }

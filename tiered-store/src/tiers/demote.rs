@@ -22,6 +22,7 @@ struct Leaving {
     key: Key,
     from: Place,
     name: cid::Cid,
+    expiry_ms: u64,
 }
 
 impl Mover {
@@ -131,10 +132,9 @@ impl Mover {
                     continue;
                 }
             };
-            let expiry_ms = u64::from(entry.expiry_s) * 1000;
             let added = batch
                 .builder
-                .push(&block.cid, block.class, expiry_ms, &block.data)
+                .push(&block.cid, block.class, block.expiry_ms, &block.data)
                 .map_err(failed)?;
             if !added {
                 break;
@@ -143,6 +143,7 @@ impl Mover {
                 key: entry.key(),
                 from: entry.place(),
                 name: block.cid,
+                expiry_ms: block.expiry_ms,
             });
             batch.taken += 1;
         }
@@ -189,6 +190,7 @@ impl Mover {
                     key: block.key,
                     from: block.from,
                     to: written.location(&block.name)?,
+                    expiry_ms: block.expiry_ms,
                 })
             })
             .collect();

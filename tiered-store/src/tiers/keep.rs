@@ -389,6 +389,8 @@ impl Mover {
                     key: entry.key(),
                     from: entry.place(),
                     to: written.location(name)?,
+                    // In the cold tier the index has it as it is there.
+                    expiry_ms: u64::from(entry.expiry_s) * 1000,
                 })
             })
             .collect();

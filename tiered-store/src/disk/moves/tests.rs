@@ -86,6 +86,7 @@ fn entry(shared: &Shared, n: u32, len: usize) -> Option<Entry> {
 
 fn copied(shared: &Shared, n: u32, len: usize, pack: u32) -> Copied {
     let entry = entry(shared, n, len).unwrap();
+    let on_disk = super::read(shared, &entry).unwrap();
     Copied {
         key: entry.key(),
         from: entry.place(),
@@ -94,6 +95,7 @@ fn copied(shared: &Shared, n: u32, len: usize, pack: u32) -> Copied {
             offset: n * 1000,
             bound: n as u8,
         },
+        expiry_ms: on_disk.map_or(u64::from(entry.expiry_s) * 1000, |block| block.expiry_ms),
     }
 }
 
@@ -411,6 +413,7 @@ impl Demoter for Shelf {
                     offset: 0,
                     bound: 255,
                 },
+                expiry_ms: u64::from(entry.expiry_s) * 1000,
             });
             let copied: Vec<_> = copied.collect();
             smol::block_on(move_to(&shared, pack, copied));
