@@ -15,6 +15,7 @@ use std::{
 
 use anypath_relay::server::{Config, bench::Admission};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use libp2p_identity::PeerId;
 
 fn relay(held: usize) -> Admission {
     let config = Config::builder()
@@ -22,7 +23,7 @@ fn relay(held: usize) -> Admission {
         .rate_limits(false)
         .build()
         .unwrap();
-    Admission::new(config, held, Instant::now())
+    Admission::new(config, held, PeerId::random, Instant::now())
 }
 
 fn admission(criterion: &mut Criterion) {

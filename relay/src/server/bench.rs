@@ -14,23 +14,25 @@ use crate::core::server::Server;
 #[derive(Debug)]
 pub struct Admission {
     server: Server,
+    peer: fn() -> PeerId,
     now: Instant,
     held: usize,
     next: usize,
 }
 
 impl Admission {
-    /// With `held` reservations of as many peers in as many networks.
+    /// With `held` reservations of as many peers in as many networks; `peer` makes a new one.
     ///
     /// # Panics
     ///
     /// If one of them is refused.
     #[must_use]
-    pub fn new(config: Config, held: usize, now: Instant) -> Self {
-        let mut server = Server::new(PeerId::random(), Arc::new(config));
+    pub fn new(config: Config, held: usize, peer: fn() -> PeerId, now: Instant) -> Self {
+        let mut server = Server::new(peer(), Arc::new(config));
         server.set_enabled(true);
         let mut admission = Self {
             server,
+            peer,
             now,
             held: 0,
             next: 0,
@@ -50,7 +52,7 @@ impl Admission {
         self.next += 1;
         let address = Multiaddr::from(Protocol::Ip4(host.wrapping_mul(2_654_435_761).into()));
         self.server
-            .on_connected(connection, PeerId::random(), &address, false);
+            .on_connected(connection, (self.peer)(), &address, false);
         connection
     }
 
