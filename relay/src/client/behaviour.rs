@@ -246,16 +246,26 @@ impl Behaviour {
     fn on_direct(&mut self, peer: PeerId, link: Link) {
         self.dials.remove(&link.id);
         for (destination, reply) in self.waiting.remove(&peer).unwrap_or_default() {
-            self.command(peer, link.id, Command::Connect { destination, reply });
+            if !reply.is_canceled() {
+                self.command(peer, link.id, Command::Connect { destination, reply });
+            }
         }
         self.direct.entry(peer).or_default().push(link.clone());
         self.auto_relay.on_connected(peer, link, now());
     }
 
-    fn on_dial_failed(&mut self, connection: ConnectionId) {
+    pub(super) fn is_dialling(&self, relay: &PeerId) -> bool {
+        self.dials.values().any(|dialled| dialled == relay)
+    }
+
+    pub(super) fn on_dial_failed(&mut self, connection: ConnectionId) {
         let Some(relay) = self.dials.remove(&connection) else {
             return;
         };
+        // The one that is still running decides.
+        if self.is_dialling(&relay) {
+            return;
+        }
         for (_, reply) in self.waiting.remove(&relay).unwrap_or_default() {
             let _ = reply.send(Err(CircuitError::Unreachable));
         }
@@ -275,7 +285,7 @@ impl Behaviour {
                     .collect();
                 self.add_candidate(relay, addresses);
             }
-            Report::Relays(false) => self.remove_candidate(&relay),
+            Report::Relays(false) => self.auto_relay.on_withdrawn(relay, now),
             Report::Granted(grant) => self.auto_relay.on_granted(relay, connection, grant, now),
             Report::Refused(why) => self.auto_relay.on_refused(relay, connection, why, now),
             Report::Pong(rtt) => self.auto_relay.on_pong(relay, connection, rtt, now),
@@ -320,24 +330,26 @@ impl Behaviour {
                 });
                 return;
             }
-            Output::Announce { address, external } => {
+            Output::Announce { address } => {
                 let relay = address.relay;
                 let address = address.of(self.local);
-                if external {
-                    self.actions
-                        .push_back(ToSwarm::ExternalAddrConfirmed(address.clone()));
-                }
-                self.notices.push_back(Notice::Announce { relay, address });
-                return;
+                return self.notices.push_back(Notice::Announce { relay, address });
             }
-            Output::Withdraw { address, external } => {
+            Output::Withdraw { address } => {
                 let address = address.of(self.local);
-                if external {
-                    self.actions
-                        .push_back(ToSwarm::ExternalAddrExpired(address.clone()));
-                }
-                self.notices.push_back(Notice::Withdraw { address });
-                return;
+                return self.notices.push_back(Notice::Withdraw { address });
+            }
+            Output::Confirm { address } => {
+                let address = address.of(self.local);
+                return self
+                    .actions
+                    .push_back(ToSwarm::ExternalAddrConfirmed(address));
+            }
+            Output::Expire { address } => {
+                let address = address.of(self.local);
+                return self
+                    .actions
+                    .push_back(ToSwarm::ExternalAddrExpired(address));
             }
             Output::Reserved {
                 address,
@@ -405,7 +417,7 @@ impl Behaviour {
             .saturating_sub(is.saturating_duration_since(was));
         if slept >= SLEPT {
             tracing::debug!(?slept, "this host slept");
-            self.auto_relay.on_network_change(is);
+            self.auto_relay.on_sleep(is);
         }
     }
 }
@@ -451,6 +463,8 @@ impl NetworkBehaviour for Behaviour {
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match event {
             FromSwarm::ConnectionEstablished(event) if event.endpoint.is_relayed() => {
+                // A dial of a relay that found a way through another one: a circuit is no way to a relay.
+                self.on_dial_failed(event.connection_id);
                 self.on_circuit(event.connection_id, event.peer_id, event.endpoint);
             }
             FromSwarm::ConnectionEstablished(event) => {
@@ -558,3 +572,7 @@ pub(super) fn now() -> Instant {
 fn wall_clock() -> SystemTime {
     SystemTime::now()
 }
+
+#[cfg(test)]
+#[path = "behaviour_tests.rs"]
+mod tests;

@@ -60,8 +60,16 @@ impl Behaviour {
             self.command(relay, connection, Command::Connect { destination, reply });
             return;
         }
+        // A dial that is under way goes to every address of the relay that the core knows.
+        let known = transport.is_empty()
+            || self
+                .auto_relay
+                .addresses(&relay)
+                .any(|address| *address == transport);
+        let running = self.is_dialling(&relay);
         let waiting = self.waiting.entry(relay).or_default();
-        let dialling = !waiting.is_empty();
+        let dialling = running && (known || !waiting.is_empty());
+        waiting.retain(|(_, reply)| !reply.is_canceled());
         if waiting.len() >= MAX_WAITING {
             let _ = reply.send(Err(CircuitError::TooMany));
             return;

@@ -18,7 +18,7 @@ impl Config {
     }
 }
 
-/// Settings of a relay client, not yet checked.
+/// Settings of a relay client, not yet checked. No duration may be longer than 365 days.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConfigBuilder {
@@ -115,6 +115,18 @@ impl ConfigBuilder {
     ///
     /// [`ConfigError::OutOfRange`] names the first setting outside its range.
     pub fn build(self) -> Result<Config, ConfigError> {
+        for (setting, value) in [
+            ("backoff_initial", self.backoff_initial),
+            ("backoff_max", self.backoff_max),
+            ("candidates_interval", self.candidates_interval),
+            ("request_timeout", self.request_timeout),
+            ("probe_interval", self.probe_interval),
+            ("probe_timeout", self.probe_timeout),
+            ("improve_interval", self.improve_interval),
+            ("release_after", self.release_after),
+        ] {
+            require(value <= YEAR, setting, "at most 365 days", value)?;
+        }
         require(
             self.target_reservations <= 64,
             "target_reservations",
@@ -178,6 +190,9 @@ impl ConfigBuilder {
     }
 }
 
+/// No time that is set is longer: sums of times and moments stay in range.
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 impl TryFrom<ConfigBuilder> for Config {
     type Error = ConfigError;
 
@@ -193,6 +208,35 @@ mod tests {
     #[test]
     fn the_defaults_are_valid() {
         assert_eq!(ConfigBuilder::default().build(), Ok(Config::default()));
+    }
+
+    #[test]
+    fn no_time_is_longer_than_a_year() {
+        let all: [fn(ConfigBuilder, Duration) -> ConfigBuilder; 8] = [
+            ConfigBuilder::backoff_initial,
+            ConfigBuilder::backoff_max,
+            ConfigBuilder::candidates_interval,
+            ConfigBuilder::request_timeout,
+            ConfigBuilder::probe_interval,
+            ConfigBuilder::probe_timeout,
+            ConfigBuilder::improve_interval,
+            ConfigBuilder::release_after,
+        ];
+        for set in all {
+            let error = set(Config::builder(), Duration::MAX).build().unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    ConfigError::OutOfRange {
+                        expected: "at most 365 days",
+                        ..
+                    }
+                ),
+                "{error}"
+            );
+            let year = Config::builder().backoff_max(YEAR);
+            assert!(set(year, YEAR).build().is_ok());
+        }
     }
 
     #[test]

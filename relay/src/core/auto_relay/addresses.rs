@@ -34,25 +34,7 @@ impl AutoRelay {
         let Some(new) = &relay.told else {
             return;
         };
-        let was = |address: &RelayAddress, external: bool| {
-            old.as_ref().is_some_and(|old| old.has(address, external))
-        };
-        for (address, external) in new.all() {
-            if !was(address, external) {
-                self.outputs.push_back(Output::Announce {
-                    address: address.clone(),
-                    external,
-                });
-            }
-        }
-        for (address, external) in old.iter().flat_map(Told::all) {
-            if !new.has(address, external) {
-                self.outputs.push_back(Output::Withdraw {
-                    address: address.clone(),
-                    external,
-                });
-            }
-        }
+        self.outputs.extend(changes(old.as_ref(), Some(new)));
     }
 
     pub(super) fn withdraw(&mut self, peer: PeerId) {
@@ -60,22 +42,40 @@ impl AutoRelay {
             .relays
             .get_mut(&peer)
             .and_then(|relay| relay.told.take());
-        for (address, external) in told.iter().flat_map(Told::all) {
-            self.outputs.push_back(Output::Withdraw {
-                address: address.clone(),
-                external,
-            });
-        }
+        self.outputs.extend(changes(told.as_ref(), None));
     }
 }
 
+/// What changes for others. An address that stays is not touched, also where it becomes the external one or no longer is;
+/// what goes is taken back before what comes is told.
+fn changes(old: Option<&Told>, new: Option<&Told>) -> Vec<Output> {
+    let external = |told: Option<&Told>| told.map(|told| told.external.clone());
+    let expired = external(old).filter(|_| external(old) != external(new));
+    let confirmed = external(new).filter(|_| external(old) != external(new));
+    let beyond = |told: Option<&Told>, other: Option<&Told>| -> Vec<RelayAddress> {
+        told.into_iter()
+            .flat_map(Told::all)
+            .filter(|address| other.is_none_or(|other| !other.has(address)))
+            .cloned()
+            .collect()
+    };
+    let withdrawn = beyond(old, new).into_iter();
+    let announced = beyond(new, old).into_iter();
+    expired
+        .map(|address| Output::Expire { address })
+        .into_iter()
+        .chain(withdrawn.map(|address| Output::Withdraw { address }))
+        .chain(announced.map(|address| Output::Announce { address }))
+        .chain(confirmed.map(|address| Output::Confirm { address }))
+        .collect()
+}
+
 impl Told {
-    fn all(&self) -> impl Iterator<Item = (&RelayAddress, bool)> {
-        std::iter::once((&self.external, true))
-            .chain(self.listed.iter().map(|address| (address, false)))
+    pub(super) fn all(&self) -> impl Iterator<Item = &RelayAddress> {
+        std::iter::once(&self.external).chain(&self.listed)
     }
 
-    fn has(&self, address: &RelayAddress, external: bool) -> bool {
-        self.all().any(|known| known == (address, external))
+    fn has(&self, address: &RelayAddress) -> bool {
+        self.all().any(|known| known == address)
     }
 }

@@ -66,6 +66,16 @@ impl AutoRelay {
         let Some(relay) = self.relays.get_mut(&peer) else {
             return;
         };
+        // A request keeps its connection open, and lets circuits in: that ends with it.
+        if let State::Asking {
+            stage: Stage::Reserving(link),
+            ..
+        } = relay.state
+            && why != LossReason::ConnectionClosed
+        {
+            self.outputs
+                .push_back(Output::Release { relay: peer, link });
+        }
         relay.failures = relay.failures.saturating_add(1);
         relay.last_failure = Some(why);
         let wait = wait(&self.backoff, relay, why, &mut self.random, now);

@@ -101,15 +101,21 @@ pub(crate) enum Output {
         relay: PeerId,
         link: ConnectionId,
     },
-    /// Tell others that this node is reachable there.
+    /// This node listens there, the relay says.
     Announce {
         address: RelayAddress,
-        external: bool,
     },
-    /// Take that back.
+    /// No longer.
     Withdraw {
         address: RelayAddress,
-        external: bool,
+    },
+    /// Tell others that this node is reachable there, for it is.
+    Confirm {
+        address: RelayAddress,
+    },
+    /// Take that back.
+    Expire {
+        address: RelayAddress,
     },
     Reserved {
         address: RelayAddress,
@@ -259,6 +265,19 @@ impl AutoRelay {
         }
     }
 
+    /// The relay says that it no longer relays: a reservation there is asked for again at once, to learn whether it still
+    /// counts, and another relay is looked for meanwhile.
+    pub(crate) fn on_withdrawn(&mut self, peer: PeerId, now: Instant) {
+        self.remove_candidate(&peer);
+        if let Some(relay) = self.relays.get_mut(&peer)
+            && let State::Held(hold) = &mut relay.state
+        {
+            hold.refused = Some(LossReason::Unsupported);
+            hold.renewal = Renewal::Due(now);
+        }
+        self.settle(now);
+    }
+
     /// A direct connection came up.
     pub(crate) fn on_connected(&mut self, peer: PeerId, link: Link, now: Instant) {
         let Some(relay) = self.relays.get_mut(&peer) else {
@@ -353,7 +372,8 @@ impl AutoRelay {
         };
         // A relay whose clock is wrong is asked again every now and then.
         let lifetime = grant.lifetime.clamp(Duration::from_secs(2), MAX_LIFETIME);
-        let renew_at = now + lifetime.mul_f64(self.random.random_range(0.65..=0.75));
+        let share = self.random.random_range(0.65..=0.75);
+        let renew_at = now + lifetime.min(TRUSTED_LIFETIME).mul_f64(share);
         let renewal = match &mut relay.state {
             State::Held(hold) if hold.link == link => {
                 hold.limit = grant.limit;
@@ -419,6 +439,7 @@ impl AutoRelay {
                 // What is held lasts until it expires: try again, and look for another meanwhile
                 // if the relay said no.
                 let left = hold.expires.saturating_duration_since(now);
+                let left = left.min(TRUSTED_LIFETIME);
                 hold.renewal = Renewal::Due(now + (left / 3).max(Duration::from_millis(250)));
                 if why != LossReason::Stream {
                     hold.refused = Some(why);
@@ -478,6 +499,10 @@ impl AutoRelay {
                     if !again && now.saturating_duration_since(*since) >= CHECK =>
                 {
                     *since = now;
+                    if let Stage::Reserving(link) = *stage {
+                        self.outputs
+                            .push_back(Output::Release { relay: peer, link });
+                    }
                     *stage = Stage::Dialling;
                     self.outputs.push_back(Output::Dial {
                         relay: peer,
@@ -489,6 +514,16 @@ impl AutoRelay {
             }
         }
         self.settle(now);
+    }
+
+    /// This host slept, and no clock here says for how long: every reservation may have ended meanwhile.
+    pub(crate) fn on_sleep(&mut self, now: Instant) {
+        for relay in self.relays.values_mut() {
+            if let State::Held(hold) = &mut relay.state {
+                hold.renewal = Renewal::Due(now);
+            }
+        }
+        self.on_network_change(now);
     }
 
     /// Whether this node can be reached without relays.
@@ -591,6 +626,10 @@ impl AutoRelay {
         }
     }
 }
+
+/// A relay says by the time of day when a reservation ends, and either clock may be wrong: it is renewed as if it lasted
+/// no longer than this, after 30 min at the latest.
+const TRUSTED_LIFETIME: Duration = Duration::from_secs(40 * 60);
 
 /// A relay whose reservations last longer than this is asked again after a day all the same.
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);

@@ -337,6 +337,8 @@ impl World {
                 }
                 Output::Announce { .. }
                 | Output::Withdraw { .. }
+                | Output::Confirm { .. }
+                | Output::Expire { .. }
                 | Output::Reserved { .. }
                 | Output::Lost { .. }
                 | Output::Failed { .. }

@@ -24,8 +24,12 @@ struct Bench {
     rtt: BTreeMap<PeerId, Duration>,
     /// Everything that the core told, with its time.
     told: Vec<(Instant, Output)>,
-    /// Addresses that others know.
-    addresses: BTreeSet<PeerId>,
+    /// Where this node listens through each relay.
+    addresses: BTreeMap<PeerId, BTreeSet<Multiaddr>>,
+    /// Where others are told to find it.
+    external: BTreeMap<PeerId, Multiaddr>,
+    /// Addresses that a relay names beside the one that was dialled.
+    named: BTreeMap<PeerId, Vec<Multiaddr>>,
 }
 
 #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
@@ -43,7 +47,9 @@ fn bench(configure: impl FnOnce(ConfigBuilder) -> ConfigBuilder) -> Bench {
         lifetime: HOUR,
         rtt: BTreeMap::new(),
         told: Vec::new(),
-        addresses: BTreeSet::new(),
+        addresses: BTreeMap::new(),
+        external: BTreeMap::new(),
+        named: BTreeMap::new(),
     }
 }
 
@@ -83,11 +89,11 @@ impl Bench {
             self.told.push((self.now, output.clone()));
             match output {
                 Output::Dial { relay, .. } if self.silent.contains(&relay) => {}
-                Output::Dial { relay, .. } => {
+                Output::Dial { relay, addresses } => {
                     self.links += 1;
                     let link = Link {
                         id: ConnectionId::new_unchecked(self.links),
-                        address: Some(transport(1)),
+                        address: addresses.last().cloned(),
                     };
                     self.dialled.insert(relay, link.id);
                     self.core.on_connected(relay, link, self.now);
@@ -100,7 +106,7 @@ impl Bench {
                         let grant = Grant {
                             limit: None,
                             lifetime: self.lifetime,
-                            addresses: Vec::new(),
+                            addresses: self.lists(&relay),
                         };
                         self.core.on_granted(relay, link, grant, self.now);
                     }
@@ -110,15 +116,52 @@ impl Bench {
                     let rtt = rtt.unwrap_or(Duration::from_millis(20));
                     self.core.on_pong(relay, link, Some(rtt), self.now);
                 }
-                Output::Announce { address, .. } => {
-                    self.addresses.insert(address.relay);
+                Output::Announce { address } => {
+                    let known = self.addresses.entry(address.relay).or_default();
+                    assert!(known.insert(address.transport), "told twice");
                 }
-                Output::Withdraw { address, .. } => {
-                    self.addresses.remove(&address.relay);
+                Output::Withdraw { address } => {
+                    let known = self.addresses.get_mut(&address.relay).unwrap();
+                    assert!(known.remove(&address.transport), "it was not told");
+                    if known.is_empty() {
+                        self.addresses.remove(&address.relay);
+                    }
+                }
+                Output::Confirm { address } => {
+                    let known = self.external.insert(address.relay, address.transport);
+                    assert_eq!(known, None);
+                }
+                Output::Expire { address } => {
+                    let known = self.external.remove(&address.relay);
+                    assert_eq!(known, Some(address.transport));
                 }
                 _ => {}
             }
         }
+        self.check_addresses();
+    }
+
+    /// What others were told is what the core believes that they know.
+    fn check_addresses(&self) {
+        let mut addresses = BTreeMap::<_, BTreeSet<_>>::new();
+        let mut external = BTreeMap::new();
+        for (relay, known) in &self.core.relays {
+            let Some(told) = &known.told else {
+                continue;
+            };
+            external.insert(*relay, told.external.transport.clone());
+            let all = told.all().map(|address| address.transport.clone());
+            addresses.insert(*relay, all.collect());
+        }
+        assert_eq!(self.addresses, addresses);
+        assert_eq!(self.external, external);
+    }
+
+    /// Where a relay says that it is: the addresses that this node knows, and more.
+    fn lists(&self, relay: &PeerId) -> Vec<Multiaddr> {
+        let known = self.core.addresses(relay);
+        let named = self.named.get(relay).into_iter().flatten();
+        known.chain(named).cloned().collect()
     }
 
     /// Lets time pass.
@@ -260,9 +303,9 @@ fn a_lost_reservation_is_replaced_at_once_where_a_candidate_is_known() {
             .contains(&&Output::Lost { relay: lost, why })
     );
     // And its address is withdrawn soon.
-    assert!(bench.addresses.contains(&lost));
+    assert!(bench.addresses.contains_key(&lost));
     bench.pass(Duration::from_secs(3));
-    assert!(!bench.addresses.contains(&lost));
+    assert!(!bench.addresses.contains_key(&lost));
 }
 
 #[test]
@@ -307,7 +350,10 @@ fn a_silent_relay_is_found_out_within_ten_seconds_and_replaced() {
             .contains(&&Output::Lost { relay: lost, why })
     );
     bench.pass(ms(4_900));
-    assert!(!bench.addresses.contains(&lost), "withdrawn within 15 s");
+    assert!(
+        !bench.addresses.contains_key(&lost),
+        "withdrawn within 15 s"
+    );
 }
 
 #[test]
@@ -609,7 +655,7 @@ fn configured_relays_are_bounded_and_can_be_given_up() {
     assert!(bench.core.remove_relay(&first, bench.now));
     assert!(!bench.core.remove_relay(&first, bench.now));
     bench.work();
-    assert!(!bench.addresses.contains(&first));
+    assert!(!bench.addresses.contains_key(&first));
     assert_eq!(bench.core.add_relay(third, Vec::new(), bench.now), Ok(()));
 }
 
@@ -657,4 +703,170 @@ fn a_relay_that_is_dialled_to_be_measured_is_not_dialled_twice() {
         bench.told.iter().filter(to).count()
     };
     assert_eq!((dials(peer(1)), dials(peer(2))), (1, 1));
+}
+
+#[test]
+fn a_request_that_came_to_nothing_lets_go_of_its_connection() {
+    let why = LossReason::Refused(StatusCode::ReservationRefused);
+    for refuses in [true, false] {
+        let mut bench = bench(|config| config);
+        let relay = bench.configured(1);
+        if refuses {
+            bench.refusing.insert(relay, why);
+            bench.work();
+        } else {
+            // It is connected and then says nothing.
+            let link = Link {
+                id: ConnectionId::new_unchecked(9),
+                address: None,
+            };
+            bench.silent.insert(relay);
+            bench.core.on_connected(relay, link, bench.now);
+            bench.pass(Duration::from_secs(10));
+        }
+        let link = bench.asked[&relay];
+        let released = Output::Release { relay, link };
+        let all = bench.since(bench.now - HOUR);
+        assert!(all.contains(&&released), "refuses: {refuses}");
+    }
+}
+
+#[test]
+fn a_request_that_a_change_of_network_overtakes_lets_go_of_its_connection() {
+    let mut bench = bench(|config| config);
+    let relay = bench.configured(1);
+    let link = Link {
+        id: ConnectionId::new_unchecked(9),
+        address: None,
+    };
+    bench.silent.insert(relay);
+    bench.core.on_connected(relay, link.clone(), bench.now);
+    bench.pass(Duration::from_secs(2));
+    bench.core.on_network_change(bench.now);
+    bench.work();
+    let link = link.id;
+    let all = bench.since(bench.now - HOUR);
+    assert!(all.contains(&&Output::Release { relay, link }));
+}
+
+#[test]
+fn a_relay_that_stops_relaying_is_asked_and_replaced_at_once() {
+    let mut bench = bench(|config| config.target_reservations(1));
+    let relay = bench.candidate(1);
+    bench.pass(Duration::from_secs(60));
+    let other = bench.candidate(2);
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(bench.held(), [relay]);
+    bench.refusing.insert(relay, LossReason::Unsupported);
+    let from = bench.now;
+    bench.core.on_withdrawn(relay, bench.now);
+    bench.pass(Duration::from_secs(2));
+    assert!(bench.held().contains(&other));
+    let link = bench.asked[&relay];
+    let asked = bench.since(from);
+    assert!(asked.contains(&&Output::Reserve { relay, link }));
+}
+
+#[test]
+fn a_relay_that_relays_after_all_is_kept() {
+    let mut bench = bench(|config| config.target_reservations(1));
+    let relay = bench.configured(1);
+    bench.pass(Duration::from_secs(60));
+    bench.core.on_withdrawn(relay, bench.now);
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(bench.held(), [relay]);
+    assert_eq!(bench.core.missing(bench.now), 0);
+}
+
+#[test]
+fn an_address_that_becomes_the_external_one_is_not_taken_back() {
+    let mut bench = bench(|config| config);
+    let relay = bench.configured(1);
+    let other: Multiaddr = "/ip4/198.1.0.1/udp/4001/quic-v1".parse().unwrap();
+    bench.named.insert(relay, vec![other.clone()]);
+    bench.work();
+    let both = BTreeSet::from([transport(1), other.clone()]);
+    assert_eq!(bench.addresses[&relay], both);
+    assert_eq!(bench.external[&relay], transport(1));
+    // The same relay, over its other address: what was external is listed now, and the reverse.
+    bench.pass(Duration::from_secs(1));
+    let from = bench.now;
+    let link = Link {
+        id: ConnectionId::new_unchecked(1000),
+        address: Some(other.clone()),
+    };
+    bench.core.on_connected(relay, link, bench.now);
+    bench.disconnect(relay);
+    bench.pass(Duration::from_secs(5));
+    assert_eq!(bench.held(), [relay]);
+    assert_eq!(bench.addresses[&relay], both);
+    assert_eq!(bench.external[&relay], other);
+    let touched =
+        |output: &&&Output| matches!(output, Output::Announce { .. } | Output::Withdraw { .. });
+    assert_eq!(bench.since(from).iter().filter(touched).count(), 0);
+    // What a relay no longer names goes.
+    bench.named.clear();
+    bench.core.remove_relay(&relay, bench.now);
+    bench.work();
+    assert!(bench.addresses.is_empty() && bench.external.is_empty());
+}
+
+#[test]
+fn nothing_is_due_in_the_past_while_a_choice_is_open() {
+    let mut bench = bench(|config| config.target_reservations(1));
+    let why = LossReason::Refused(StatusCode::PermissionDenied);
+    for number in 1..=6 {
+        bench.refusing.insert(peer(number), why);
+    }
+    for number in 1..=6 {
+        bench.candidate(number);
+        bench.pass(ms(20));
+    }
+    bench.pass(Duration::from_secs(5));
+    let Wish::Told { next, .. } = bench.core.wish else {
+        panic!("{:?}", bench.core.wish);
+    };
+    bench.now = next - ms(100);
+    for number in 1..=6 {
+        bench.silent.insert(peer(number));
+    }
+    bench.core.on_network_change(bench.now);
+    assert!(bench.core.choosing.is_some());
+    bench.work();
+    bench.core.handle_timeout(next);
+    let due = bench.core.poll_timeout().unwrap();
+    assert!(due > next, "due {:?} ago", next - due);
+}
+
+#[test]
+fn every_reservation_is_asked_for_again_after_a_sleep() {
+    let mut bench = bench(|config| config);
+    for number in 1..=3 {
+        bench.configured(number);
+    }
+    bench.pass(Duration::from_secs(60));
+    let from = bench.now;
+    bench.core.on_sleep(bench.now);
+    bench.pass(ms(10));
+    let renewed = |output: &&&Output| matches!(output, Output::Reserved { renewal: true, .. });
+    assert_eq!(bench.since(from).iter().filter(renewed).count(), 3);
+}
+
+#[test]
+fn a_relays_clock_is_not_trusted_for_more_than_half_an_hour() {
+    let mut bench = bench(|config| config);
+    let relay = bench.configured(1);
+    bench.lifetime = 24 * HOUR;
+    bench.work();
+    let from = bench.now;
+    bench.pass(Duration::from_secs(30 * 60));
+    let renewed = |output: &&&Output| matches!(output, Output::Reserved { renewal: true, .. });
+    assert_eq!(bench.since(from).iter().filter(renewed).count(), 1);
+    // Where it refuses, too.
+    bench.refusing.insert(relay, LossReason::Stream);
+    bench.pass(Duration::from_secs(30 * 60));
+    let from = bench.now;
+    bench.pass(Duration::from_secs(15 * 60));
+    let asked = |output: &&&Output| matches!(output, Output::Reserve { .. });
+    assert!(bench.since(from).iter().any(|output| asked(&output)));
 }

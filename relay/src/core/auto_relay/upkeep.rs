@@ -79,8 +79,9 @@ impl AutoRelay {
             .min();
         let choice = self.choosing.map(|since| since + CHOICE);
         let wish = match self.wish {
-            Wish::None => None,
-            Wish::Told { next, .. } => Some(next),
+            // While a choice is open, what is missing is not told.
+            Wish::Told { next, .. } if self.choosing.is_none() => Some(next),
+            Wish::None | Wish::Told { .. } => None,
         };
         [common, retry, late, choice, wish]
             .into_iter()
