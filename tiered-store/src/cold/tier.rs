@@ -12,7 +12,7 @@ use super::{
     frame::{self, Coder, Frame, FrameError},
     pack::{self, Builder, Item, Pack, PackError},
 };
-use crate::state::Counter;
+use crate::{MAX_BLOCK_BYTES, state::Counter};
 
 /// Numbers of packs begin with the seconds since this one in 2023, so that none is used twice even when the last one is gone.
 const EPOCH_S: u64 = 1_700_000_000;
@@ -64,7 +64,6 @@ pub(crate) struct Cold {
     pub(crate) bucket: Bucket,
     pub(crate) config: ColdConfig,
     pub(crate) counters: ColdCounters,
-    max_block: u32,
     objects: Mutex<Objects>,
 }
 
@@ -75,16 +74,14 @@ struct Objects {
     /// The highest number given.
     last: u32,
     was_listed: bool,
-    is_marked: bool,
 }
 
 impl Cold {
-    pub(crate) fn new(config: ColdConfig, bucket: Bucket, max_block: u32) -> Cold {
+    pub(crate) fn new(config: ColdConfig, bucket: Bucket) -> Cold {
         Cold {
             bucket,
             config,
             counters: ColdCounters::default(),
-            max_block,
             objects: Mutex::default(),
         }
     }
@@ -107,23 +104,12 @@ impl Cold {
                 Ok(bytes) => bytes,
                 Err(error) => return Err(self.explain(error).await),
             };
-            match self.thaw(&bytes, at.pack, len, &key) {
+            match thaw(&bytes, at.pack, len, &key) {
                 Ok(thawed) => return Ok(thawed),
                 Err(error) => wrong = error,
             }
         }
         Err(ColdError::Lost(Arc::new(wrong)))
-    }
-
-    fn thaw(&self, bytes: &[u8], pack: u32, len: u32, key: &[u8]) -> Result<Thawed, FrameError> {
-        let frame = Frame::parse(bytes, pack)?;
-        if frame.key != key || frame.header.len != len {
-            return Err(FrameError::Misplaced);
-        }
-        Ok(Thawed {
-            data: frame.block(self.max_block)?,
-            class: frame.header.class,
-        })
     }
 
     /// Reads a part of a pack.
@@ -175,16 +161,12 @@ impl Cold {
         })
     }
 
-    /// Writes a pack and reads it back: durable and right when it returns. The number may have changed if the name was taken.
+    /// Writes a pack and reads it back, where the bucket is marked: durable and right when it returns. The number may have changed if the name was taken.
     pub(crate) async fn write(
         &self,
         filled: PackBuilder,
         now_ms: u64,
     ) -> Result<Written, BucketError> {
-        if !self.objects.lock().is_marked {
-            self.bucket.mark().await?;
-            self.objects.lock().is_marked = true;
-        }
         let (mut number, raw_bytes) = (filled.number, filled.raw_bytes);
         let mut pack = filled.builder.finish();
         for _ in 0..NAMES {
@@ -277,6 +259,18 @@ impl Cold {
         };
         trailer.items(&index).map_err(lost)
     }
+}
+
+fn thaw(bytes: &[u8], pack: u32, len: u32, key: &[u8]) -> Result<Thawed, FrameError> {
+    let frame = Frame::parse(bytes, pack)?;
+    if frame.key != key || frame.header.len != len {
+        return Err(FrameError::Misplaced);
+    }
+    Ok(Thawed {
+        // Whatever is stored now, larger ones may be there from before.
+        data: frame.block(MAX_BLOCK_BYTES)?,
+        class: frame.header.class,
+    })
 }
 
 /// A pack that is being filled.

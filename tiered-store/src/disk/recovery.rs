@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BinaryHeap, VecDeque},
     io::{self, IoSlice},
     path::Path,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -30,6 +30,7 @@ use crate::{
     Config, FORMAT, OpenError,
     key::Key,
     state::{Shared, Value},
+    tiers::claim,
     vfs::{Vfs, VfsFile},
 };
 
@@ -193,15 +194,22 @@ fn read_checkpoints(
         tracing::error!(number, "a checkpoint is damaged; the one before it is read");
         shared.counters.corruptions.add(1);
         shared.clear();
-        let _ = shared
-            .vfs
-            .remove(&shared.dir.join(checkpoint::file_name(number)));
         if numbers.is_empty() {
             tracing::error!(
                 "no checkpoint is whole; the whole log is read, pins and deletions that only they knew are gone"
             );
-            shared.checkpoint_lost.store(true, Relaxed);
+            // Durable before the trace of it goes.
+            if names.iter().any(|name| name == claim::ID_FILE) {
+                claim::checkpoint_was_lost(shared)?;
+            }
         }
+        let _ = shared
+            .vfs
+            .remove(&shared.dir.join(checkpoint::file_name(number)));
+    }
+    if found.is_none() && names.iter().any(|name| name == claim::USED_FILE) {
+        // There was one before the first pack.
+        claim::checkpoint_was_lost(shared)?;
     }
     // The one before is what the next opening falls back to; reading it whole now would take as long again. Older ones are left over.
     if let Some(number) = numbers.pop() {

@@ -34,7 +34,7 @@ impl Mover {
         let mut left = 0;
         let mut rest = victims.as_slice();
         while !rest.is_empty() {
-            let batch = match self.pack(rest) {
+            let batch = match self.claim().and_then(|()| self.pack(rest)) {
                 Ok(batch) => batch,
                 Err(stop) => {
                     self.done(rest, false);

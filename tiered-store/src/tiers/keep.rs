@@ -1,21 +1,18 @@
 //! Keeping the cold tier in order: sweep up what a crash left, adopt what the index lost, remove and rewrite packs, keep within the capacity.
 
-use std::{
-    collections::BTreeMap,
-    hash::{BuildHasher, RandomState},
-    io::{self, IoSlice},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use cid::Cid;
 
 use super::{
-    ADOPT_FILE, ID_FILE, Mover, Next, Stop,
+    Mover, Next, Stop,
     choice::{self, PackUse},
+    claim::{ADOPT_FILE, read_file},
     now,
 };
 use crate::{
+    MAX_BLOCK_BYTES,
     cold::{
         Location,
         bucket::cause,
@@ -47,56 +44,16 @@ pub(crate) struct Collected {
     pub(crate) bytes: u64,
 }
 
-/// The store's id, made on first use: 32 hex digits.
-pub(super) fn store_id(shared: &Shared) -> io::Result<String> {
-    if let Some(bytes) = read_file(shared, ID_FILE)? {
-        let text = String::from_utf8_lossy(&bytes);
-        let id = text.trim();
-        if id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Ok(id.to_owned());
-        }
-        // Guessing a new one would lose what is under the old one.
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "the file COLD is damaged: it should have 32 hex digits, the name of this store's directory in the cold tier",
-        ));
-    }
-    let random = || RandomState::new().hash_one(shared.vfs.now_ms());
-    let id = format!("{:016x}{:016x}", random(), random());
-    write_file(shared, ID_FILE, format!("{id}\n").as_bytes())?;
-    Ok(id)
-}
-
-fn read_file(shared: &Shared, name: &str) -> io::Result<Option<Vec<u8>>> {
-    match shared.vfs.open(&shared.dir.join(name)) {
-        Ok(file) => {
-            let mut bytes = vec![0; usize::try_from(file.len()?.min(4096)).unwrap_or(0)];
-            file.read_exact_at(0, &mut bytes)?;
-            Ok(Some(bytes))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Writes a small file, whole or not at all.
-pub(super) fn write_file(shared: &Shared, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let (path, temporary) = (
-        shared.dir.join(name),
-        shared.dir.join(format!("{name}.tmp")),
-    );
-    let file = shared.vfs.create(&temporary)?;
-    file.write_all_at(0, &[IoSlice::new(bytes)])?;
-    file.sync_data()?;
-    shared.vfs.rename(&temporary, &path)?;
-    shared.vfs.sync_dir(&shared.dir)
-}
-
 impl Mover {
     /// Looks what is in the bucket, adopts or removes what the index does not know.
     pub(super) fn sweep(&self) -> Result<(), Stop> {
+        let must_adopt = self.must_adopt()?;
+        if must_adopt && self.state.lock().claim.is_used {
+            // Elsewhere there would be nothing to adopt, and what was not adopted is swept up later.
+            self.claim()?;
+        }
         let listed = self.ask(self.cold.list())?;
-        if self.must_adopt()? {
+        if must_adopt {
             for (pack, _) in &listed {
                 self.adopt(*pack)?;
             }
@@ -379,6 +336,7 @@ impl Mover {
     }
 
     fn flush(&self, filling: Filling) -> Result<(), Stop> {
+        self.claim()?;
         let now_ms = self.shared()?.vfs.now_ms();
         let written = self.ask(self.cold.write(filling.builder, now_ms))?;
         let copied: Vec<Copied> = filling
@@ -460,7 +418,7 @@ fn adopt_items(
             continue;
         };
         let (key, codec) = shared.kinds.intern(&cid);
-        if item.len > shared.config.max_block_bytes || shared.index.id(&key).is_some() {
+        if item.len > MAX_BLOCK_BYTES || shared.index.id(&key).is_some() {
             continue;
         }
         let (at, expiry_s) = (Location::of(pack, item), item.expiry_ms / 1000);

@@ -6,6 +6,7 @@
 //! is garbage, or a pack that nothing points to, which the next sweep removes.
 
 mod choice;
+pub(crate) mod claim;
 mod demote;
 mod keep;
 
@@ -41,12 +42,6 @@ use crate::{
     state::{Demoter, Read, Shared},
 };
 
-/// The store's name in the cold tier, in its directory.
-const ID_FILE: &str = "COLD";
-
-/// Says that packs have blocks that the index lost with its checkpoint.
-const ADOPT_FILE: &str = "COLD.ADOPT";
-
 /// Promotions that are on their way to the disk at once.
 const PROMOTIONS: usize = 4;
 
@@ -78,6 +73,7 @@ struct State {
     is_running: bool,
     is_stopped: bool,
     is_swept: bool,
+    claim: claim::Claim,
     /// Bytes that puts wait for.
     wanted: u64,
     /// Blocks read from the cold tier that go to the disk.
@@ -127,21 +123,15 @@ enum Next {
 
 /// Sets the cold tier up that the configuration asks for. Asks no server.
 pub(crate) fn attach(shared: &Arc<Shared>) -> Result<Option<Arc<Mover>>, OpenError> {
-    if shared
-        .checkpoint_lost
-        .load(std::sync::atomic::Ordering::Relaxed)
-    {
-        keep::write_file(shared, ADOPT_FILE, b"adopt\n")
-            .map_err(io_error(shared, "writing COLD.ADOPT"))?;
-    }
     let Some(config) = shared.config.cold.clone() else {
         return Ok(None);
     };
-    let id = keep::store_id(shared).map_err(io_error(shared, "reading COLD"))?;
+    let id = claim::store_id(shared).map_err(io_error(shared, "reading COLD"))?;
     let bucket = config
         .bucket(&shared.dir, &id)
         .map_err(|(at, source)| OpenError::Cold { at, source })?;
-    let cold = Cold::new(config, bucket, shared.config.max_block_bytes);
+    let cold = Cold::new(config, bucket);
+    let claim = claim::Claim::new(shared).map_err(io_error(shared, "reading COLD.USED"))?;
     for (pack, _) in shared.packs.all() {
         cold.knows(pack);
     }
@@ -153,6 +143,7 @@ pub(crate) fn attach(shared: &Arc<Shared>) -> Result<Option<Arc<Mover>>, OpenErr
             is_running: false,
             is_stopped: false,
             is_swept: false,
+            claim,
             wanted: 0,
             thawed: HashMap::new(),
             aborts: HashMap::new(),
@@ -339,7 +330,12 @@ impl Mover {
                 Err(Stop::Bucket(error)) => {
                     self.cold.counters.failures.add(1);
                     self.tell(Some(error.source_or_advice()));
-                    Some(self.cold.bucket.wait().max(Duration::from_millis(50)))
+                    let least = match error {
+                        // It answers, so that nothing else holds the next try back.
+                        BucketError::Missing(_) => DISK_PAUSE,
+                        _ => Duration::from_millis(50),
+                    };
+                    Some(self.cold.bucket.wait().max(least))
                 }
                 Err(Stop::Disk(cause)) => {
                     self.cold.counters.failures.add(1);
