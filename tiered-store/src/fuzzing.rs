@@ -108,7 +108,7 @@ pub fn record(bytes: &[u8]) {
 /// A sealed segment's footer: as a file, and (two bytes of count, then items) with the trailer that fits.
 pub fn footer(bytes: &[u8]) {
     let raw = file(bytes);
-    let _ = segment::read_footer(&*raw, SEGMENT).expect("nothing fails in memory");
+    let _ = segment::read_footer(&*raw, &HEAD).expect("nothing fails in memory");
     let header = segment::read_header(&*raw, SEGMENT).expect("nothing fails in memory");
     let _ = segment::scan(&raw, header, 0).expect("nothing fails in memory");
     let _ = aborts::parse(bytes);
@@ -120,9 +120,9 @@ pub fn footer(bytes: &[u8]) {
         bytes: items.to_vec(),
         count: u32::from(count),
     };
-    segment::write_footer(&*mended, segment::SEGMENT_HEADER, SEGMENT, &items)
+    segment::write_footer(&*mended, segment::SEGMENT_HEADER, &HEAD, &items)
         .expect("nothing fails in memory");
-    let read = segment::read_footer(&*mended, SEGMENT).expect("nothing fails in memory");
+    let read = segment::read_footer(&*mended, &HEAD).expect("nothing fails in memory");
     if let Some(read) = read {
         let mut again = Items::default();
         for item in read.iter() {

@@ -48,4 +48,4 @@ pub use store::Store;
 pub const MAX_NAME_BYTES: usize = 1024;
 
 /// The format of the files that this version writes and the newest that it reads.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;

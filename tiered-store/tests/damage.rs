@@ -279,3 +279,74 @@ fn a_value_is_returned_only_for_the_hash_that_it_was_put_with() {
         assert!(long.await.is_err());
     });
 }
+
+/// Data that ends like the footer of a segment.
+fn like_a_footer(segment: u32, items: &[u8], count: u32) -> Bytes {
+    let mut data = b"some innocent looking data".to_vec();
+    data.extend_from_slice(items);
+    let mut trailer = (items.len() as u32).to_le_bytes().to_vec();
+    trailer.extend_from_slice(&count.to_le_bytes());
+    trailer.extend_from_slice(&segment.to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(items), &trailer);
+    data.extend_from_slice(&trailer);
+    data.extend_from_slice(&crc.to_le_bytes());
+    data.extend_from_slice(b"ANYPFOOT");
+    data.into()
+}
+
+#[test]
+fn a_block_that_ends_like_a_footer_hides_nothing() {
+    run(async {
+        let vfs = SimVfs::new();
+        let store = open_sim(&vfs, 16 * MIB).await;
+        let (cid, data) = block(1, 5000);
+        store.put(cid, data.clone()).await.unwrap();
+        let forged = like_a_footer(1, &[], 0);
+        let forged_cid = common::cid_of(&forged);
+        store.put(forged_cid, forged.clone()).await.unwrap();
+        let killed = vfs.live_image();
+        let log = &killed[&files(&killed, "segment")[0]];
+        assert!(log.ends_with(&forged), "it is the end of the log");
+        store.close().await.unwrap();
+        for image in [killed, vfs.live_image()] {
+            let vfs = SimVfs::from_image(image, NOW);
+            // Whatever is done about what is thought to be garbage.
+            for _ in 0..2 {
+                let store = open_sim(&vfs, 16 * MIB).await;
+                assert_eq!(store.get(&cid).await.unwrap(), Some(data.clone()));
+                assert_eq!(store.get(&forged_cid).await.unwrap(), Some(forged.clone()));
+                let (other, data) = block(2, 5000);
+                store.put(other, data).await.unwrap();
+                store.delete(&other).await.unwrap();
+                store.gc().await.unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_block_that_ends_like_a_footer_says_nothing() {
+    run(async {
+        let vfs = SimVfs::new();
+        let store = open_sim(&vfs, 16 * MIB).await;
+        let (cid, data) = block(1, 5000);
+        let pinned = PutOptions::pinned("x");
+        store.put_with(cid, data, pinned).await.unwrap();
+        // The set is dropped, with the highest seq that there may be.
+        let mut item = vec![6, 0, 1, 0];
+        item.extend_from_slice(&0u32.to_le_bytes());
+        item.extend_from_slice(&48u32.to_le_bytes());
+        item.extend_from_slice(&0u64.to_le_bytes());
+        item.extend_from_slice(&(u64::MAX >> 1).to_le_bytes());
+        item.push(b'x');
+        let forged = like_a_footer(1, &item, 1);
+        store.put(common::cid_of(&forged), forged).await.unwrap();
+        store.close().await.unwrap();
+        let vfs = SimVfs::from_image(vfs.live_image(), NOW);
+        let store = open_sim(&vfs, 16 * MIB).await;
+        assert!(store.is_pinned(&cid));
+        let (cid, data) = block(2, 5000);
+        store.put(cid, data.clone()).await.unwrap();
+        assert_eq!(store.get(&cid).await.unwrap(), Some(data));
+    });
+}

@@ -9,11 +9,17 @@
 
 mod common;
 
-use std::io;
+use std::{
+    any::Any,
+    io::{self, IoSlice},
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
 
 use anypath_tiered_store::{
-    DeleteError, PutError, PutOptions,
-    vfs::{Fault, Op, SimVfs},
+    Config, DeleteError, GetError, PutError, PutOptions, Store,
+    vfs::{Fault, Op, SimVfs, Vfs, VfsFile},
 };
 use bytes::Bytes;
 use common::{MIB, block, open_sim, run, try_open_sim};
@@ -168,6 +174,154 @@ fn a_failed_sync_is_reported_and_the_segment_never_synced_again() {
         for n in 0..4 {
             let (cid, data) = block(n, 3000);
             assert_eq!(store.get(&cid).await.unwrap(), Some(data), "block {n}");
+        }
+    });
+}
+
+/// Bytes of a file that the device does not give.
+type Bad = Arc<Mutex<Option<(PathBuf, Range<u64>)>>>;
+
+/// A disk with a bad place.
+#[derive(Clone)]
+struct BadDisk {
+    disk: SimVfs,
+    bad: Bad,
+}
+
+struct BadFile {
+    file: Arc<dyn VfsFile>,
+    path: PathBuf,
+    bad: Bad,
+}
+
+impl BadDisk {
+    fn file(&self, path: &Path, file: Arc<dyn VfsFile>) -> Arc<dyn VfsFile> {
+        Arc::new(BadFile {
+            file,
+            path: path.to_owned(),
+            bad: self.bad.clone(),
+        })
+    }
+
+    async fn open_store(&self) -> Store {
+        let config = Config::builder()
+            .path("/store")
+            .disk_capacity(CAPACITY)
+            .memory_capacity(0)
+            .vfs(Arc::new(self.clone()));
+        Store::open(config.build().unwrap()).await.unwrap()
+    }
+}
+
+impl Vfs for BadDisk {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.disk.create_dir_all(path)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.disk.list(dir)
+    }
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn VfsFile>> {
+        Ok(self.file(path, self.disk.create(path)?))
+    }
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn VfsFile>> {
+        Ok(self.file(path, self.disk.open(path)?))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.disk.sync_dir(dir)
+    }
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
+        self.disk.lock(path)
+    }
+    fn now_ms(&self) -> u64 {
+        self.disk.now_ms()
+    }
+}
+
+impl VfsFile for BadFile {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        if let Some((path, bad)) = &*self.bad.lock().unwrap()
+            && *path == self.path
+            && offset < bad.end
+            && bad.start < offset + buf.len() as u64
+        {
+            return Err(io::Error::other("a bad sector"));
+        }
+        self.file.read_exact_at(offset, buf)
+    }
+    fn write_all_at(&self, offset: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        self.file.write_all_at(offset, parts)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+}
+
+/// Where the bytes are.
+fn find(disk: &SimVfs, bytes: &[u8]) -> (PathBuf, u64) {
+    let image = disk.live_image();
+    let mut places = image.into_iter().filter_map(|(path, data)| {
+        let at = data.windows(bytes.len()).position(|part| part == bytes)?;
+        Some((path, at as u64))
+    });
+    places.next().unwrap()
+}
+
+#[test]
+fn puts_into_a_full_store_go_on_beside_a_sector_that_cannot_be_read() {
+    run(async {
+        for of_footer in [false, true] {
+            let vfs = BadDisk {
+                disk: SimVfs::new(),
+                bad: Bad::default(),
+            };
+            let store = vfs.open_store().await;
+            let (pinned, data) = block(0, 30_000);
+            let options = PutOptions::pinned("p");
+            store.put_with(pinned, data.clone(), options).await.unwrap();
+            for n in 1..40 {
+                let (cid, data) = block(n, 30_000);
+                store.put(cid, data).await.unwrap();
+            }
+            let (path, at) = find(&vfs.disk, &data);
+            let sector = if of_footer {
+                let end = vfs.disk.open(&path).unwrap().len().unwrap();
+                end - 30..end
+            } else {
+                at + 1000..at + 1512
+            };
+            *vfs.bad.lock().unwrap() = Some((path.clone(), sector));
+            for n in 40..300 {
+                let (cid, data) = block(n, 30_000);
+                store.put(cid, data.clone()).await.unwrap();
+                assert_eq!(store.get(&cid).await.unwrap(), Some(data), "block {n}");
+            }
+            assert!(store.stats().disk.compactions > 5);
+            let used = store.stats().disk.used_bytes;
+            assert!(used < CAPACITY + CAPACITY / 4, "{used} bytes");
+            if !of_footer {
+                let read = store.get(&pinned).await;
+                assert!(matches!(read, Err(GetError::Io { .. })), "{read:?}");
+                assert!(store.gc().await.is_ok());
+                // It was a cable.
+                *vfs.bad.lock().unwrap() = None;
+            }
+            assert_eq!(store.get(&pinned).await.unwrap(), Some(data.clone()));
+            assert!(store.is_pinned(&pinned));
+            store.close().await.unwrap();
+            let store = vfs.open_store().await;
+            assert_eq!(store.get(&pinned).await.unwrap(), Some(data));
         }
     });
 }

@@ -46,6 +46,10 @@ pub(crate) struct Compaction {
     position: usize,
     /// The highest seq of what it says beside data: that has to be in two checkpoints before it goes. 0 for none.
     news: u64,
+    /// What the index has of it was compared with its list.
+    is_complete: bool,
+    /// The device did not give a live record: the segment stays.
+    is_unreadable: bool,
 }
 
 /// What the job does when it has nothing to write.
@@ -206,8 +210,8 @@ fn remove_dead(shared: &Shared, log: &mut Log) -> usize {
         .filter(|(id, segment)| segment.live == 0 && !is_open(id) && Some(**id) != compacted)
         .map(|(id, _)| *id)
         .collect();
-    // What was forgotten in them has to be in the log before them.
-    if dead.is_empty() || log.has_gone() && log.settle(shared).is_err() {
+    // What was forgotten in them has to be in the log before them, and what replaced them durable.
+    if dead.is_empty() || log.settle(shared).is_err() {
         return 0;
     }
     let mut removed = 0;
@@ -288,9 +292,13 @@ pub(crate) fn background(shared: &Arc<Shared>, log: &mut Log) -> Idle {
 /// The sealed segment with the highest share of garbage, if it is at least `percent`.
 fn victim(log: &Log, percent: u64) -> Option<u32> {
     let is_open = |id: &u32| log.active.values().any(|active| active.id() == *id);
+    let is_worth_a_try = |id: &u32, live: u64| {
+        let before = log.unreadable.get(id);
+        before.is_none_or(|before| live < *before)
+    };
     log.segments
         .iter()
-        .filter(|(id, segment)| !is_open(id) && segment.len > 0)
+        .filter(|(id, segment)| !is_open(id) && segment.len > 0 && is_worth_a_try(id, segment.live))
         .map(|(id, segment)| {
             let garbage = segment.len.saturating_sub(segment.live);
             (garbage * 1000 / segment.len, *id)
@@ -303,10 +311,12 @@ fn victim(log: &Log, percent: u64) -> Option<u32> {
 /// What a segment says, and whether that is all.
 fn items_of(shared: &Shared, id: u32) -> io::Result<(Items, bool)> {
     let file = shared.file(id)?;
-    if let Some(items) = segment::read_footer(&*file, id)? {
+    let header = segment::read_header(&*file, id)?;
+    if let Some(header) = &header
+        && let Some(items) = segment::read_footer(&*file, header)?
+    {
         return Ok((items, true));
     }
-    let header = segment::read_header(&*file, id)?;
     Ok((segment::scan(&file, header, 0)?.items, false))
 }
 
@@ -319,7 +329,11 @@ fn start(shared: &Shared, log: &mut Log, percent: u64) -> Result<bool, WriteFail
     let Some(id) = victim(log, percent) else {
         return Ok(false);
     };
-    let (mut items, is_whole) = items_of(shared, id).map_err(WriteFailure::from_io)?;
+    let (mut items, is_whole) = items_of(shared, id).unwrap_or_else(|error| {
+        // The index knows what is needed of it.
+        tracing::error!(segment = id, %error, "the list of a segment cannot be read");
+        (Items::default(), false)
+    });
     let news = if is_whole {
         news_of(&items)
     } else {
@@ -331,6 +345,8 @@ fn start(shared: &Shared, log: &mut Log, percent: u64) -> Result<bool, WriteFail
         items,
         position: 0,
         news,
+        is_complete: !is_whole,
+        is_unreadable: false,
     });
     Ok(true)
 }
@@ -384,13 +400,13 @@ fn step(shared: &Shared, log: &mut Log) -> Result<bool, WriteFailure> {
     let before = compaction.position;
     let result = copy_some(shared, log, &mut compaction).and_then(|is_copied| {
         if is_copied {
-            finish(shared, log, &compaction)
+            finish(shared, log, &mut compaction)
         } else {
             Ok(Finish::NotYet)
         }
     });
     match result {
-        Ok(Finish::Removed) => Ok(true),
+        Ok(Finish::Removed | Finish::GivenUp) => Ok(true),
         Ok(Finish::NotYet) => {
             log.compaction = Some(compaction);
             Ok(true)
@@ -409,6 +425,8 @@ fn step(shared: &Shared, log: &mut Log) -> Result<bool, WriteFailure> {
 
 enum Finish {
     Removed,
+    /// It stays, as some of it cannot be read now.
+    GivenUp,
     NotYet,
     Waits,
 }
@@ -436,7 +454,13 @@ fn copy_some(
             Ok(raw) => raw,
             // The file was cut since: nothing of the record is left to check.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Bytes::new(),
-            Err(error) => return Err(WriteFailure::from_io(error)),
+            Err(error) => {
+                // It may be there again tomorrow. The rest of the segment is brought to safety.
+                tracing::error!(segment = from.segment, offset = from.offset, %error, "a record cannot be read");
+                compaction.is_unreadable = true;
+                compaction.position = next;
+                continue;
+            }
         };
         compaction.position = next;
         log.budget.spend(raw.len() as u64);
@@ -553,7 +577,40 @@ pub(crate) fn forget_value(shared: &Shared, log: &mut Log, key: &str) {
     }
 }
 
-fn finish(shared: &Shared, log: &mut Log, compaction: &Compaction) -> Result<Finish, WriteFailure> {
+fn finish(
+    shared: &Shared,
+    log: &mut Log,
+    compaction: &mut Compaction,
+) -> Result<Finish, WriteFailure> {
+    let live = |log: &Log| {
+        let segment = log.segments.get(&compaction.id);
+        segment.map_or(0, |segment| segment.live)
+    };
+    if compaction.is_unreadable {
+        // Puts go on without its room.
+        log.unreadable.insert(compaction.id, live(log));
+        return Ok(Finish::GivenUp);
+    }
+    if live(log) > 0 && !compaction.is_complete {
+        // Its list does not name something that the index has here: nothing is removed that is needed.
+        tracing::error!(
+            segment = compaction.id,
+            "the list of a segment is not complete"
+        );
+        shared.counters.corruptions.add(1);
+        add_unlisted(shared, compaction.id, &mut compaction.items);
+        compaction.is_complete = true;
+        compaction.news = log.next_seq.saturating_sub(1);
+        return Ok(Finish::NotYet);
+    }
+    if live(log) > 0 {
+        tracing::error!(
+            segment = compaction.id,
+            "a segment that something is needed of stays"
+        );
+        log.unreadable.insert(compaction.id, live(log));
+        return Ok(Finish::GivenUp);
+    }
     // What replaced records of this segment may have been written without a sync, and what was forgotten in it must not come back.
     log.settle(shared)?;
     if compaction.news > log.checkpoints.safe_seq() {
@@ -613,3 +670,6 @@ pub(crate) fn evict(shared: &Shared, log: &mut Log, bytes: u64, keep: &HashSet<K
         shared.forget_and_tell(log, &entry.key());
     }
 }
+
+#[cfg(test)]
+mod tests;

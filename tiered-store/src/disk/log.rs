@@ -44,6 +44,8 @@ pub(crate) struct Log {
     /// Log bytes written since the last checkpoint began.
     pub(crate) since_checkpoint: u64,
     pub(crate) compaction: Option<Compaction>,
+    /// Segments that the device did not give all live records of, and how many bytes were live then. With fewer they are tried again.
+    pub(crate) unreadable: BTreeMap<u32, u64>,
     /// Since when puts found no room for want of the cold tier.
     pub(crate) lacking_since: Option<Instant>,
     pub(crate) budget: Budget,
@@ -455,6 +457,7 @@ impl Log {
     /// The file is gone.
     pub(crate) fn remove_segment(&mut self, shared: &Shared, id: u32) {
         shared.remove_segment(id);
+        self.unreadable.remove(&id);
         if let Some(segment) = self.segments.remove(&id) {
             shared.counters.segments.sub(1);
             shared.counters.used.sub(segment.len);
@@ -543,7 +546,8 @@ impl Log {
             return Ok(());
         };
         let id = active.id();
-        let written = segment::write_footer(&*active.file, active.len, id, &active.items);
+        let written =
+            segment::write_footer(&*active.file, active.len, &active.header, &active.items);
         match written {
             Ok(bytes) => {
                 shared.counters.written.add(bytes);

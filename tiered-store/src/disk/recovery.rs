@@ -555,7 +555,11 @@ fn load(
 ) -> io::Result<Loaded> {
     let id = source.id;
     let file = shared.file(id)?;
-    let items = match segment::read_footer(&*file, id)? {
+    let footer = match &source.header {
+        Some(header) => segment::read_footer(&*file, header)?,
+        None => None,
+    };
+    let items = match footer {
         Some(items) => items,
         None => {
             let scan = segment::scan(&file, source.header, source.settled)?;
@@ -626,7 +630,7 @@ fn close_tail(
             );
         }
         // Its lane went on in another segment, or ends with the process. The footer saves the next opening the scan, and nothing else.
-        None => match segment::write_footer(&**file, end, id, items) {
+        None => match segment::write_footer(&**file, end, &header, items) {
             Ok(bytes) => {
                 log.set_len(shared, id, end + bytes);
                 if let Err(error) = file.sync_data() {

@@ -7,6 +7,9 @@
 //! trailer  item bytes 4, item count 4, id 4, crc of items and trailer so far 4, "ANYPFOOT"
 //! ```
 //!
+//! The crc of the footer begins with a token of the segment's secret salt, as records carry one: a payload that ends like a footer passes for
+//! none. Without a whole header no footer counts.
+//!
 //! The seqs of a segment's records rise.
 
 use std::{io, io::IoSlice, sync::Arc};
@@ -91,6 +94,13 @@ impl SegmentHeader {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (mixed >> 32) as u32
+    }
+
+    /// The checksum of a footer whose items begin at this offset, up to the checksum itself.
+    fn footer_crc(&self, items_at: u64, items: &[u8], head: &[u8]) -> u32 {
+        // No record begins at such an offset: footers have tokens of their own.
+        let seeded = crc32c::crc32c_append(self.token(!items_at), items);
+        crc32c::crc32c_append(seeded, head)
     }
 }
 
@@ -191,13 +201,18 @@ fn item_at(bytes: &[u8], at: usize) -> Option<(Item<'_>, usize)> {
 }
 
 /// Items and trailer.
-pub(crate) fn write_footer(file: &dyn VfsFile, at: u64, id: u32, items: &Items) -> io::Result<u64> {
+pub(crate) fn write_footer(
+    file: &dyn VfsFile,
+    at: u64,
+    header: &SegmentHeader,
+    items: &Items,
+) -> io::Result<u64> {
     let mut trailer = Vec::new();
     let item_bytes = u32::try_from(items.bytes.len()).unwrap_or(u32::MAX);
     trailer.extend_from_slice(&item_bytes.to_le_bytes());
     trailer.extend_from_slice(&items.count.to_le_bytes());
-    trailer.extend_from_slice(&id.to_le_bytes());
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&items.bytes), &trailer);
+    trailer.extend_from_slice(&header.id.to_le_bytes());
+    let crc = header.footer_crc(at, &items.bytes, &trailer);
     trailer.extend_from_slice(&crc.to_le_bytes());
     trailer.extend_from_slice(FOOTER_MAGIC);
     file.write_all_at(at, &[IoSlice::new(&items.bytes), IoSlice::new(&trailer)])?;
@@ -259,13 +274,13 @@ pub(crate) fn records(file: &dyn VfsFile, id: u32) -> io::Result<u64> {
 }
 
 /// The list of records of a sealed segment; `None` if it has no whole footer.
-pub(crate) fn read_footer(file: &dyn VfsFile, id: u32) -> io::Result<Option<Items>> {
-    let Some(trailer) = read_trailer(file, id)? else {
+pub(crate) fn read_footer(file: &dyn VfsFile, header: &SegmentHeader) -> io::Result<Option<Items>> {
+    let Some(trailer) = read_trailer(file, header.id)? else {
         return Ok(None);
     };
     let mut items = vec![0; trailer.item_bytes as usize];
     file.read_exact_at(trailer.items_at, &mut items)?;
-    let actual = crc32c::crc32c_append(crc32c::crc32c(&items), &trailer.head);
+    let actual = header.footer_crc(trailer.items_at, &items, &trailer.head);
     Ok((actual == trailer.crc)
         .then(|| Items::parse(items, trailer.count))
         .flatten())

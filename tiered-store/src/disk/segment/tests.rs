@@ -137,8 +137,8 @@ fn every_flipped_bit_of_a_segment_header_and_a_footer_is_detected() {
     let file = vfs.create("s".as_ref()).unwrap();
     let at = header.len() as u64;
     file.write_all_at(0, &[IoSlice::new(&header)]).unwrap();
-    let len = write_footer(&*file, at, 7, &items).unwrap();
-    let read = read_footer(&*file, 7).unwrap().unwrap();
+    let len = write_footer(&*file, at, &HEAD, &items).unwrap();
+    let read = read_footer(&*file, &HEAD).unwrap().unwrap();
     assert_eq!((read.count, &read.bytes), (3, &items.bytes));
     let mut bytes = vec![0; len as usize];
     file.read_exact_at(at, &mut bytes).unwrap();
@@ -146,7 +146,7 @@ fn every_flipped_bit_of_a_segment_header_and_a_footer_is_detected() {
         let mut flipped = bytes.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
         file.write_all_at(at, &[IoSlice::new(&flipped)]).unwrap();
-        assert!(read_footer(&*file, 7).unwrap().is_none(), "bit {bit}");
+        assert!(read_footer(&*file, &HEAD).unwrap().is_none(), "bit {bit}");
     }
     let _: Arc<dyn VfsFile> = file;
 }
