@@ -10,6 +10,7 @@ use crate::{
     CircuitLimit,
     address::{is_relayed, without_peer},
     generated::announcement as wire,
+    public::is_public,
 };
 
 pub(crate) const DOMAIN: &str = "anypath-relay-announcement";
@@ -109,7 +110,8 @@ impl Announcement {
     /// Leaves addresses out to which a stranger should not be able to send this node: those that only mean something
     /// within one host or one network, and ports of other services.
     pub(crate) fn retain_public_addresses(&mut self) {
-        self.addresses.retain(is_public);
+        self.addresses
+            .retain(|address| is_public(address) && has_port_of_peers(address));
     }
 
     /// Writes and signs an announcement; `key` is the relay's. At most 4,096 bytes for keys other
@@ -243,27 +245,10 @@ fn dialable(addresses: impl Iterator<Item = Multiaddr>) -> Vec<Multiaddr> {
     dialable
 }
 
-fn is_public(address: &Multiaddr) -> bool {
+/// Below are services that libp2p is none of, but for the ones that every firewall lets out.
+fn has_port_of_peers(address: &Multiaddr) -> bool {
     address.iter().all(|protocol| match protocol {
-        Protocol::Ip4(ip) => {
-            !(ip.is_private()
-                || ip.is_loopback()
-                || ip.is_link_local()
-                || ip.is_unspecified()
-                || ip.is_broadcast()
-                || ip.is_multicast())
-        }
-        Protocol::Ip6(ip) => {
-            !(ip.is_loopback()
-                || ip.is_unspecified()
-                || ip.is_multicast()
-                || ip.is_unique_local()
-                || ip.is_unicast_link_local()
-                || ip.to_ipv4_mapped().is_some())
-        }
-        // Below are services that libp2p is none of, but for the ones that every firewall lets out.
         Protocol::Tcp(port) | Protocol::Udp(port) => port >= 1024 || matches!(port, 80 | 443),
-        Protocol::Memory(_) | Protocol::Unix(_) => false,
         _ => true,
     })
 }

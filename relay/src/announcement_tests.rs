@@ -174,6 +174,8 @@ fn strangers_do_not_send_us_into_our_own_network() {
         "/ip6/fd00::1/tcp/4001",
         "/ip6/fe80::1/tcp/4001",
         "/ip6/::ffff:10.0.0.1/tcp/4001",
+        "/ip4/100.64.0.1/tcp/4001",
+        "/dnsaddr/relay.example",
         "/memory/5",
     ]
     .iter()

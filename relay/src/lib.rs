@@ -10,6 +10,7 @@ pub mod fuzzing;
 mod limit;
 mod message;
 mod protocol;
+mod public;
 mod status_code;
 mod voucher;
 

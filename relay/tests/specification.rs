@@ -490,6 +490,31 @@ async fn a_destination_that_does_not_take_the_circuit_fails_it() {
 }
 
 #[tokio::test]
+async fn a_destination_is_asked_no_longer_for_a_source_that_left() {
+    // Longer than the test waits for anything.
+    let config = server::Config::builder().handshake_timeout(Duration::from_secs(300));
+    let (relay, at) = relay_with(config).await;
+    let (mut source, mut destination) = (peer(&at).await, peer(&at).await);
+    let mut incoming = destination.control.accept(STOP_PROTOCOL_NAME).unwrap();
+    destination.is_served().await;
+    let mut stream = source.hop().await;
+    stream
+        .write_all(&frame(&connect(destination.id())))
+        .await
+        .unwrap();
+    stream.flush().await.unwrap();
+    let (mut asked, _) = stop(&mut incoming).await;
+    drop(source);
+    let mut byte = [0];
+    let ended = tokio::time::timeout(Duration::from_secs(30), asked.read(&mut byte)).await;
+    assert!(matches!(ended, Ok(Ok(0) | Err(_))), "{ended:?}");
+    // The relay had been told before the destination was; it may take notice a moment later.
+    destination.is_served().await;
+    let left = relay.with(|swarm| swarm.behaviour().relay.circuits()).await;
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
 async fn a_destination_without_the_stop_protocol_fails_the_circuit() {
     let (_relay, at) = relay_with(quick()).await;
     let (mut source, mut destination) = (peer(&at).await, peer(&at).await);

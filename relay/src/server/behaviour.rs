@@ -24,9 +24,10 @@ use super::{
 };
 use crate::{
     Load, StatusCode,
-    core::server::{Opening, Output, Refusal, Server, bandwidth::Bandwidth, network::is_public},
+    core::server::{Opening, Output, Refusal, Server, bandwidth::Bandwidth},
     is_relayed,
     message::{HopRequest, StopRequest},
+    public::is_public,
 };
 
 type Action = ToSwarm<Event, THandlerInEvent<Behaviour>>;
@@ -36,7 +37,7 @@ type Action = ToSwarm<Event, THandlerInEvent<Behaviour>>;
 pub enum Status {
     /// Always.
     Enabled,
-    /// Never. Open circuits run on until they end.
+    /// Never. Reservations end; open circuits run on until they end.
     Disabled,
     /// While it is known to be reachable: while an external address is confirmed that the internet can dial. A relayed,
     /// private or local one does not count.
@@ -173,7 +174,7 @@ impl Behaviour {
     /// clients look for other relays. Open circuits run on until they end, at most for `deadline`. [`Event::Drained`] says
     /// when nothing is left.
     ///
-    /// There is no way back. Calling it again moves the deadline.
+    /// There is no way back. Calling it again moves the deadline, as long as something is left to wait for.
     pub fn drain(&mut self, deadline: Duration) {
         let now = now();
         // A deadline beyond the clock's end is none.
@@ -324,8 +325,13 @@ impl Behaviour {
                     end,
                 });
             }
-            Output::CircuitForgotten { circuit } => {
+            Output::CircuitForgotten {
+                circuit,
+                through,
+                destination,
+            } => {
                 self.circuits.remove(&circuit);
+                self.notify(through, destination, Command::Cancel(circuit));
             }
             Output::Ban { peer } => {
                 self.actions.push_back(ToSwarm::CloseConnection {
@@ -458,7 +464,7 @@ impl Behaviour {
         // It may be gone, with its source; then the stream goes too.
         let Some((connection, [source, destination])) = self.core.on_circuit_open(circuit, now())
         else {
-            return;
+            return self.after_core();
         };
         let Some(running) = self.circuits.get_mut(&circuit) else {
             return;

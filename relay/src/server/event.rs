@@ -108,6 +108,8 @@ pub enum CloseReason {
     Expired,
     /// The relay was drained.
     Drained,
+    /// The relay was switched off.
+    Disabled,
 }
 
 impl CloseReason {
@@ -118,6 +120,7 @@ impl CloseReason {
             Self::ConnectionClosed => "connection_closed",
             Self::Expired => "expired",
             Self::Drained => "drained",
+            Self::Disabled => "disabled",
         }
     }
 }

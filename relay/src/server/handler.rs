@@ -9,7 +9,7 @@ use either::Either;
 use futures::{
     FutureExt as _, StreamExt as _,
     channel::oneshot,
-    future::{self, BoxFuture},
+    future::{self, AbortHandle, AbortRegistration, Abortable, BoxFuture},
     stream::FuturesUnordered,
 };
 use futures_timer::Delay;
@@ -64,6 +64,8 @@ pub enum Command {
         circuit: CircuitId,
         request: StopRequest,
     },
+    /// Ask no longer: nobody waits for the answer.
+    Cancel(CircuitId),
     /// Answer a `CONNECT` and move the bytes.
     Bridge {
         request: RequestId,
@@ -86,6 +88,7 @@ impl fmt::Debug for Command {
                 .finish(),
             Self::Ignore { request } => f.debug_tuple("Ignore").field(request).finish(),
             Self::Stop { circuit, .. } => f.debug_tuple("Stop").field(circuit).finish(),
+            Self::Cancel(circuit) => f.debug_tuple("Cancel").field(circuit).finish(),
             Self::Bridge { circuit, .. } => f.debug_tuple("Bridge").field(circuit).finish(),
         }
     }
@@ -121,8 +124,10 @@ enum Done {
     },
 }
 
-type Action =
-    ConnectionHandlerEvent<ReadyUpgrade<StreamProtocol>, (CircuitId, StopRequest), Report>;
+/// What is to be asked over a stream, unless it is cancelled by then.
+type Asking = (CircuitId, StopRequest, AbortRegistration);
+
+type Action = ConnectionHandlerEvent<ReadyUpgrade<StreamProtocol>, Asking, Report>;
 
 /// The streams of one connection: reads requests, writes answers, asks destinations, moves bytes.
 pub struct Handler {
@@ -135,6 +140,8 @@ pub struct Handler {
     answering: usize,
     /// Streams whose request is being decided, at most [`MAX_REQUESTS`].
     waiting: SmallVec<[(RequestId, Stream); 1]>,
+    /// Exchanges with this destination, as many as it may have circuits.
+    stopping: SmallVec<[(CircuitId, AbortHandle); 1]>,
     /// Everything that takes time. `None` while nothing does: an idle connection holds no memory for it.
     tasks: Option<FuturesUnordered<BoxFuture<'static, Done>>>,
     actions: VecDeque<Action>,
@@ -151,6 +158,7 @@ impl Handler {
             reading: 0,
             answering: 0,
             waiting: SmallVec::new(),
+            stopping: SmallVec::new(),
             tasks: None,
             actions: VecDeque::new(),
         }
@@ -236,6 +244,11 @@ impl Handler {
         }));
     }
 
+    fn stopped(&mut self, circuit: CircuitId, result: Result<Stream, StatusCode>) -> Report {
+        self.stopping.retain(|(other, _)| *other != circuit);
+        Report::Stop { circuit, result }
+    }
+
     fn on_done(&mut self, done: Done) -> Option<Report> {
         match done {
             Done::Read(read) => self.on_read(read),
@@ -243,7 +256,7 @@ impl Handler {
                 self.answering -= 1;
                 None
             }
-            Done::Stopped { circuit, result } => Some(Report::Stop { circuit, result }),
+            Done::Stopped { circuit, result } => Some(self.stopped(circuit, result)),
             Done::Ended { circuit, end } => Some(Report::Ended { circuit, end }),
         }
     }
@@ -255,7 +268,7 @@ impl ConnectionHandler for Handler {
     type InboundProtocol = Either<ReadyUpgrade<StreamProtocol>, DeniedUpgrade>;
     type InboundOpenInfo = ();
     type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
-    type OutboundOpenInfo = (CircuitId, StopRequest);
+    type OutboundOpenInfo = Asking;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol> {
         let protocol = if self.offered {
@@ -287,13 +300,21 @@ impl ConnectionHandler for Handler {
             }
             Command::Ignore { request } => drop(self.waiting(request)),
             Command::Stop { circuit, request } => {
+                let (handle, registration) = AbortHandle::new_pair();
+                self.stopping.push((circuit, handle));
                 let protocol = SubstreamProtocol::new(
                     ReadyUpgrade::new(STOP_PROTOCOL_NAME),
-                    (circuit, request),
+                    (circuit, request, registration),
                 )
                 .with_timeout(self.timeout);
                 self.actions
                     .push_back(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
+            }
+            Command::Cancel(circuit) => {
+                let asked = self.stopping.iter().find(|(other, _)| *other == circuit);
+                if let Some((_, handle)) = asked {
+                    handle.abort();
+                }
             }
             Command::Bridge {
                 request,
@@ -329,27 +350,30 @@ impl ConnectionHandler for Handler {
             }) => self.on_inbound(stream),
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: stream,
-                info: (circuit, request),
+                info: (circuit, request, registration),
             }) => {
                 let stop = within(self.timeout, exchange::stop(stream, request));
-                self.spawn(stop.map(move |result| Done::Stopped {
-                    circuit,
-                    // The destination does not answer.
-                    result: result.unwrap_or(Err(StatusCode::ConnectionFailed)),
+                let stop = Abortable::new(stop, registration);
+                self.spawn(stop.map(move |result| {
+                    Done::Stopped {
+                        circuit,
+                        // It is cancelled, or the destination does not answer.
+                        result: result
+                            .ok()
+                            .flatten()
+                            .unwrap_or(Err(StatusCode::ConnectionFailed)),
+                    }
                 }));
             }
             ConnectionEvent::DialUpgradeError(DialUpgradeError {
-                info: (circuit, _),
+                info: (circuit, ..),
                 error,
             }) => {
                 let error: StreamUpgradeError<_> = error;
                 tracing::debug!(%circuit, ?error, "the destination offers no stop protocol");
-                let result = Err(StatusCode::ConnectionFailed);
+                let report = self.stopped(circuit, Err(StatusCode::ConnectionFailed));
                 self.actions
-                    .push_back(ConnectionHandlerEvent::NotifyBehaviour(Report::Stop {
-                        circuit,
-                        result,
-                    }));
+                    .push_back(ConnectionHandlerEvent::NotifyBehaviour(report));
             }
             _ => {}
         }

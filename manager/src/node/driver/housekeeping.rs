@@ -25,6 +25,8 @@ const REGISTRY_INTERVALS: (Duration, Duration) = (Duration::from_secs(2), Durati
 pub(super) const SAVE_INTERVAL: Duration = Duration::from_secs(60);
 /// How long a shutdown waits for the other ends.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a shutdown waits for circuits that others have through this node.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What was done off the driver.
 pub(super) enum Done {
@@ -101,6 +103,7 @@ impl Driver {
     }
 
     pub(super) async fn stop(mut self) {
+        self.drain_relay().await;
         self.say_goodbye().await;
         let mut closing: BTreeSet<_> = self.swarm.connected_peers().copied().collect();
         for peer in &closing {
@@ -140,6 +143,24 @@ impl Driver {
         drop(self);
         for reply in replies {
             let _ = reply.send(());
+        }
+    }
+}
+
+impl Driver {
+    /// Relays nothing new, so that clients look for other relays, and lets open circuits end for a moment.
+    async fn drain_relay(&mut self) {
+        let relay = &mut self.swarm.behaviour_mut().relay_server;
+        if !relay.is_enabled() {
+            return;
+        }
+        relay.drain(DRAIN_TIMEOUT);
+        let mut end = futures_timer::Delay::new(DRAIN_TIMEOUT).fuse();
+        while self.swarm.behaviour().relay_server.circuits() > 0 {
+            futures::select! {
+                _ = self.swarm.select_next_some() => {}
+                () = end => return,
+            }
         }
     }
 }

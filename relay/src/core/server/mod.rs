@@ -1,16 +1,17 @@
 //! What a relay grants, to whom, and for how long. No clock, no stream, no swarm.
 //!
-//! Every request is decided in constant time: hash maps for who has what, ordered sets for what ends when.
+//! Every request is decided in constant time: hash maps for who has what, a list in order of time for what ends when.
 
 pub(crate) mod access;
 pub(crate) mod bandwidth;
 pub(crate) mod caps;
+mod expiries;
 pub(crate) mod network;
 pub(crate) mod rate;
 mod requests;
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -24,7 +25,8 @@ use web_time::Instant;
 use self::{
     access::Access,
     bandwidth::Class,
-    caps::{Caps, Full, Owner},
+    caps::{Caps, Owner},
+    expiries::{Expiries, Ticket},
     network::Place,
     requests::Requests,
 };
@@ -49,7 +51,7 @@ pub(crate) struct Server {
     connections: HashMap<ConnectionId, Connection>,
     peers: HashMap<PeerId, Peer>,
     reservations: Caps,
-    expiries: BTreeSet<(Instant, ConnectionId)>,
+    expiries: Expiries,
     circuits: HashMap<CircuitId, Circuit>,
     circuit_caps: Caps,
     next_circuit: u64,
@@ -63,8 +65,8 @@ struct Connection {
     peer: PeerId,
     place: Option<Place>,
     relayed: bool,
-    /// When the reservation that it carries ends.
-    reserved_until: Option<Instant>,
+    /// The end of the reservation that it carries.
+    reserved: Option<Ticket>,
     circuits: SmallVec<[CircuitId; 1]>,
 }
 
@@ -82,6 +84,9 @@ struct Circuit {
     source: ConnectionId,
     destination: ConnectionId,
     opened: Option<Instant>,
+    /// The source left while the destination was being asked. It counts until the destination has been asked: who comes and
+    /// goes starts no more exchanges than who stays.
+    orphaned: bool,
 }
 
 #[derive(Debug)]
@@ -115,8 +120,13 @@ pub(crate) enum Output {
         destination: PeerId,
         status: StatusCode,
     },
-    /// A circuit that was being set up has lost its source: nobody is to be told.
-    CircuitForgotten { circuit: CircuitId },
+    /// A circuit that was being set up has lost its source: nobody is to be told, and the destination asked no longer.
+    CircuitForgotten {
+        circuit: CircuitId,
+        /// The connection over which the destination is asked.
+        through: ConnectionId,
+        destination: PeerId,
+    },
     /// An open circuit is over.
     CircuitClosed {
         circuit: CircuitId,
@@ -173,7 +183,7 @@ impl Server {
             connections: HashMap::new(),
             peers: HashMap::new(),
             reservations: Caps::new(config.reservation_limits()),
-            expiries: BTreeSet::new(),
+            expiries: Expiries::default(),
             circuits: HashMap::new(),
             circuit_caps: Caps::new(config.circuit_limits()),
             next_circuit: 0,
@@ -192,6 +202,10 @@ impl Server {
         let offered = self.is_offering();
         self.enabled = enabled;
         self.tell_offer(offered);
+        if !enabled {
+            // They could not be used any more, and would keep their connections open.
+            self.end_reservations(CloseReason::Disabled);
+        }
     }
 
     /// Whether requests may be granted: on, and not draining.
@@ -206,8 +220,12 @@ impl Server {
         }
     }
 
-    /// Grants nothing any more. Circuits run on until they end or `deadline` comes; then everything ends.
+    /// Grants nothing any more. Circuits run on until they end or `deadline` comes; then everything ends. Again: moves the
+    /// deadline, as long as there is something to wait for.
     pub(crate) fn drain(&mut self, deadline: Instant) {
+        if self.drain.as_ref().is_some_and(|drain| drain.done) {
+            return;
+        }
         let offered = self.is_offering();
         self.drain = Some(Drain {
             deadline,
@@ -249,7 +267,7 @@ impl Server {
                 peer,
                 place,
                 relayed,
-                reserved_until: None,
+                reserved: None,
                 circuits: SmallVec::new(),
             },
         );
@@ -281,14 +299,7 @@ impl Server {
     /// relay. If the peer disconnects, the reservation is no longer valid."
     /// <https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md#reservation>
     fn pass_on(&mut self, connection: ConnectionId) {
-        let Some(expires) = self
-            .connections
-            .get(&connection)
-            .and_then(|closing| closing.reserved_until)
-        else {
-            return;
-        };
-        let Some(peer) = self.release(connection) else {
+        let Some((peer, end)) = self.let_go(connection) else {
             return;
         };
         let heir = self.peers.get(&peer).and_then(|known| {
@@ -299,7 +310,7 @@ impl Server {
                         && self
                             .connections
                             .get(other)
-                            .is_some_and(|other| !other.relayed && other.reserved_until.is_none())
+                            .is_some_and(|other| !other.relayed && other.reserved.is_none())
                 })
                 .copied()
         });
@@ -307,13 +318,15 @@ impl Server {
             && let Some(owner) = self.owner(heir)
             && self.reservations.room(&[owner]).is_ok()
         {
-            self.hold(heir, expires);
+            self.expiries.pass_on(end, heir);
+            self.hold(heir, end);
             // Others were asked for later.
             if let Some(known) = self.peers.get_mut(&peer) {
                 known.reserved.rotate_right(1);
             }
             return;
         }
+        self.expiries.remove(end);
         self.outputs.push_back(Output::ReservationClosed {
             peer,
             connection,
@@ -337,7 +350,7 @@ impl Server {
             return Err(Refusal::Ignored);
         };
         let from = asking.place.map(|place| place.address);
-        let (peer, held) = (asking.peer, asking.reserved_until.is_some());
+        let (peer, held) = (asking.peer, asking.reserved.is_some());
         // "`PERMISSION_DENIED` if the reservation is rejected because of peer filtering using ACLs."
         // <https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md#reservation>
         // A reservation over a relayed connection would be a circuit over a circuit.
@@ -363,33 +376,33 @@ impl Server {
             true
         } else {
             let room = self.reservations.room(&[owner]);
-            if let Err(full) = room {
-                self.take_over(owner, full).ok_or_else(refused)?;
+            if room.is_err() {
+                self.take_over(owner).ok_or_else(refused)?;
             }
-            self.hold(connection, until);
+            let end = self.expiries.push(until, connection);
+            self.hold(connection, end);
             room.is_err()
         };
         let limit = self.limit_for(&[owner]);
         Ok(Grant { renewed, limit })
     }
 
-    /// Frees the place of this peer's oldest reservation for a new one on another connection: whoever has a reservation is
-    /// never refused for lack of room. The old connection may be dead and nobody know it yet.
-    fn take_over(&mut self, new: Owner, full: Full) -> Option<()> {
-        // No reservation moves into a host or network that is full.
-        if matches!(full, Full::Ip | Full::Prefix) {
-            return None;
-        }
-        let oldest = self.peers.get(&new.peer)?.reserved.first().copied()?;
-        let expires = self.connections.get(&oldest)?.reserved_until?;
-        self.release(oldest);
-        if self.reservations.room(&[new]).is_err() {
-            self.hold(oldest, expires);
-            if let Some(known) = self.peers.get_mut(&new.peer) {
-                known.reserved.rotate_right(1);
-            }
-            return None;
-        }
+    /// Frees the place of a reservation of this peer for a new one on another connection: whoever has a reservation is never
+    /// refused for lack of room. The old connection may be dead and nobody know it yet. It is the oldest whose end makes room:
+    /// where a host or network is full, one that counts there, so that none moves in.
+    fn take_over(&mut self, new: Owner) -> Option<()> {
+        // As many as a peer may have.
+        let reserved = self.peers.get(&new.peer)?.reserved.clone();
+        let moves = reserved.into_iter().find(|held| {
+            let Some(owner) = self.owner(*held) else {
+                return false;
+            };
+            self.reservations.release(&[owner]);
+            let fits = self.reservations.room(&[new]).is_ok();
+            self.reservations.take(&[owner]);
+            fits
+        })?;
+        self.release(moves);
         Some(())
     }
 
@@ -397,10 +410,10 @@ impl Server {
         let Some(known) = self.connections.get_mut(&connection) else {
             return;
         };
-        if let Some(before) = known.reserved_until.replace(until) {
-            self.expiries.remove(&(before, connection));
+        if let Some(before) = known.reserved.take() {
+            self.expiries.remove(before);
         }
-        self.expiries.insert((until, connection));
+        known.reserved = Some(self.expiries.push(until, connection));
         if let Some(peer) = self.peers.get_mut(&known.peer) {
             peer.reserved.retain(|other| *other != connection);
             peer.reserved.push(connection);
@@ -408,14 +421,13 @@ impl Server {
     }
 
     /// Gives `connection` a reservation. It is the peer's newest.
-    fn hold(&mut self, connection: ConnectionId, until: Instant) {
+    fn hold(&mut self, connection: ConnectionId, end: Ticket) {
         let Some(owner) = self.owner(connection) else {
             return;
         };
         self.reservations.take(&[owner]);
-        self.expiries.insert((until, connection));
         if let Some(known) = self.connections.get_mut(&connection) {
-            known.reserved_until = Some(until);
+            known.reserved = Some(end);
         }
         if let Some(known) = self.peers.get_mut(&owner.peer) {
             known.reserved.push(connection);
@@ -429,13 +441,15 @@ impl Server {
 
     /// Takes the reservation of `connection` away; the peer, if there was one.
     fn release(&mut self, connection: ConnectionId) -> Option<PeerId> {
+        let (peer, end) = self.let_go(connection)?;
+        self.expiries.remove(end);
+        Some(peer)
+    }
+
+    /// The same, but for its end, which is another connection's or to be removed.
+    fn let_go(&mut self, connection: ConnectionId) -> Option<(PeerId, Ticket)> {
         let owner = self.owner(connection)?;
-        let until = self
-            .connections
-            .get_mut(&connection)?
-            .reserved_until
-            .take()?;
-        self.expiries.remove(&(until, connection));
+        let end = self.connections.get_mut(&connection)?.reserved.take()?;
         self.reservations.release(&[owner]);
         if let Some(known) = self.peers.get_mut(&owner.peer) {
             known.reserved.retain(|other| *other != connection);
@@ -445,7 +459,7 @@ impl Server {
             peer: owner.peer,
             held: false,
         });
-        Some(owner.peer)
+        Some((owner.peer, end))
     }
 
     fn owner(&self, connection: ConnectionId) -> Option<Owner> {
@@ -507,6 +521,7 @@ impl Server {
                 source: connection,
                 destination: through,
                 opened: None,
+                orphaned: false,
             },
         );
         for end in [connection, through] {
@@ -542,6 +557,11 @@ impl Server {
         now: Instant,
     ) -> Option<(ConnectionId, [PeerId; 2])> {
         let open = self.circuits.get_mut(&circuit)?;
+        if open.orphaned {
+            self.remove_circuit(circuit);
+            self.finish_drain(false);
+            return None;
+        }
         open.opened = Some(now);
         Some((open.source, open.ends.map(|end| end.peer)))
     }
@@ -552,13 +572,15 @@ impl Server {
             return;
         };
         let [source, destination] = failed.ends;
-        self.outputs.push_back(Output::CircuitFailed {
-            circuit,
-            source: failed.source,
-            peer: source.peer,
-            destination: destination.peer,
-            status,
-        });
+        if !failed.orphaned {
+            self.outputs.push_back(Output::CircuitFailed {
+                circuit,
+                source: failed.source,
+                peer: source.peer,
+                destination: destination.peer,
+                status,
+            });
+        }
         self.finish_drain(false);
     }
 
@@ -572,14 +594,19 @@ impl Server {
     }
 
     fn on_end_lost(&mut self, circuit: CircuitId, closed: ConnectionId, now: Instant) {
-        let Some(lost) = self.circuits.get(&circuit) else {
+        let Some(lost) = self.circuits.get_mut(&circuit) else {
             return;
         };
         if lost.opened.is_some() {
             self.on_circuit_ended(circuit, CircuitEnd::ConnectionClosed, now);
         } else if lost.source == closed {
-            self.remove_circuit(circuit);
-            self.outputs.push_back(Output::CircuitForgotten { circuit });
+            lost.orphaned = true;
+            let [_, destination] = lost.ends;
+            self.outputs.push_back(Output::CircuitForgotten {
+                circuit,
+                through: lost.destination,
+                destination: destination.peer,
+            });
         } else {
             // "`CONNECTION_FAILED` if the relay failed to terminate the connection to the target peer."
             // <https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md#connection-initiation>
@@ -626,18 +653,18 @@ impl Server {
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        while let Some((until, connection)) = self.expiries.first().copied()
+        while let Some((until, end, connection)) = self.expiries.first()
             && until <= now
         {
             // "The reservation becomes invalid after this time and it's the responsibility of the client to refresh."
             // <https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md#reservation>
-            self.end_reservation(connection, CloseReason::Expired);
-            self.expiries.remove(&(until, connection));
+            self.end_reservation(connection, end, CloseReason::Expired);
         }
         let overdue = |drain: &Drain| !drain.done && drain.deadline <= now;
         if self.drain.as_ref().is_some_and(overdue) {
             self.finish_drain(true);
-            let cut = self.circuits.len();
+            let wanted = self.circuits.values().filter(|it| !it.orphaned);
+            let cut = wanted.count();
             let mut open: Vec<CircuitId> = self.circuits.keys().copied().collect();
             open.sort_unstable();
             for circuit in open {
@@ -655,14 +682,22 @@ impl Server {
         }
     }
 
-    fn end_reservation(&mut self, connection: ConnectionId, reason: CloseReason) {
-        if let Some(peer) = self.release(connection) {
-            self.outputs.push_back(Output::ReservationClosed {
-                peer,
-                connection,
-                reason,
-            });
+    fn end_reservations(&mut self, reason: CloseReason) {
+        while let Some((_, end, connection)) = self.expiries.first() {
+            self.end_reservation(connection, end, reason);
         }
+    }
+
+    fn end_reservation(&mut self, connection: ConnectionId, end: Ticket, reason: CloseReason) {
+        self.expiries.remove(end);
+        let Some((peer, _)) = self.let_go(connection) else {
+            return;
+        };
+        self.outputs.push_back(Output::ReservationClosed {
+            peer,
+            connection,
+            reason,
+        });
     }
 
     /// Ends the reservations, which are of no use any more, once no circuit is left or the deadline has come.
@@ -672,9 +707,7 @@ impl Server {
             return;
         }
         drain.done = true;
-        while let Some((_, connection)) = self.expiries.pop_first() {
-            self.end_reservation(connection, CloseReason::Drained);
-        }
+        self.end_reservations(CloseReason::Drained);
         if !overdue {
             self.tell_drained(0);
         }
@@ -691,7 +724,7 @@ impl Server {
 
     /// The next moment at which [`handle_timeout`](Self::handle_timeout) has something to do.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let expiry = self.expiries.first().map(|(until, _)| *until);
+        let expiry = self.expiries.first().map(|(until, ..)| until);
         let drain = self.drain.as_ref().filter(|drain| !drain.done);
         let deadline = drain.map(|drain| drain.deadline);
         [expiry, deadline].into_iter().flatten().min()

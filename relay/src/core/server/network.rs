@@ -125,39 +125,6 @@ impl Place {
     }
 }
 
-/// Whether an address is one that any peer on the internet may dial: no relayed one, no private, local or unspecified IP.
-/// A name counts as public.
-pub(crate) fn is_public(address: &Multiaddr) -> bool {
-    if crate::is_relayed(address) {
-        return false;
-    }
-    match address.iter().next() {
-        Some(Protocol::Ip4(ip)) => {
-            let [a, b, ..] = ip.octets();
-            // 100.64.0.0/10: behind a carrier's NAT.
-            let carrier = a == 100 && (64..128).contains(&b);
-            !(ip.is_private()
-                || ip.is_loopback()
-                || ip.is_link_local()
-                || ip.is_unspecified()
-                || ip.is_broadcast()
-                || ip.is_multicast()
-                || carrier)
-        }
-        Some(Protocol::Ip6(ip)) => {
-            !(ip.is_loopback()
-                || ip.is_unspecified()
-                || ip.is_multicast()
-                || ip.is_unique_local()
-                || ip.is_unicast_link_local())
-        }
-        Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) | Protocol::Dnsaddr(_)) => {
-            true
-        }
-        _ => false,
-    }
-}
-
 fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
@@ -215,27 +182,5 @@ mod tests {
         assert_ne!(d.host, e.host);
         assert_eq!(d.prefix, e.prefix);
         assert_eq!(Place::of(&"/memory/1".parse().unwrap(), 24, 48), None);
-    }
-
-    #[test]
-    fn only_addresses_that_the_internet_can_dial_are_public() {
-        let public = |address: &str| is_public(&address.parse().unwrap());
-        assert!(public("/ip4/203.0.113.1/tcp/1"));
-        assert!(public("/ip6/2001:db8::1/udp/1/quic-v1"));
-        assert!(public("/dns/relay.example/tcp/1"));
-        for address in [
-            "/ip4/10.0.0.1/tcp/1",
-            "/ip4/192.168.1.1/tcp/1",
-            "/ip4/127.0.0.1/tcp/1",
-            "/ip4/100.100.0.1/tcp/1",
-            "/ip4/169.254.1.1/tcp/1",
-            "/ip6/::1/tcp/1",
-            "/ip6/fe80::1/tcp/1",
-            "/ip6/fd00::1/tcp/1",
-            "/memory/1",
-            "/ip4/203.0.113.1/tcp/1/p2p/12D3KooWNSVf6KhmKRaVj8ttMWpVQ5jTbm6KQKGYxD6mYT4bv7fM/p2p-circuit",
-        ] {
-            assert!(!public(address), "{address}");
-        }
     }
 }

@@ -250,7 +250,7 @@ fn one_more_than_a_peer_may_have_moves_its_oldest() {
     assert_eq!(relay.reservations(), 2);
     // The first has none any more.
     let place = relay.connections.get(&first).unwrap();
-    assert_eq!(place.reserved_until, None);
+    assert_eq!(place.reserved, None);
 }
 
 #[test]
@@ -308,6 +308,37 @@ fn moving_reservations_fills_no_host_beyond_its_share() {
     }
     assert_eq!(granted, 2);
     assert_eq!(relay.reservations(), 8, "a refused move costs nothing");
+}
+
+#[test]
+fn a_peer_that_comes_back_to_a_full_host_or_network_takes_its_reservation_along() {
+    let configs = [
+        roomy().max_reservations_per_ip(Some(2)),
+        roomy().max_reservations_per_prefix(Some(2)),
+    ];
+    for config in configs {
+        let mut relay = Relay::new(config.max_reservations_per_peer(3));
+        let host = "/ip4/203.0.113.1/tcp/1";
+        let peer = PeerId::random();
+        let elsewhere = relay.connect_from(peer, "/ip4/198.51.100.1/tcp/1");
+        relay.ask(elsewhere).unwrap();
+        let dead = relay.connect_from(peer, host);
+        relay.ask(dead).unwrap();
+        let neighbour = relay.connect_from(PeerId::random(), host);
+        relay.ask(neighbour).unwrap();
+        // Nobody knows yet that `dead` is dead.
+        let alive = relay.connect_from(peer, host);
+        assert!(relay.ask(alive).unwrap().renewed);
+        assert_eq!(relay.reservations(), 3);
+        let held = |id| relay.connections.get(id).unwrap().reserved.is_some();
+        assert_eq!(
+            [&elsewhere, &dead, &alive, &neighbour].map(held),
+            [true, false, true, true],
+            "the one that counted here has moved"
+        );
+        let stranger = relay.connect_from(PeerId::random(), host);
+        assert_eq!(relay.ask(stranger), Err(REFUSED));
+    }
 }
 
 #[test]
@@ -503,14 +534,62 @@ fn a_circuit_that_loses_an_end_while_it_is_set_up_is_refused_or_forgotten() {
             status: StatusCode::ConnectionFailed,
         }
     );
-    let (destination, _) = relay.reserved();
+    let (destination, through) = relay.reserved();
     let second = relay.dial(at_source, destination).unwrap().circuit;
     relay.outputs();
     relay.close(at_source);
-    assert_eq!(relay.told(), [Output::CircuitForgotten { circuit: second }]);
+    assert_eq!(
+        relay.told(),
+        [Output::CircuitForgotten {
+            circuit: second,
+            through,
+            destination
+        }]
+    );
     let now = relay.now;
     assert_eq!(relay.on_circuit_open(second, now), None);
     assert_eq!(relay.circuits(), 0);
+}
+
+#[test]
+fn sources_that_come_and_go_leave_no_more_exchanges_behind_than_a_peer_may_have_circuits() {
+    let mut relay = Relay::new(roomy().max_circuits_per_peer(3));
+    let (destination, at_destination) = relay.reserved();
+    let mut asked = Vec::new();
+    for _ in 0..20 {
+        let (_, source) = relay.guest();
+        match relay.dial(source, destination) {
+            Ok(opening) => asked.push(opening.circuit),
+            Err(refusal) => assert_eq!(refusal, LIMITED),
+        }
+        relay.close(source);
+    }
+    assert_eq!((asked.len(), relay.circuits()), (3, 3));
+    relay.outputs();
+    // What comes of them concerns nobody, and makes room.
+    let now = relay.now;
+    assert_eq!(relay.on_circuit_open(asked[0], now), None);
+    relay.on_circuit_refused(asked[1], StatusCode::ConnectionFailed);
+    assert_eq!(relay.circuits(), 1);
+    relay.close(at_destination);
+    assert_eq!(relay.circuits(), 0);
+    let told = relay.told();
+    let closed = |output: &Output| matches!(output, Output::ReservationClosed { .. });
+    assert!(told.iter().all(closed), "{told:?}");
+}
+
+#[test]
+fn a_drain_waits_for_no_source_that_left_longer_than_for_its_exchange() {
+    let mut relay = Relay::new(roomy());
+    let (destination, _) = relay.reserved();
+    let (_, source) = relay.guest();
+    let circuit = relay.dial(source, destination).unwrap().circuit;
+    relay.close(source);
+    let now = relay.now;
+    relay.drain(now + Duration::from_secs(60));
+    relay.outputs();
+    assert_eq!(relay.on_circuit_open(circuit, now), None);
+    assert_eq!(relay.told().last(), Some(&Output::Drained { cut: 0 }));
 }
 
 #[test]
@@ -582,6 +661,30 @@ fn an_empty_relay_is_drained_at_once() {
         relay.told(),
         [Output::Offer(false), Output::Drained { cut: 0 }]
     );
+    relay.drain(deadline + Duration::from_secs(60));
+    assert_eq!(relay.told(), [], "once");
+    assert_eq!(relay.poll_timeout(), None);
+}
+
+#[test]
+fn a_drain_that_is_asked_for_again_moves_its_deadline() {
+    let mut relay = Relay::new(roomy());
+    let (destination, _) = relay.reserved();
+    let (_, source) = relay.guest();
+    relay.circuit(source, destination);
+    let minute = Duration::from_secs(60);
+    let now = relay.now;
+    relay.drain(now + minute);
+    let moved = now + 2 * minute;
+    relay.drain(moved);
+    assert_eq!(relay.poll_timeout(), Some(moved));
+    relay.pass(minute);
+    assert_eq!(relay.circuits(), 1);
+    relay.outputs();
+    relay.pass(minute);
+    assert_eq!(relay.told().last(), Some(&Output::Drained { cut: 1 }));
+    relay.drain(moved + minute);
+    assert_eq!(relay.told(), []);
 }
 
 #[test]
@@ -594,7 +697,48 @@ fn a_relay_that_is_off_grants_nothing() {
     assert_eq!(relay.ask(at_destination), Err(REFUSED));
     assert_eq!(relay.dial(source, destination), Err(LIMITED));
     relay.set_enabled(true);
+    assert_eq!(
+        relay.dial(source, destination),
+        Err(told(StatusCode::NoReservation))
+    );
+    assert!(!relay.ask(at_destination).unwrap().renewed);
     assert!(relay.dial(source, destination).is_ok());
+}
+
+#[test]
+fn a_relay_that_is_off_or_drained_holds_no_connection_and_lets_circuits_run() {
+    let off = |relay: &mut Relay| relay.set_enabled(false);
+    let drained = |relay: &mut Relay| relay.server.drain(relay.now + Duration::from_secs(60));
+    for (end, running, reason) in [
+        (off as fn(&mut Relay), 1, CloseReason::Disabled),
+        (drained as fn(&mut Relay), 0, CloseReason::Drained),
+    ] {
+        let mut relay = Relay::new(roomy());
+        let guests = [relay.reserved(), relay.reserved()];
+        if running > 0 {
+            let (_, source) = relay.guest();
+            relay.circuit(source, guests[0].0);
+        }
+        relay.outputs();
+        end(&mut relay);
+        let outputs = relay.outputs();
+        for (peer, connection) in guests {
+            let held = false;
+            let let_go = Output::Hold {
+                connection,
+                peer,
+                held,
+            };
+            let closed = Output::ReservationClosed {
+                peer,
+                connection,
+                reason,
+            };
+            assert!(outputs.contains(&let_go), "{outputs:?}");
+            assert!(outputs.contains(&closed), "{outputs:?}");
+        }
+        assert_eq!((relay.reservations(), relay.circuits()), (0, running));
+    }
 }
 
 /// Any order of anything: the counts stay those of a list that is kept by hand, and nothing is left at the end.
@@ -696,6 +840,6 @@ fn counts_stay_true_whatever_happens_in_whatever_order() {
         }
         assert_eq!((relay.reservations(), relay.circuits()), (0, 0));
         assert!(relay.connections.is_empty() && relay.peers.is_empty());
-        assert!(relay.expiries.is_empty());
+        assert!(relay.expiries.len() == 0);
     }
 }
