@@ -153,7 +153,7 @@ impl Behaviour {
             return;
         }
         let links = self.links(&announcement.relay);
-        let about = (announcement.load, now + left);
+        let about = (announcement.load, announcement.issued, now + left);
         self.auto_relay.on_announcement(
             announcement.relay,
             announcement.addresses,

@@ -63,7 +63,7 @@ struct Announced {
 
 /// What the transport asks of the behaviour.
 pub(crate) enum Request {
-    Listen(RelayAddress),
+    Listen(ListenerId, RelayAddress),
     Unlisten(PeerId),
     Dial {
         address: CircuitAddress,
@@ -83,6 +83,11 @@ pub(crate) enum Notice {
     },
     Withdraw {
         address: Multiaddr,
+    },
+    /// The listener will never have an address.
+    Refused {
+        listener: ListenerId,
+        error: InvalidRelayAddress,
     },
     Incoming {
         relay: RelayAddress,
@@ -158,11 +163,45 @@ impl Transport {
         (transport, requests, notices)
     }
 
-    fn listener_of(&self, relay: PeerId) -> ListenerId {
+    fn listeners_of(&self, relay: PeerId) -> impl Iterator<Item = ListenerId> {
         self.listeners
             .iter()
-            .find(|(_, of)| *of == relay)
-            .map_or(self.own, |(listener, _)| *listener)
+            .filter(move |(_, of)| *of == relay)
+            .map(|(listener, _)| *listener)
+    }
+
+    fn refuse(&mut self, listener: ListenerId, error: InvalidRelayAddress) {
+        let listening = self.listeners.len();
+        self.listeners.retain(|(known, _)| *known != listener);
+        // It may have been removed meanwhile.
+        if self.listeners.len() < listening {
+            let error = TransportError::Address(error);
+            self.events.push_back(TransportEvent::ListenerError {
+                listener_id: listener,
+                error: error.clone(),
+            });
+            self.close(listener, Err(error));
+        }
+    }
+
+    /// Ends a listener. Its addresses go with it; the swarm forgets them, so that others that have them tell them again.
+    fn close(&mut self, listener: ListenerId, reason: Result<(), TransportError>) {
+        let (gone, left) = std::mem::take(&mut self.announced)
+            .into_iter()
+            .partition::<Vec<_>, _>(|announced| announced.listener == listener);
+        self.announced = left;
+        self.events.push_back(TransportEvent::ListenerClosed {
+            listener_id: listener,
+            reason,
+        });
+        for announced in &self.announced {
+            if gone.iter().any(|gone| gone.address == announced.address) {
+                self.events.push_back(TransportEvent::NewAddress {
+                    listener_id: announced.listener,
+                    listen_addr: announced.address.clone(),
+                });
+            }
+        }
     }
 
     fn announce(&mut self, listener: ListenerId, relay: PeerId, address: Multiaddr) {
@@ -180,8 +219,15 @@ impl Transport {
     fn on_notice(&mut self, notice: Notice) {
         match notice {
             Notice::Announce { relay, address } => {
-                self.announce(self.listener_of(relay), relay, address);
+                let mut listeners: Vec<_> = self.listeners_of(relay).collect();
+                if listeners.is_empty() {
+                    listeners.push(self.own);
+                }
+                for listener in listeners {
+                    self.announce(listener, relay, address.clone());
+                }
             }
+            Notice::Refused { listener, error } => self.refuse(listener, error),
             Notice::Withdraw { address } => {
                 let events = &mut self.events;
                 self.announced.retain(|announced| {
@@ -199,12 +245,15 @@ impl Transport {
                 relay,
                 source,
                 circuit,
-            } => self.events.push_back(TransportEvent::Incoming {
-                listener_id: self.listener_of(relay.relay),
-                upgrade: ready(Ok(circuit)),
-                local_addr: relay.listen(),
-                send_back_addr: Protocol::P2p(source).into(),
-            }),
+            } => {
+                let listener = self.listeners_of(relay.relay).next();
+                self.events.push_back(TransportEvent::Incoming {
+                    listener_id: listener.unwrap_or(self.own),
+                    upgrade: ready(Ok(circuit)),
+                    local_addr: relay.listen(),
+                    send_back_addr: Protocol::P2p(source).into(),
+                });
+            }
         }
     }
 }
@@ -228,15 +277,18 @@ impl libp2p_core::Transport for Transport {
             RelayAddress::parse(&address).map_err(|error| other(TransportError::Address(error)))?;
         let relay = address.relay;
         self.to_behaviour
-            .try_send(Request::Listen(address))
+            .try_send(Request::Listen(id, address))
             .map_err(|_| other(TransportError::NoBehaviour))?;
         self.listeners.push((id, relay));
-        let held: Vec<_> = self
+        let mut held: Vec<_> = self
             .announced
             .iter()
             .filter(|announced| announced.relay == relay)
             .map(|announced| announced.address.clone())
             .collect();
+        // Each of several listeners has them.
+        held.sort_unstable();
+        held.dedup();
         for address in held {
             self.announce(id, relay, address);
         }
@@ -249,11 +301,7 @@ impl libp2p_core::Transport for Transport {
             return false;
         };
         let (_, relay) = self.listeners.remove(position);
-        self.announced.retain(|announced| announced.listener != id);
-        self.events.push_back(TransportEvent::ListenerClosed {
-            listener_id: id,
-            reason: Ok(()),
-        });
+        self.close(id, Ok(()));
         if !self.listeners.iter().any(|(_, of)| *of == relay) {
             // Without the behaviour there is no reservation either.
             let _ = self.to_behaviour.try_send(Request::Unlisten(relay));
@@ -357,3 +405,7 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.0).poll_close(cx)
     }
 }
+
+#[cfg(test)]
+#[path = "transport_tests.rs"]
+mod tests;

@@ -4,7 +4,7 @@ use libp2p_core::Multiaddr;
 use libp2p_identity::PeerId;
 
 use super::{AutoRelay, Output, Told};
-use crate::address::RelayAddress;
+use crate::{address::RelayAddress, public::is_public};
 
 /// Addresses of a relay that are told to others: its own, and the one that was dialled.
 const MAX_LISTED: usize = 8;
@@ -15,6 +15,11 @@ impl AutoRelay {
         let Some(relay) = self.relays.get_mut(&peer) else {
             return;
         };
+        // A relay that was reached in public sends nobody to private addresses.
+        let any = self.config.allow_private() || !is_public(&external.transport);
+        let listed = listed
+            .into_iter()
+            .filter(|address| any || is_public(address));
         let mut fresh: Vec<RelayAddress> = Vec::new();
         for transport in listed {
             let address = RelayAddress {

@@ -12,7 +12,7 @@ mod upkeep;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use libp2p_core::Multiaddr;
@@ -235,20 +235,26 @@ impl AutoRelay {
         }
     }
 
-    /// The same, for a relay that announced itself.
+    /// The same, for a relay that announced itself. What it said earlier than something else that is known, or again, is
+    /// no news: somebody replays it.
     pub(crate) fn on_announcement(
         &mut self,
         peer: PeerId,
         addresses: impl IntoIterator<Item = Multiaddr>,
         links: Vec<Link>,
-        (load, expires): (Load, Instant),
+        (load, issued, expires): (Load, SystemTime, Instant),
         now: Instant,
     ) {
+        let known = self.relays.get(&peer).and_then(|relay| relay.issued);
+        if known.is_some_and(|known| issued <= known) {
+            return;
+        }
         if expires <= now || !self.remember(peer, addresses, links, now) {
             return;
         }
         if let Some(relay) = self.relays.get_mut(&peer) {
             relay.load = Some(load);
+            relay.issued = Some(issued);
             relay.announced_until = Some(expires);
         }
         self.settle(now);
@@ -491,9 +497,10 @@ impl AutoRelay {
             .is_some_and(|at| now.saturating_duration_since(at) < CHECK);
         self.checked_at = Some(now);
         for (&peer, relay) in &mut self.relays {
+            // It may have failed for the same reason.
+            relay.excuse(now);
             match &mut relay.state {
-                // It may have failed for the same reason.
-                State::Idle { not_before } => *not_before = now.min(*not_before),
+                State::Idle { .. } => {}
                 // Whatever began just now began after the change.
                 State::Asking { since, stage }
                     if !again && now.saturating_duration_since(*since) >= CHECK =>

@@ -1,6 +1,9 @@
 //! One relay, as this node knows it.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    time::{Duration, SystemTime},
+};
 
 use libp2p_core::Multiaddr;
 use libp2p_identity::PeerId;
@@ -33,8 +36,12 @@ pub(super) struct Relay {
     pub(super) last_failure: Option<LossReason>,
     /// When a reservation there last ended.
     pub(super) last_held: Option<Instant>,
+    /// Since when, and how often, its waits were ended because the network changed.
+    pub(super) excused: Option<(Instant, u8)>,
     pub(super) trip: RoundTrip,
     pub(super) load: Option<Load>,
+    /// When its latest announcement was written, by its own clock.
+    pub(super) issued: Option<SystemTime>,
     /// When its announcement ends, if it announced itself.
     pub(super) announced_until: Option<Instant>,
     pub(super) state: State,
@@ -128,8 +135,10 @@ impl Relay {
             failures: 0,
             last_failure: None,
             last_held: None,
+            excused: None,
             trip: RoundTrip::Unknown,
             load: None,
+            issued: None,
             announced_until: None,
             state: State::Idle { not_before: now },
             told: None,
@@ -188,6 +197,29 @@ impl Relay {
             State::Asking { since, .. } => now.saturating_duration_since(*since) < patience,
             State::Held(hold) => hold.refused.is_none(),
         }
+    }
+
+    /// Ends a wait, because the network changed and the failure may have been the network's. Where changes come in a storm
+    /// the relay is asked twice in ten seconds, no more.
+    pub(super) fn excuse(&mut self, now: Instant) {
+        const WINDOW: Duration = Duration::from_secs(10);
+        const TIMES: u8 = 2;
+        let State::Idle { not_before } = &mut self.state else {
+            return;
+        };
+        if *not_before <= now {
+            return;
+        }
+        let (since, times) = self
+            .excused
+            .filter(|(since, _)| now.saturating_duration_since(*since) < WINDOW)
+            .unwrap_or((now, 0));
+        *not_before = if times < TIMES {
+            self.excused = Some((since, times + 1));
+            now
+        } else {
+            (since + WINDOW).min(*not_before)
+        };
     }
 
     pub(super) fn rtt(&self) -> Option<Duration> {

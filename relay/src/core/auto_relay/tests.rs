@@ -592,7 +592,7 @@ fn announcements_count_by_load_and_end() {
             peer(number),
             [transport(number)],
             Vec::new(),
-            (load(used), until),
+            (load(used), SystemTime::UNIX_EPOCH, until),
             bench.now,
         );
     }
@@ -601,7 +601,7 @@ fn announcements_count_by_load_and_end() {
         peer(4),
         [transport(4)],
         Vec::new(),
-        (load(0), over),
+        (load(0), SystemTime::UNIX_EPOCH, over),
         bench.now,
     );
     assert_eq!(bench.core.candidates(), 3, "one was out of date");
@@ -869,4 +869,78 @@ fn a_relays_clock_is_not_trusted_for_more_than_half_an_hour() {
     bench.pass(Duration::from_secs(15 * 60));
     let asked = |output: &&&Output| matches!(output, Output::Reserve { .. });
     assert!(bench.since(from).iter().any(|output| asked(&output)));
+}
+
+#[test]
+fn a_relay_that_was_reached_in_public_names_no_private_addresses() {
+    let private: Multiaddr = "/ip4/192.168.1.1/tcp/4001".parse().unwrap();
+    let public: Multiaddr = "/ip4/198.7.0.1/udp/4001/quic-v1".parse().unwrap();
+    for allowed in [false, true] {
+        let mut bench = bench(|config| config.allow_private(allowed));
+        let relay = bench.configured(1);
+        bench
+            .named
+            .insert(relay, vec![private.clone(), public.clone()]);
+        bench.work();
+        let known = &bench.addresses[&relay];
+        assert!(known.contains(&public));
+        assert_eq!(known.contains(&private), allowed);
+    }
+    // One of this node's own network may.
+    let mut bench = bench(|config| config);
+    let relay = peer(1);
+    let address = RelayAddress {
+        relay,
+        transport: "/ip4/10.0.0.1/tcp/4001".parse().unwrap(),
+    };
+    bench.named.insert(relay, vec![private.clone()]);
+    bench
+        .core
+        .add_relay(address, Vec::new(), bench.now)
+        .unwrap();
+    bench.work();
+    assert!(bench.addresses[&relay].contains(&private));
+}
+
+#[test]
+fn a_storm_of_changes_does_not_make_a_storm_of_requests() {
+    let mut bench = bench(|config| config);
+    let relay = bench.configured(1);
+    let why = LossReason::Refused(StatusCode::PermissionDenied);
+    bench.refusing.insert(relay, why);
+    bench.pass(HOUR);
+    let from = bench.now;
+    for _ in 0..600 {
+        bench.core.on_network_change(bench.now);
+        bench.pass(ms(100));
+    }
+    let asked = |output: &&&Output| matches!(output, Output::Reserve { .. });
+    let asked = bench.since(from).iter().filter(asked).count();
+    assert!((6..=18).contains(&asked), "{asked} in a minute");
+}
+
+#[test]
+fn a_replayed_announcement_changes_nothing() {
+    let mut bench = bench(|config| config.target_reservations(0));
+    let start = SystemTime::UNIX_EPOCH;
+    let mut announce = |number: u32, used: u32| {
+        let load = Load {
+            reservations: used,
+            max_reservations: 100,
+            ..Load::default()
+        };
+        let issued = start + Duration::from_secs(number.into());
+        bench.core.on_announcement(
+            peer(1),
+            [transport(1)],
+            Vec::new(),
+            (load, issued, bench.now + HOUR),
+            bench.now,
+        );
+        bench.core.relays[&peer(1)].load.unwrap().percent()
+    };
+    assert_eq!(announce(2, 90), 90);
+    assert_eq!(announce(1, 0), 90, "an older one");
+    assert_eq!(announce(2, 0), 90, "the same again");
+    assert_eq!(announce(3, 20), 20);
 }
