@@ -106,7 +106,7 @@ fn a_newer_format_is_refused_with_words() {
         error,
         OpenError::NewerFormat {
             found: 9,
-            supported: 2,
+            supported: 3,
             ..
         }
     ));
