@@ -81,8 +81,7 @@ pub struct State {
     pub sets: BTreeMap<u32, BTreeSet<u32>>,
     /// Versions of values, and when they end.
     pub values: BTreeMap<u32, (u64, Option<Expiry>)>,
-    /// So many milliseconds before its time a block may be gone: the cold tier counts in whole seconds, rounded down each time that a block
-    /// goes there.
+    /// So many milliseconds before its time a block may be gone: the cold tier counts in whole seconds, rounded down once.
     pub early_ms: u64,
 }
 

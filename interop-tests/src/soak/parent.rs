@@ -47,8 +47,8 @@ impl Stores {
     }
 }
 
-/// Longer than a block with a short time to live goes down and up: see [`State::early_ms`](super::model::State::early_ms).
-const EARLY_MS: u64 = 5000;
+/// The cold tier counts in whole seconds: see [`State::early_ms`](super::model::State::early_ms).
+const EARLY_MS: u64 = 1000;
 
 /// Longer than any child is silent before its load begins, or while it works.
 const SILENCE: Duration = Duration::from_secs(60);
