@@ -51,7 +51,8 @@ pub(super) async fn start(
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let (events, _) = broadcast::channel(EVENTS);
     let weak_events = events.downgrade();
-    let setup = async {
+    // On the heap: a swarm is tens of kilobytes, and whoever awaits this future would move them about on a small stack.
+    let setup = Box::pin(async {
         let mut swarm = swarm(&config, &keypair, store.clone(), executor.clone())?;
         let listening = listen(&mut swarm, &config).await?;
         hint_at_small_udp_buffers(&listening);
@@ -66,7 +67,7 @@ pub(super) async fn start(
         );
         driver.begin()?;
         Ok::<_, StartError>((driver, listening))
-    };
+    });
     let (driver, listen_addrs) = Compat::new(setup).await?;
     executor(Box::pin(Compat::new(driver.run())));
     Ok(Node {
