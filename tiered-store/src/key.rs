@@ -100,6 +100,11 @@ impl Kinds {
         }
     }
 
+    /// Bytes of the CID, as it was stored first.
+    pub(crate) fn name_len(&self, key: &Key, codec: u8) -> usize {
+        self.cid(key, codec).map_or(0, |cid| cid.encoded_len())
+    }
+
     /// All numbers that were given out.
     pub(crate) fn all(&self) -> Numbered {
         let tables = self.0.read();

@@ -16,7 +16,7 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 /// Where blocks come from that are not in the store: peers, a gateway, an archive. Set with
 /// [`ConfigBuilder::source`](crate::ConfigBuilder::source).
 ///
-/// [`Store::get`](crate::Store::get) asks it for what no tier has, checks the answer against the CID, stores it as
+/// [`Store::get`](crate::Store::get) asks it for what no tier has, checks the answer against the CID (what it cannot check it refuses), stores it as
 /// [`ConfigBuilder::source_options`](crate::ConfigBuilder::source_options) say and returns it. However many gets of one block wait, it is
 /// asked once. [`has`](crate::Store::has), [`size`](crate::Store::size) and [`get_local`](crate::Store::get_local) never ask it.
 ///
@@ -60,6 +60,10 @@ enum Fault {
     Timeout(std::time::Duration),
     #[error("it has {size} bytes, the store takes up to {most}")]
     TooLarge { size: usize, most: u32 },
+    #[error(
+        "its hash function {0:#x} is not built in, or its digest is empty: what came cannot be checked"
+    )]
+    Unchecked(u64),
 }
 
 impl Origin {
@@ -93,15 +97,26 @@ impl Origin {
         let check = (*cid, data.clone());
         let is_right = blocking::unblock(move || matches_hash(&check.0, &check.1)).await;
         match is_right {
+            Some(true) => Ok(Some(data)),
             Some(false) => Err(GetError::WrongBlock { cid: *cid }),
-            Some(true) | None => Ok(Some(data)),
+            None => Err(failed(Fault::Unchecked(cid.hash().code()).into())),
         }
     }
 }
 
-/// Whether a block has the hash of its CID; `None` if the hash function is not built in. A multihash may hold a shortened digest.
+/// Multicodec `identity`: the digest is the block.
+const IDENTITY: u64 = 0;
+
+/// Whether a block has the hash of its CID; `None` if the hash function is not built in or the digest has no byte to compare. A multihash may
+/// hold a shortened digest.
 pub(crate) fn matches_hash(cid: &Cid, data: &[u8]) -> Option<bool> {
-    let code = Code::try_from(cid.hash().code()).ok()?;
     let expected = cid.hash().digest();
+    if cid.hash().code() == IDENTITY {
+        return Some(expected == data);
+    }
+    let code = Code::try_from(cid.hash().code()).ok()?;
+    if expected.is_empty() {
+        return None;
+    }
     Some(code.digest(data).digest().get(..expected.len()) == Some(expected))
 }

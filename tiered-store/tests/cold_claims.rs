@@ -19,6 +19,7 @@ use anypath_tiered_store::{
 use bytes::Bytes;
 use cid::Cid;
 use common::{MIB, block, random, run};
+use multihash_codetable::{Code, MultihashDigest};
 use object_store::memory::InMemory;
 
 const NOW_MS: u64 = 1_000_000_000_000;
@@ -272,6 +273,35 @@ fn cold_blocks_above_a_lowered_max_block_bytes_stay_readable() {
             assert_all_there(&store, &kept, what).await;
             assert!(store.scrub().await.unwrap().corrupt.is_empty());
             store.close().await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn packs_that_are_needed_whole_are_not_written_again_however_small_their_blocks_and_long_their_names()
+ {
+    run(async {
+        let (vfs, memory) = (SimVfs::new(), Arc::new(InMemory::new()));
+        let cold = bucket(&memory).repack_live_percent(90);
+        let store = open(&vfs, cold).await.unwrap();
+        let puts = (0..4000u32).map(|n| {
+            let data = Bytes::from(n.to_le_bytes().repeat(4));
+            let cid = Cid::new_v1(common::RAW, Code::Sha2_512.digest(&data));
+            store.put(cid, data)
+        });
+        for put in futures::future::join_all(puts).await {
+            put.unwrap();
+        }
+        store.gc().await.unwrap();
+        let before = store.stats().cold.unwrap();
+        assert!(before.blocks > 1000, "{before:?}");
+        store.gc().await.unwrap();
+        store.gc().await.unwrap();
+        let after = store.stats().cold.unwrap();
+        assert_eq!(after.packs_written, before.packs_written, "{after:?}");
+        // The job in the background comes to an end as well.
+        while store.stats().cold.unwrap().is_moving {
+            smol::Timer::after(Duration::from_millis(1)).await;
         }
     });
 }

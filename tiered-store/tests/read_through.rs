@@ -18,15 +18,18 @@ use std::{
     time::Duration,
 };
 
-use anypath_tiered_store::{BlockingStore, BoxError, Config, GetError, PutOptions, Source, Store};
+use anypath_tiered_store::{
+    BlockingStore, BoxError, Config, GetError, PutOptions, Source, Store, vfs::SimVfs,
+};
 use bytes::Bytes;
 use cid::Cid;
-use common::{block, run};
+use common::{RAW, block, run};
 use futures::{
     FutureExt,
     channel::oneshot,
     future::{BoxFuture, Shared, join_all},
 };
+use multihash::Multihash;
 
 /// A source that answers when it is let, and counts.
 struct Slow {
@@ -303,4 +306,61 @@ fn the_blocking_front_does_all_that_without_an_executor() {
     store.flush().unwrap();
     store.close().unwrap();
     assert!(matches!(store.get(&here.0), Err(GetError::Closed)));
+}
+
+#[test]
+fn what_cannot_be_checked_is_neither_returned_nor_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let named = |code, digest: &[u8]| Cid::new_v1(RAW, Multihash::wrap(code, digest).unwrap());
+    let unknown = named(0x30_0000, &[7; 32]);
+    let empty = named(0x12, &[]);
+    let (itself, other) = (named(0, b"itself"), named(0, b"other"));
+    let data = Bytes::from_static(b"itself");
+    let all = [unknown, empty, itself, other];
+    let (source, go) = slow(all.map(|cid| (cid, data.clone())).into());
+    go.send(()).unwrap();
+    run(async {
+        let store = Store::open(config(dir.path(), source)).await.unwrap();
+        for cid in [unknown, empty] {
+            let error = store.get(&cid).await.unwrap_err();
+            assert!(matches!(error, GetError::Source { .. }), "{error:?}");
+            assert!(!store.has(&cid));
+        }
+        let error = store.get(&other).await.unwrap_err();
+        assert!(matches!(error, GetError::WrongBlock { .. }), "{error:?}");
+        assert_eq!(store.get(&itself).await.unwrap(), Some(data));
+        store.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_get_after_a_put_does_not_share_the_answer_of_a_read_before_it() {
+    run(async {
+        let vfs = SimVfs::new();
+        let store = common::open_sim(&vfs, 1 << 20).await;
+        let (cid, data) = block(1, 1000);
+        store.put(cid, data.clone()).await.unwrap();
+        store.close().await.unwrap();
+        let mut image = vfs.live_image();
+        let mut flipped = 0;
+        for bytes in image.values_mut() {
+            let found = bytes.windows(data.len()).position(|part| part == data);
+            if let Some(at) = found {
+                bytes[at] ^= 1;
+                flipped += 1;
+            }
+        }
+        assert_eq!(flipped, 1);
+        let vfs = SimVfs::from_image(image, 1_000_000_000_000);
+        let store = common::open_sim(&vfs, 1 << 20).await;
+        // It finds the damage, and nobody has fetched its answer when the block is put again.
+        let mut before = Box::pin(store.get(&cid));
+        assert!(futures::poll!(&mut before).is_pending());
+        while store.has(&cid) {
+            std::thread::yield_now();
+        }
+        store.put(cid, data.clone()).await.unwrap();
+        assert_eq!(store.get(&cid).await.unwrap(), Some(data));
+        drop(before);
+    });
 }

@@ -30,6 +30,14 @@ pub(crate) const TRAILER: usize = 32;
 /// Bytes of an index item without its key.
 const ITEM: usize = 22;
 
+/// Bytes of a pack without blocks.
+pub(crate) const BYTES_OF_NONE: u64 = (HEADER + TRAILER) as u64;
+
+/// Bytes that a block takes in a pack beside what is stored of it: the rest of its frame, and its item.
+pub(crate) fn bytes_beside(name_len: usize) -> u64 {
+    (frame::HEADER + ITEM + 2 * name_len) as u64
+}
+
 /// A frame as the index of its pack lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Item {

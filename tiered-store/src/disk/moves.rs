@@ -61,11 +61,7 @@ pub(crate) fn to_pack(
             let Some(cid) = shared.kinds.cid(&entry.key(), entry.codec) else {
                 continue;
             };
-            // Rounded down, from the exact time: a block that goes to and fro must not lose a second each time.
-            let expiry_s = match block.expiry_ms {
-                0 => 0,
-                ms => seconds(ms / 1000).max(1),
-            };
+            let expiry_s = cold_seconds(block.expiry_ms);
             put_cid(&cid, &mut payload);
             payload.extend_from_slice(&block.to.offset.to_le_bytes());
             payload.push(block.to.bound);
@@ -95,6 +91,15 @@ pub(crate) fn to_pack(
         }
     }
     Ok(moved)
+}
+
+/// When the time of a block in the cold tier is over, in seconds since 1970; 0 for never. Rounded down, from the exact time: a block that goes
+/// to and fro must not lose a second each time, and none lives longer than it should.
+pub(crate) fn cold_seconds(expiry_ms: u64) -> u32 {
+    match expiry_ms {
+        0 => 0,
+        ms => seconds(ms / 1000).max(1),
+    }
 }
 
 /// Says that nothing is in a pack any more, durably; what the index still has there is forgotten. The pack may be removed afterwards.

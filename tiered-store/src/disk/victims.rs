@@ -9,7 +9,7 @@ use crate::{key::Key, state::Shared};
 const BINS: usize = 2048;
 
 /// The coldest blocks on disk that take at least `bytes` there together, all of them if that is less. Pinned ones and those in `keep` are
-/// left out; so is what is over or damaged, which nobody has to move. Roughly in the order of heat. Looks at the whole index twice.
+/// left out, and so is what is lost already. What is over or damaged is not: whoever moves them finds that out and drops them. Roughly in the order of heat. Looks at the whole index twice.
 pub(crate) fn coldest(shared: &Shared, bytes: u64, keep: &HashSet<Key>) -> Vec<Entry> {
     let may_go = |entry: &Entry| {
         entry.pins == 0 && !entry.is_cold() && !entry.is_lost() && !keep.contains(&entry.key())

@@ -17,7 +17,7 @@ use crate::{
         Location,
         bucket::cause,
         frame::Frame,
-        pack::Item,
+        pack::{self, Item},
         tier::{ColdError, PackBuilder},
     },
     disk::{
@@ -167,22 +167,29 @@ impl Mover {
     /// The packs that are there, but for those that are left alone.
     fn uses(&self) -> Result<Vec<PackUse>, Stop> {
         let shared = self.shared()?;
-        let mut scores: BTreeMap<u32, f64> = BTreeMap::new();
+        let mut needed: BTreeMap<u32, (u64, f64)> = BTreeMap::new();
         let clock = shared.clock.get();
         shared.index.for_each(|entry| {
             if let Some(at) = entry.location() {
-                *scores.entry(at.pack).or_default() += clock.score(entry.heat);
+                let (live, score) = needed.entry(at.pack).or_default();
+                let name = shared.kinds.name_len(&entry.key(), entry.codec);
+                *live += at.most_stored(entry.len()) + pack::bytes_beside(name);
+                *score += clock.score(entry.heat);
             }
         });
         let state = self.state.lock();
         let sizes = self.cold.sizes().into_iter();
         Ok(sizes
             .filter(|(pack, _)| !state.untouched.contains(pack))
-            .map(|(pack, size)| PackUse {
-                pack,
-                size,
-                live: shared.packs.get(pack).stored.min(size),
-                score: scores.get(&pack).copied().unwrap_or(0.0),
+            .map(|(pack, size)| {
+                let (live, score) = needed.get(&pack).copied().unwrap_or_default();
+                PackUse {
+                    pack,
+                    size,
+                    // A pack that is needed whole counts as whole: else it would be written again for ever.
+                    live: (live + pack::BYTES_OF_NONE).min(size),
+                    score,
+                }
             })
             .collect())
     }
@@ -421,8 +428,8 @@ fn adopt_items(
         if item.len > MAX_BLOCK_BYTES || shared.index.id(&key).is_some() {
             continue;
         }
-        let (at, expiry_s) = (Location::of(pack, item), item.expiry_ms / 1000);
-        let expiry_s = u32::try_from(expiry_s).unwrap_or(u32::MAX);
+        let at = Location::of(pack, item);
+        let expiry_s = moves::cold_seconds(item.expiry_ms);
         put_cid(&cid, &mut payload);
         payload.extend_from_slice(&at.offset.to_le_bytes());
         payload.push(at.bound);
