@@ -118,7 +118,7 @@ fn a_newer_format_is_refused_with_words() {
             error,
             OpenError::OlderFormat {
                 found: 1,
-                supported: 2,
+                supported: 3,
                 ..
             }
         ),
