@@ -336,7 +336,7 @@ fn stall(shared: &Shared, log: &mut Log, ops: Vec<Op>) -> Stall {
 }
 
 /// Waits for something to do while puts wait for room. `false`: the puts should be tried again.
-fn is_stalled(shared: &Arc<Shared>, log: &Log, stall: &Stall) -> bool {
+fn is_stalled(shared: &Arc<Shared>, log: &mut Log, stall: &Stall) -> bool {
     if shared.is_closed() || occupancy(shared) != stall.seen {
         return false;
     }
@@ -354,6 +354,7 @@ fn is_stalled(shared: &Arc<Shared>, log: &Log, stall: &Stall) -> bool {
         state.ops.clear();
         drop(state);
         shared.queue.release(bytes);
+        log.lacking_since = None;
         return false;
     }
     let now = now();
@@ -364,6 +365,7 @@ fn is_stalled(shared: &Arc<Shared>, log: &Log, stall: &Stall) -> bool {
     {
         let failed: Vec<Op> = state.ops.drain(..).collect();
         drop(state);
+        log.lacking_since = None;
         shared.queue.release(failed.iter().map(Op::weight).sum());
         for op in failed {
             let source = cause.clone();
@@ -375,10 +377,12 @@ fn is_stalled(shared: &Arc<Shared>, log: &Log, stall: &Stall) -> bool {
         }
         return false;
     }
-    let until = stall.again_at.min(
-        log.lacking_since
-            .map_or(stall.again_at, |since| (since + patience).max(now)),
-    );
+    // Without a cause nothing happens when the patience ends.
+    let end_of_patience = log
+        .lacking_since
+        .filter(|_| state.demotion_failure.is_some())
+        .and_then(|since| since.checked_add(patience));
+    let until = end_of_patience.map_or(stall.again_at, |end| stall.again_at.min(end));
     state.lingering = true;
     let timed_out = shared
         .queue
@@ -421,7 +425,7 @@ fn run(shared: &Arc<Shared>) {
         let is_news = checkpoint::finish_if_written(shared, &mut log);
         if stalled
             .as_ref()
-            .is_some_and(|stall| !is_stalled(shared, &log, stall))
+            .is_some_and(|stall| !is_stalled(shared, &mut log, stall))
         {
             stalled = None;
         }
@@ -461,6 +465,12 @@ fn idle(shared: &Arc<Shared>, log: &mut Log) -> bool {
     // If nobody has the store any more, go at once, so that it can be opened again.
     if !is_abandoned(shared, log) && !shared.is_closed() {
         if std::mem::take(&mut shared.queue.state.lock().tick) {
+            // A checkpoint that is being written must not have heats of two clocks; the next one starts the time over then.
+            if !log.checkpoints.is_writing()
+                && let Some(by) = shared.clock.rebase()
+            {
+                shared.index.cool(by);
+            }
             // What fails shows in the next write.
             if compact::expire(shared, log) > 0 && log.settle(shared).is_ok() {
                 let _ = compact::seal_dead(shared, log);

@@ -89,7 +89,7 @@ pub(crate) fn scrub(shared: &Shared) -> Result<(ScrubReport, Vec<Entry>), Mainte
                 report.checked += 1;
                 report.corrupt.push(cid);
             }
-            Err(GetError::Io { source, .. }) => return Err(MaintenanceError::Io { source }),
+            Err(GetError::Io { .. }) => report.unreadable += 1,
             Err(_) => return Err(MaintenanceError::Closed),
         }
     }
@@ -124,7 +124,10 @@ pub(crate) async fn scrub_cold(
                 report.unreachable += 1;
                 continue;
             }
-            Err(GetError::Io { source, .. }) => return Err(MaintenanceError::Io { source }),
+            Err(GetError::Io { .. }) => {
+                report.unreadable += 1;
+                continue;
+            }
             Err(_) => return Err(MaintenanceError::Closed),
         };
         report.checked += 1;

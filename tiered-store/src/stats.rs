@@ -319,6 +319,8 @@ pub struct ScrubReport {
     pub bytes: u64,
     /// Blocks in a cold tier that did not answer.
     pub unreachable: u64,
+    /// Blocks that the disk did not give: I/O errors. They stay as they are.
+    pub unreadable: u64,
     /// Damaged blocks. They count as absent from now on: fetch and put them again.
     pub corrupt: Vec<cid::Cid>,
 }

@@ -314,6 +314,9 @@ fn puts_into_a_full_store_go_on_beside_a_sector_that_cannot_be_read() {
                 let read = store.get(&pinned).await;
                 assert!(matches!(read, Err(GetError::Io { .. })), "{read:?}");
                 assert!(store.gc().await.is_ok());
+                let report = store.scrub().await.unwrap();
+                assert_eq!((report.unreadable, report.corrupt.len()), (1, 0));
+                assert!(report.checked > 10, "{report:?}");
                 // It was a cable.
                 *vfs.bad.lock().unwrap() = None;
             }

@@ -95,6 +95,8 @@ pub(crate) struct Kept {
     pub(crate) number: u32,
     pub(crate) seq: u64,
     pub(crate) bytes: u64,
+    /// It was read or written whole by this process.
+    pub(crate) is_checked: bool,
 }
 
 type Slot = Arc<(Mutex<Option<io::Result<u64>>>, Condvar)>;
@@ -112,6 +114,7 @@ impl Checkpoints {
         let before_last = self.kept.len().checked_sub(2);
         before_last
             .and_then(|at| self.kept.get(at))
+            .filter(|kept| kept.is_checked)
             .map_or(0, |kept| kept.seq)
     }
 
@@ -379,7 +382,12 @@ fn finish(
             shared.counters.written.add(bytes);
             shared.counters.syncs.add(2);
             let checkpoints = &mut log.checkpoints;
-            checkpoints.kept.push_back(Kept { number, seq, bytes });
+            checkpoints.kept.push_back(Kept {
+                number,
+                seq,
+                bytes,
+                is_checked: true,
+            });
             while checkpoints.kept.len() > 2 {
                 let Some(old) = checkpoints.kept.pop_front() else {
                     break;

@@ -187,7 +187,12 @@ fn read_checkpoints(
     while let Some(number) = numbers.pop() {
         if let Some((start, bytes)) = read_checkpoint(shared, number, segments)? {
             let seq = start.seq;
-            log.checkpoints.kept.push_back(Kept { number, seq, bytes });
+            log.checkpoints.kept.push_back(Kept {
+                number,
+                seq,
+                bytes,
+                is_checked: true,
+            });
             found = Some(start);
             break;
         }
@@ -218,7 +223,13 @@ fn read_checkpoints(
             .open(&shared.dir.join(checkpoint::file_name(number)))?;
         if let Some(seq) = checkpoint::seq_of(&*file)? {
             let bytes = file.len()?;
-            log.checkpoints.kept.push_front(Kept { number, seq, bytes });
+            log.checkpoints.kept.push_front(Kept {
+                number,
+                seq,
+                bytes,
+                // Nothing is removed for its sake: the next checkpoint takes its place.
+                is_checked: false,
+            });
         }
     }
     for number in numbers {
