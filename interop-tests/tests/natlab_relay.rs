@@ -1,7 +1,11 @@
 //! Nodes behind NATs and relays that die, fall silent and come back, and networks that change. Each test is a
 //! laboratory of its own; figures are printed, and fail only where they miss their bar by far.
 #![cfg(feature = "natlab")]
-#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use anypath_interop_tests::lab::scenario::{random_file, scratch, sha256};
 use anypath_interop_tests::lab::{
