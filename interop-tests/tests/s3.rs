@@ -1,6 +1,6 @@
 //! The store's cold tier on a real S3 server, which runs here: versitygw over a directory.
 //!
-//! `ANYPATH_VERSITYGW` must name its binary (`interop-tests/install-s3 DIRECTORY` builds it); without it these tests fail.
+//! `VERSITYGW_BIN` must name its binary (`interop-tests/install-s3 DIRECTORY` builds it); without it these tests fail.
 
 #![allow(
     clippy::unwrap_used,
@@ -66,8 +66,8 @@ impl Server {
     }
 
     fn run(&mut self) {
-        let binary = std::env::var_os("ANYPATH_VERSITYGW").expect(
-            "ANYPATH_VERSITYGW must name the versitygw binary: run `interop-tests/install-s3 DIRECTORY`",
+        let binary = std::env::var_os("VERSITYGW_BIN").expect(
+            "VERSITYGW_BIN must name the versitygw binary: run `interop-tests/install-s3 DIRECTORY`",
         );
         let child = Command::new(&binary)
             .env("ROOT_ACCESS_KEY", KEY)
