@@ -36,6 +36,12 @@ pub enum InvalidRelayAddress {
         /// What was given.
         address: Multiaddr,
     },
+    /// The relay would be this node.
+    #[error("`{address}` leads to this node itself: name another relay")]
+    Itself {
+        /// What was given, without `/p2p-circuit`.
+        address: Multiaddr,
+    },
     /// As many relays are configured as `max_relays` allows.
     #[error("{max} relays are known already: raise `max_relays` or name fewer")]
     TooMany {

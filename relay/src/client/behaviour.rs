@@ -37,6 +37,9 @@ type Action = ToSwarm<Event, THandlerInEvent<Behaviour>>;
 /// host is set by at once (NTP's panic threshold aside), less than any sleep that cuts connections.
 const SLEPT: Duration = Duration::from_secs(2);
 
+/// How often both clocks are compared while relays are in use: a host that slept finds out within this time of waking.
+const CLOCK_CHECK: Duration = Duration::from_secs(1);
+
 /// Makes the transport and the behaviour of a relay client. Both go into the same swarm.
 ///
 /// `local` is this node's own id.
@@ -104,14 +107,23 @@ impl Behaviour {
     ///
     /// # Errors
     ///
-    /// The address names no relay, or there are `max_relays` already.
+    /// The address names no relay or this node itself, or there are `max_relays` already.
     pub fn add_relay(&mut self, address: Multiaddr) -> Result<PeerId, InvalidRelayAddress> {
         let address = RelayAddress::parse(&address)?;
         let relay = address.relay;
-        let links = self.links(&relay);
-        self.auto_relay.add_relay(address, links, now())?;
+        self.name_relay(address)?;
         self.wake();
         Ok(relay)
+    }
+
+    pub(super) fn name_relay(&mut self, address: RelayAddress) -> Result<(), InvalidRelayAddress> {
+        if address.relay == self.local {
+            return Err(InvalidRelayAddress::Itself {
+                address: address.dial(),
+            });
+        }
+        let links = self.links(&address.relay);
+        self.auto_relay.add_relay(address, links, now())
     }
 
     /// Gives up a relay that [`add_relay`](Self::add_relay) named, and the reservation there.
@@ -177,7 +189,8 @@ impl Behaviour {
     }
 
     /// Tells that this host's network changed. Every relay in use is pinged, and whichever does not
-    /// answer within 1 s is dialled anew and reserved at again, all at the same time.
+    /// answer within 1 s (three of its round trips, if that is longer) is dialled anew and reserved at
+    /// again, all at the same time.
     ///
     /// Changes of the swarm's listen addresses and sleep are noticed without this call.
     pub fn on_network_change(&mut self) {
@@ -206,6 +219,12 @@ impl Behaviour {
     #[must_use]
     pub fn known_relays(&self) -> usize {
         self.auto_relay.candidates()
+    }
+
+    /// Reservations to hold at the same time, as [`Config`] says.
+    #[must_use]
+    pub fn target_reservations(&self) -> usize {
+        self.auto_relay.target()
     }
 
     /// What the circuit below a relayed connection may carry. `None`: any amount, or no relayed
@@ -389,9 +408,14 @@ impl Behaviour {
         }
     }
 
-    /// Arms the timer for the core's next deadline. True if that has passed.
+    /// Arms the timer for the core's next deadline, or the next look at the clocks. True if that has passed.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(deadline) = self.auto_relay.poll_timeout() else {
+        let look = self
+            .auto_relay
+            .is_active()
+            .then(|| self.clocks.0 + CLOCK_CHECK);
+        let due = self.auto_relay.poll_timeout();
+        let Some(deadline) = due.into_iter().chain(look).min() else {
             self.timer = None;
             return false;
         };

@@ -179,3 +179,53 @@ fn whoever_gave_up_takes_no_place_and_no_circuit() {
     });
     assert_eq!(opened.count(), 1);
 }
+
+#[test]
+fn a_host_that_wakes_up_finds_out_within_a_second_and_asks_every_relay_again() {
+    let mut node = node();
+    node.configure();
+    let dial = node.dials()[0];
+    node.established(dial, address());
+    let reserves = |node: &mut Node| {
+        let asks = |action: &Action| {
+            matches!(
+                action,
+                ToSwarm::NotifyHandler {
+                    event: Either::Left(Command::Reserve),
+                    ..
+                }
+            )
+        };
+        node.actions().iter().filter(|action| asks(action)).count()
+    };
+    assert_eq!(reserves(&mut node), 1);
+    let grant = crate::core::auto_relay::Grant {
+        limit: None,
+        lifetime: Duration::from_secs(3600),
+        addresses: Vec::new(),
+    };
+    let relay = node.relay;
+    node.behaviour
+        .on_report(relay, dial, Report::Granted(grant));
+    assert_eq!(reserves(&mut node), 0);
+    let (clock, wall) = node.behaviour.clocks;
+    let (due, _) = node.behaviour.timer.as_ref().unwrap();
+    assert!(*due <= clock + CLOCK_CHECK, "it would not notice for long");
+    // One second ago by one clock, one hour ago by the other.
+    let hour = Duration::from_secs(3600);
+    node.behaviour.clocks = (clock - CLOCK_CHECK, wall - hour);
+    assert_eq!(reserves(&mut node), 1);
+    // It slept once.
+    assert_eq!(reserves(&mut node), 0);
+}
+
+#[test]
+fn a_node_is_no_relay_of_its_own() {
+    let mut node = node();
+    let itself = address().with(Protocol::P2p(node.behaviour.local));
+    assert!(matches!(
+        node.behaviour.add_relay(itself),
+        Err(InvalidRelayAddress::Itself { .. })
+    ));
+    assert_eq!(node.dials(), []);
+}

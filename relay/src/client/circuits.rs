@@ -27,8 +27,7 @@ impl Behaviour {
     pub(super) fn on_request(&mut self, request: Request) {
         match request {
             Request::Listen(listener, address) => {
-                let links = self.links(&address.relay);
-                if let Err(error) = self.auto_relay.add_relay(address, links, now()) {
+                if let Err(error) = self.name_relay(address) {
                     tracing::warn!(%error, "this relay is not listened on");
                     // One for each request, and those are bounded.
                     self.notices.push_back(Notice::Refused { listener, error });

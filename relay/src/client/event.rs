@@ -83,7 +83,7 @@ pub enum LossReason {
     /// The peer is no relay, or its relay is switched off.
     #[error("the peer does not relay")]
     Unsupported,
-    /// The relay broke the protocol, for example by naming no address of its own.
+    /// The relay's answer is none that the specification allows: too long, cut short, or with a status that it does not know.
     #[error("the relay violated the protocol")]
     ProtocolViolation,
     /// The stream to the relay failed or timed out.

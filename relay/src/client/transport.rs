@@ -49,6 +49,8 @@ pub struct Transport {
     listeners: Vec<(ListenerId, PeerId)>,
     announced: Vec<Announced>,
     to_behaviour: mpsc::Sender<Request>,
+    /// Relays that nobody listens on any more, which the behaviour has yet to hear: as many as there were listeners.
+    ended: VecDeque<PeerId>,
     from_behaviour: mpsc::Receiver<Notice>,
     events: VecDeque<TransportEvent<Upgrade, TransportError>>,
 }
@@ -157,10 +159,27 @@ impl Transport {
             listeners: Vec::new(),
             announced: Vec::new(),
             to_behaviour,
+            ended: VecDeque::new(),
             from_behaviour,
             events: VecDeque::new(),
         };
         (transport, requests, notices)
+    }
+
+    /// Tells the behaviour what has ended, as far as it takes that.
+    fn poll_ended(&mut self, cx: &mut Context<'_>) {
+        while let Some(relay) = self.ended.front().copied() {
+            match self.to_behaviour.poll_ready(cx) {
+                Poll::Ready(Ok(())) => {
+                    self.ended.pop_front();
+                    // It was ready.
+                    let _ = self.to_behaviour.start_send(Request::Unlisten(relay));
+                }
+                // Without the behaviour there is no reservation either.
+                Poll::Ready(Err(_)) => self.ended.clear(),
+                Poll::Pending => return,
+            }
+        }
     }
 
     fn listeners_of(&self, relay: PeerId) -> impl Iterator<Item = ListenerId> {
@@ -280,6 +299,7 @@ impl libp2p_core::Transport for Transport {
             .try_send(Request::Listen(id, address))
             .map_err(|_| other(TransportError::NoBehaviour))?;
         self.listeners.push((id, relay));
+        self.ended.retain(|ended| *ended != relay);
         let mut held: Vec<_> = self
             .announced
             .iter()
@@ -303,8 +323,7 @@ impl libp2p_core::Transport for Transport {
         let (_, relay) = self.listeners.remove(position);
         self.close(id, Ok(()));
         if !self.listeners.iter().any(|(_, of)| *of == relay) {
-            // Without the behaviour there is no reservation either.
-            let _ = self.to_behaviour.try_send(Request::Unlisten(relay));
+            self.ended.push_back(relay);
         }
         true
     }
@@ -340,6 +359,7 @@ impl libp2p_core::Transport for Transport {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<TransportEvent<Upgrade, TransportError>> {
+        self.poll_ended(cx);
         loop {
             if let Some(event) = self.events.pop_front() {
                 return Poll::Ready(event);

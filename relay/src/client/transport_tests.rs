@@ -63,7 +63,47 @@ fn every_listener_on_a_relay_has_its_addresses_and_keeps_them_when_another_ends(
     for id in [ids[1], third] {
         assert!(transport.remove_listener(id));
     }
+    events(&mut transport);
     assert!(matches!(requests.try_recv(), Ok(Request::Unlisten(of)) if of == relay));
+}
+
+#[test]
+fn however_many_listeners_end_at_once_the_behaviour_hears_of_every_relay() {
+    let (mut transport, mut requests, _notices) = Transport::new();
+    let count = 2 * MAX_REQUESTS;
+    let mut listeners = Vec::new();
+    for _ in 0..count {
+        let id = ListenerId::next();
+        transport.listen_on(id, relay().1).unwrap();
+        listeners.push(id);
+        assert!(matches!(requests.try_recv(), Ok(Request::Listen(..))));
+    }
+    let (again, at) = relay();
+    let kept = [ListenerId::next(), ListenerId::next()];
+    transport.listen_on(kept[0], at.clone()).unwrap();
+    assert!(matches!(requests.try_recv(), Ok(Request::Listen(..))));
+    listeners.push(kept[0]);
+    for id in listeners {
+        assert!(transport.remove_listener(id));
+    }
+    // Somebody listens there again before anybody heard that it had ended.
+    transport.listen_on(kept[1], at).unwrap();
+    let mut ended = 0;
+    loop {
+        events(&mut transport);
+        let Ok(request) = requests.try_recv() else {
+            break;
+        };
+        match request {
+            Request::Unlisten(relay) => {
+                assert_ne!(relay, again);
+                ended += 1;
+            }
+            Request::Listen(..) => {}
+            Request::Dial { .. } => panic!("nobody dials"),
+        }
+    }
+    assert_eq!(ended, count);
 }
 
 #[test]

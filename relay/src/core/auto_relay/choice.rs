@@ -29,6 +29,7 @@ impl AutoRelay {
     /// Does what follows from a fact.
     pub(super) fn settle(&mut self, now: Instant) {
         self.settled_at = now;
+        self.begun = None;
         if self.public.is_none() {
             self.ask_configured(now);
             self.ask_candidates(now);

@@ -34,7 +34,7 @@ use crate::{
     client::{Config, LossReason},
 };
 
-/// A relay that still answers after a change of the network does so by then.
+/// A relay that still answers after a change of the network does so by then, or within three of its round trips.
 const CHECK: Duration = Duration::from_secs(1);
 
 /// Keeps reservations: at all configured relays for ever, and at candidates up to the target.
@@ -55,6 +55,8 @@ pub(crate) struct AutoRelay {
     checked_at: Option<Instant>,
     /// When the rules of `choice` were applied last.
     settled_at: Instant,
+    /// When this node began, until the rules are applied for the first time: it may be that nothing else happens to it.
+    begun: Option<Instant>,
     status: Status,
     outputs: VecDeque<Output>,
 }
@@ -179,6 +181,7 @@ impl AutoRelay {
             improve_at: now + config.improve_interval(),
             checked_at: None,
             settled_at: now,
+            begun: Some(now),
             status,
             config,
             outputs: VecDeque::new(),
@@ -279,7 +282,10 @@ impl AutoRelay {
             && let State::Held(hold) = &mut relay.state
         {
             hold.refused = Some(LossReason::Unsupported);
-            hold.renewal = Renewal::Due(now);
+            // One that is on its way tells, too: a relay that says so again and again is not asked as often.
+            if let Renewal::Due(at) = &mut hold.renewal {
+                *at = now;
+            }
         }
         self.settle(now);
     }
@@ -321,6 +327,10 @@ impl AutoRelay {
             return;
         };
         relay.links.retain(|known| known.id != link);
+        if relay.links.is_empty() && matches!(relay.trip, RoundTrip::Asked(_)) {
+            // The question went with the connection, and no dial is under way that would bring an answer.
+            relay.trip = RoundTrip::Failed;
+        }
         match &relay.state {
             State::Held(hold) if hold.link == link => {
                 let other = relay.links.last().map(|link| link.id);
@@ -499,6 +509,7 @@ impl AutoRelay {
         for (&peer, relay) in &mut self.relays {
             // It may have failed for the same reason.
             relay.excuse(now);
+            let patience = relay.rtt().map_or(CHECK, |rtt| CHECK.max(3 * rtt));
             match &mut relay.state {
                 State::Idle { .. } => {}
                 // Whatever began just now began after the change.
@@ -517,7 +528,7 @@ impl AutoRelay {
                     });
                 }
                 State::Asking { .. } => {}
-                State::Held(hold) => check(peer, hold, &mut self.outputs, now),
+                State::Held(hold) => check(peer, hold, &mut self.outputs, now, patience),
             }
         }
         self.settle(now);
@@ -566,6 +577,15 @@ impl AutoRelay {
     /// Relays that are known, in use or not.
     pub(crate) fn candidates(&self) -> usize {
         self.relays.len()
+    }
+
+    pub(crate) fn target(&self) -> usize {
+        self.config.target_reservations()
+    }
+
+    /// Whether there are relays that this node uses, or would use.
+    pub(crate) fn is_active(&self) -> bool {
+        self.public.is_none() && !self.relays.is_empty()
     }
 
     /// Where a relay can be dialled, without `/p2p`.
@@ -641,11 +661,19 @@ const TRUSTED_LIFETIME: Duration = Duration::from_secs(40 * 60);
 /// A relay whose reservations last longer than this is asked again after a day all the same.
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
-fn check(relay: PeerId, hold: &mut Hold, outputs: &mut VecDeque<Output>, now: Instant) {
+fn check(
+    relay: PeerId,
+    hold: &mut Hold,
+    outputs: &mut VecDeque<Output>,
+    now: Instant,
+    patience: Duration,
+) {
     if matches!(hold.pulse, Pulse::Checked { .. }) {
         return;
     }
-    hold.pulse = Pulse::Checked { until: now + CHECK };
+    hold.pulse = Pulse::Checked {
+        until: now + patience,
+    };
     let link = hold.link;
     outputs.push_back(Output::Probe { relay, link });
 }

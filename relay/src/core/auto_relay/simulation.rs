@@ -1,4 +1,4 @@
-//! A thousand clients and fifty relays on virtual time: relays die, lie, fill up and come back.
+//! A thousand clients and fifty relays on virtual time: relays die, lie, fill up and come back, and networks part.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
@@ -10,6 +10,8 @@ use crate::StatusCode;
 const CLIENTS: usize = 1000;
 const RELAYS: usize = 50;
 const RUN: Duration = Duration::from_secs(6 * 60);
+/// After that long without a word the relay's side of a connection ends, too.
+const RELAY_PATIENCE: Duration = Duration::from_secs(30);
 /// Every relay has places for so many: with three reservations for each client they are three fifths full.
 const PLACES: usize = 100;
 /// Clients know so many relays to begin with; the rest they are told when they ask.
@@ -28,6 +30,8 @@ struct World {
     relays: Vec<RelayNode>,
     index: BTreeMap<PeerId, usize>,
     clients: Vec<ClientNode>,
+    /// Whether the network is in two parts: nothing goes from one to the other.
+    parted: bool,
 }
 
 struct RelayNode {
@@ -58,8 +62,11 @@ enum Happening {
     Answered(usize, ConnectionId, Answer),
     Closed(usize, usize, ConnectionId),
     Candidates(usize),
+    /// A relay finds out that a connection is dead.
+    Forgotten(usize, usize, ConnectionId),
     Crash,
     Restart(usize),
+    Parted(bool),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,7 +78,7 @@ enum Answer {
 
 impl World {
     #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
-    fn new(seed: u8) -> Self {
+    fn new(seed: u8, clients: usize) -> Self {
         let start = Instant::now();
         let mut random = StdRng::from_seed([seed; 32]);
         let relays: Vec<_> = (0..RELAYS)
@@ -94,7 +101,7 @@ impl World {
             .enumerate()
             .map(|(index, relay)| (relay.id, index))
             .collect();
-        let clients = (0..CLIENTS)
+        let nodes = (0..clients)
             .map(|_| ClientNode {
                 core: AutoRelay::new(Config::default(), random.random(), start),
                 links: BTreeMap::new(),
@@ -111,13 +118,18 @@ impl World {
             order: 0,
             relays,
             index,
-            clients,
+            clients: nodes,
+            parted: false,
         };
-        for client in 0..CLIENTS {
+        for client in 0..clients {
             world.at(Duration::ZERO, Happening::Candidates(client));
         }
-        world.at(Duration::from_secs(60), Happening::Crash);
         world
+    }
+
+    /// Whether nothing goes between them at this moment.
+    fn is_cut(&self, client: usize, relay: usize) -> bool {
+        self.parted && client % 2 != relay % 2
     }
 
     fn at(&mut self, after: Duration, what: Happening) {
@@ -141,7 +153,7 @@ impl World {
             self.happen(what);
         }
         self.now = end;
-        for client in 0..CLIENTS {
+        for client in 0..self.clients.len() {
             self.account(client);
             let node = &mut self.clients[client];
             if let Some(since) = node.alone_since {
@@ -256,6 +268,17 @@ impl World {
                 self.at(Duration::from_secs(60), Happening::Crash);
             }
             Happening::Restart(relay) => self.relays[relay].alive = true,
+            Happening::Forgotten(client, relay, link) => {
+                let guests = &mut self.relays[relay].guests;
+                guests.retain(|guest, over| *guest != client || *over != link);
+                self.account(client);
+            }
+            Happening::Parted(parted) => {
+                self.parted = parted;
+                for client in 0..self.clients.len() {
+                    self.account(client);
+                }
+            }
         }
     }
 
@@ -271,7 +294,7 @@ impl World {
         if !heard {
             return;
         }
-        for client in 0..CLIENTS {
+        for client in 0..self.clients.len() {
             let links: Vec<_> = self.clients[client]
                 .links
                 .iter()
@@ -290,8 +313,9 @@ impl World {
             .links
             .get(&link)
             .is_some_and(|(relay, epoch)| {
+                let cut = self.is_cut(client, *relay);
                 let relay = &self.relays[*relay];
-                relay.alive && relay.epoch == *epoch
+                relay.alive && relay.epoch == *epoch && !cut
             })
     }
 
@@ -302,7 +326,7 @@ impl World {
                 Output::Dial { relay, .. } => {
                     let relay = self.index[&relay];
                     let way = Self::way(client, relay);
-                    if self.relays[relay].alive {
+                    if self.relays[relay].alive && !self.is_cut(client, relay) {
                         // A connection with noise and a multiplexer: three round trips.
                         self.at(way * 6, Happening::Dialled(client, relay, true));
                     } else {
@@ -323,8 +347,10 @@ impl World {
                         self.at(way, Happening::Answered(client, link, Answer::Pong));
                     }
                 }
-                Output::Close { link, .. } => {
+                Output::Close { relay, link } => {
                     self.clients[client].links.remove(&link);
+                    let relay = self.index[&relay];
+                    self.at(RELAY_PATIENCE, Happening::Forgotten(client, relay, link));
                 }
                 Output::Release { relay, link } => {
                     let relay = self.index[&relay];
@@ -362,6 +388,7 @@ impl World {
             let relay = self.index[&held.address.relay];
             relay >= LIARS
                 && self.relays[relay].alive
+                && !self.is_cut(client, relay)
                 && self.relays[relay].guests.get(&client) == Some(&held.link)
         });
         let node = &mut self.clients[client];
@@ -380,7 +407,8 @@ impl World {
 /// after one: time without any reservation, p99" at most 1 %.
 #[test]
 fn a_thousand_clients_stay_reachable_while_a_tenth_of_the_relays_dies_each_minute() {
-    let mut world = World::new(1);
+    let mut world = World::new(1, CLIENTS);
+    world.at(Duration::from_secs(60), Happening::Crash);
     world.run();
     let mut shares: Vec<f64> = world
         .clients
@@ -403,4 +431,29 @@ fn a_thousand_clients_stay_reachable_while_a_tenth_of_the_relays_dies_each_minut
     assert!(p99 <= 0.01);
     // Nobody is forgotten by its own core either.
     assert!(worst <= 0.05);
+}
+
+/// Each half of the clients keeps half of the relays, which have room for all of them: nobody stays alone for longer than
+/// silence takes to be noticed and a replacement to be found, and none is forgotten once the halves meet again.
+#[test]
+fn nobody_stays_alone_for_long_when_the_network_parts_and_meets_again() {
+    let minute = Duration::from_secs(60);
+    let mut world = World::new(2, 300);
+    world.at(minute, Happening::Parted(true));
+    world.at(3 * minute, Happening::Parted(false));
+    world.run();
+    let boot = Duration::from_secs(3);
+    // Two missed pings are 10 s at most, and a relay that is asked in vain delays the next one by a second.
+    let bar = boot + Duration::from_secs(15);
+    let worst = world.clients.iter().map(|client| client.alone).max();
+    let cut = world.clients.iter().filter(|client| client.alone > boot);
+    println!(
+        "network parted: alone for {worst:?} at worst, {} of 300 lost every relay; bar {bar:?}",
+        cut.clone().count(),
+    );
+    assert!(cut.count() > 10, "the network did not part");
+    assert!(worst.is_some_and(|worst| worst <= bar), "{worst:?}");
+    for client in &world.clients {
+        assert_eq!(client.core.held().count(), 3);
+    }
 }

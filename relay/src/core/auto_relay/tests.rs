@@ -944,3 +944,70 @@ fn a_replayed_announcement_changes_nothing() {
     assert_eq!(announce(2, 0), 90, "the same again");
     assert_eq!(announce(3, 20), 20);
 }
+
+#[test]
+fn a_candidate_whose_connection_closes_while_it_is_measured_is_dialled_again() {
+    let mut bench = bench(|config| config);
+    let relay = peer(1);
+    bench.silent.insert(relay);
+    let link = Link {
+        id: ConnectionId::new_unchecked(9),
+        address: Some(transport(1)),
+    };
+    let id = link.id;
+    bench
+        .core
+        .add_candidate(relay, [transport(1)], vec![link], bench.now);
+    bench.work();
+    bench.core.on_disconnected(relay, id, true, bench.now);
+    bench.silent.clear();
+    // After the first backoff, and before a ping that went with the connection would be late.
+    bench.pass(ms(1500));
+    assert_eq!(bench.held(), [relay]);
+}
+
+#[test]
+fn a_relay_that_withdraws_again_and_again_is_asked_once_at_a_time() {
+    let mut bench = bench(|config| config);
+    let relay = bench.configured(1);
+    bench.pass(Duration::from_secs(60));
+    bench.silent.insert(relay);
+    let from = bench.now;
+    for _ in 0..100 {
+        bench.core.on_withdrawn(relay, bench.now);
+        bench.pass(ms(10));
+    }
+    let asked = |output: &&&Output| matches!(output, Output::Reserve { .. });
+    assert_eq!(bench.since(from).iter().filter(asked).count(), 1);
+}
+
+#[test]
+fn a_far_relay_that_answers_in_its_own_time_outlives_a_change_of_network() {
+    let mut bench = bench(|config| config);
+    let relay = bench.configured(1);
+    bench.rtt.insert(relay, ms(1200));
+    bench.pass(Duration::from_secs(60));
+    bench.silent.insert(relay);
+    bench.core.on_network_change(bench.now);
+    bench.pass(ms(1200));
+    let link = bench.asked[&relay];
+    bench.core.on_pong(relay, link, Some(ms(1200)), bench.now);
+    bench.silent.clear();
+    bench.pass(Duration::from_secs(10));
+    let lost = |output: &&&Output| matches!(output, Output::Lost { .. });
+    let all = bench.since(bench.now - HOUR);
+    assert_eq!(all.iter().filter(lost).count(), 0);
+}
+
+#[test]
+fn a_node_that_knows_nothing_and_to_which_nothing_happens_asks_for_candidates() {
+    let mut bench = bench(|config| config);
+    bench.pass(Duration::ZERO);
+    let missing = 3;
+    assert_eq!(
+        bench.told,
+        [(bench.now, Output::CandidatesWanted { missing })]
+    );
+    bench.pass(Duration::from_secs(2));
+    assert_eq!(bench.told.len(), 2, "and again");
+}

@@ -51,7 +51,11 @@ impl AutoRelay {
             .public
             .filter(|_| self.relays.values().any(|relay| !relay.is_idle()))
             .map(|since| since + self.config.release_after());
-        let common = relays.chain(release).chain([self.improve_at]).min();
+        let common = relays
+            .chain(release)
+            .chain([self.improve_at])
+            .chain(self.begun)
+            .min();
         if self.public.is_some() {
             return common;
         }
