@@ -213,9 +213,15 @@ impl Default for ConfigBuilder {
 
 impl ConfigBuilder {
     /// A relay for one's own nodes: 256 reservations, 10 per peer, 256 circuits, 1 h each, any number of bytes, any number of
-    /// peers behind one address; the rest as by default.
+    /// peers behind one address, and as many requests as it takes them to come back all at once (a peer 256 at once and one
+    /// each second, an address 1,024 and 16, a network 4,096 and 64; a flood is 1,024 at once and 10 each second); the rest as
+    /// by default.
     #[must_use]
     pub fn generous() -> Self {
+        let rate = |burst, milliseconds| RateLimit {
+            burst,
+            interval: Duration::from_millis(milliseconds),
+        };
         Self {
             max_reservations: 256,
             max_reservations_per_peer: 10,
@@ -227,6 +233,10 @@ impl ConfigBuilder {
             max_circuits_per_prefix: None,
             max_circuit_duration: HOUR,
             max_circuit_bytes: None,
+            requests_per_peer: rate(256, 1000),
+            requests_per_ip: rate(1024, 1000 / 16),
+            requests_per_prefix: rate(4096, 1000 / 64),
+            flood: rate(1024, 100),
             ..Self::default()
         }
     }

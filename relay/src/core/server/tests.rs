@@ -445,6 +445,35 @@ fn a_peer_asks_as_often_as_it_may_and_neighbours_do_not_cost_it_its_renewal() {
     assert!(relay.ask(late).is_ok());
 }
 
+/// An office behind one address: its relay restarts, and everybody comes back in the same moment.
+#[test]
+fn a_relay_of_ones_own_takes_all_its_nodes_back_at_once() {
+    let mut relay = Relay::new(ConfigBuilder::generous());
+    let config = Config::generous();
+    let host = "/ip4/203.0.113.1/tcp/1";
+    let guests: Vec<_> = (0..config.max_reservations())
+        .map(|_| {
+            let peer = PeerId::random();
+            (peer, relay.connect_from(peer, host))
+        })
+        .collect();
+    for (_, connection) in &guests {
+        assert!(relay.ask(*connection).is_ok());
+    }
+    // One of them calls all the others.
+    let (_, caller) = guests[0];
+    for (peer, _) in &guests[1..] {
+        assert!(relay.dial(caller, *peer).is_ok());
+    }
+    // A flood is one all the same.
+    let connection = relay.connect_from(PeerId::random(), host);
+    relay.outputs();
+    for _ in 0..=config.flood().burst {
+        let _ = relay.dial(connection, PeerId::random());
+    }
+    assert!(matches!(relay.told()[..], [Output::Ban { .. }]));
+}
+
 #[test]
 fn a_peer_that_floods_is_disconnected_once_and_kept_out_for_a_while() {
     let mut relay = Relay::new(ConfigBuilder::default());
