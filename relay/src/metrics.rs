@@ -13,7 +13,7 @@ use prometheus_client::{
 
 use crate::{client, server};
 
-/// Counts what a [`server::Behaviour`] reports. Give it every event.
+/// Counts what a [`server::Behaviour`] reports. Give it every event, and the behaviour before its text is read.
 ///
 /// What go-libp2p's relay service has (`libp2p_relaysvc_*`: status, reservations, their requests and refusals by reason,
 /// connections, their requests and refusals by reason, their durations, bytes transferred), and besides: why circuits and
@@ -29,14 +29,21 @@ pub struct ServerMetrics {
     circuit_ends: Family<End, Counter>,
     circuit_duration: Histogram,
     circuit_bytes: Family<Direction, Counter>,
+    /// What circuits carried that ended, so that nothing is counted twice.
+    ended_bytes: Family<Direction, Counter>,
     violations: Counter,
     bans: Counter,
 }
 
-/// Counts what a [`client::Behaviour`] reports. Give it every event.
+/// Counts what a [`client::Behaviour`] reports. Give it every event, and the behaviour before its text is read.
+///
+/// What go-libp2p's relay finder has (`libp2p_autorelay_*`: reservations wanted, opened and closed, their requests by outcome,
+/// candidates), and besides: why reservations were lost, relayed connections and whether they are limited.
 #[derive(Debug, Clone)]
 pub struct ClientMetrics {
     reservations: Gauge,
+    reservations_wanted: Gauge,
+    known_relays: Gauge,
     reservation_results: Family<Outcome, Counter>,
     losses: Family<Outcome, Counter>,
     candidates_wanted: Counter,
@@ -79,6 +86,7 @@ impl ServerMetrics {
             // A quarter of a second to four and a half hours.
             circuit_duration: Histogram::new(exponential_buckets(0.25, 4.0, 9)),
             circuit_bytes: Family::default(),
+            ended_bytes: Family::default(),
             violations: Counter::default(),
             bans: Counter::default(),
         };
@@ -122,7 +130,7 @@ impl ServerMetrics {
         );
         registry.register_with_unit(
             "circuit",
-            "What circuits carried that ended, by direction",
+            "What circuits carried, by direction",
             Unit::Bytes,
             metrics.circuit_bytes.clone(),
         );
@@ -139,6 +147,19 @@ impl ServerMetrics {
         metrics
     }
 
+    /// Counts what open circuits have carried so far. Without it their bytes are counted when they end.
+    ///
+    /// One `ServerMetrics` is for one behaviour.
+    pub fn observe(&self, server: &server::Behaviour) {
+        let carried = server.traffic();
+        raise(
+            &self.circuit_bytes,
+            "to_destination",
+            carried.to_destination,
+        );
+        raise(&self.circuit_bytes, "to_source", carried.to_source);
+    }
+
     /// Counts one event.
     pub fn record(&self, event: &server::Event) {
         use server::Event;
@@ -153,9 +174,9 @@ impl ServerMetrics {
                 .inc();
         };
         let carried = |direction, bytes| {
-            self.circuit_bytes
-                .get_or_create(&Direction { direction })
-                .inc_by(bytes);
+            let ended = self.ended_bytes.get_or_create(&Direction { direction });
+            ended.inc_by(bytes);
+            raise(&self.circuit_bytes, direction, ended.get());
         };
         match event {
             Event::ReservationAccepted { renewed: true, .. } => reservation("renewed"),
@@ -201,11 +222,19 @@ impl ServerMetrics {
     }
 }
 
+/// Brings a counter up to `total`; what it counted already stays.
+fn raise(counters: &Family<Direction, Counter>, direction: &'static str, total: u64) {
+    let counter = counters.get_or_create(&Direction { direction });
+    counter.inc_by(total.saturating_sub(counter.get()));
+}
+
 impl ClientMetrics {
     /// Registers the metrics, under the prefix `relay_client`.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             reservations: Gauge::default(),
+            reservations_wanted: Gauge::default(),
+            known_relays: Gauge::default(),
             reservation_results: Family::default(),
             losses: Family::default(),
             candidates_wanted: Counter::default(),
@@ -216,6 +245,16 @@ impl ClientMetrics {
             "reservations",
             "Reservations held",
             metrics.reservations.clone(),
+        );
+        registry.register(
+            "reservations_wanted",
+            "Reservations to hold at the same time",
+            metrics.reservations_wanted.clone(),
+        );
+        registry.register(
+            "known_relays",
+            "Relays that are known, in use or not",
+            metrics.known_relays.clone(),
         );
         registry.register(
             "reservation_results",
@@ -238,6 +277,14 @@ impl ClientMetrics {
             metrics.circuits.clone(),
         );
         metrics
+    }
+
+    /// Counts relays that are known, and reservations that are wanted.
+    pub fn observe(&self, client: &client::Behaviour) {
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.known_relays.set(count(client.known_relays()));
+        self.reservations_wanted
+            .set(count(client.target_reservations()));
     }
 
     /// Counts one event.
@@ -310,6 +357,7 @@ mod tests {
             "{text}"
         );
     }
+
     #[test]
     fn a_circuit_is_accounted_when_it_ends() {
         let mut registry = Registry::default();
@@ -345,6 +393,60 @@ mod tests {
             "relay_server_circuit_bytes_total{direction=\"to_source\"} 30\n",
         ] {
             assert!(text.contains(line), "{line} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn bytes_of_a_circuit_are_counted_once_whether_it_is_looked_at_before_its_end_or_not() {
+        let metrics = ServerMetrics::new(&mut Registry::default());
+        let counted = || {
+            let direction = "to_source";
+            let counter = metrics
+                .circuit_bytes
+                .get_or_create(&Direction { direction });
+            counter.get()
+        };
+        let ends = |to_source| {
+            metrics.record(&server::Event::CircuitClosed {
+                circuit: server::CircuitId(7),
+                source: PeerId::random(),
+                destination: PeerId::random(),
+                traffic: server::Traffic {
+                    to_destination: 0,
+                    to_source,
+                },
+                duration: std::time::Duration::from_secs(2),
+                end: server::CircuitEnd::Completed,
+            });
+        };
+        ends(10);
+        // Another one has carried 30 so far, and 50 when it ends.
+        raise(&metrics.circuit_bytes, "to_source", 40);
+        assert_eq!(counted(), 40);
+        ends(50);
+        assert_eq!(counted(), 60);
+        raise(&metrics.circuit_bytes, "to_source", 60);
+        assert_eq!(counted(), 60);
+    }
+
+    #[test]
+    fn a_node_counts_what_it_wants_and_knows() {
+        let mut registry = Registry::default();
+        let metrics = ClientMetrics::new(&mut registry);
+        let config = client::Config::default();
+        let (_transport, mut node) = client::new(PeerId::random(), config);
+        for host in 1..=4 {
+            let address = format!("/ip4/198.51.100.{host}/tcp/1").parse().unwrap();
+            node.add_candidate(PeerId::random(), vec![address]);
+        }
+        metrics.observe(&node);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        for line in [
+            "relay_client_reservations_wanted 3\n",
+            "relay_client_known_relays 4\n",
+        ] {
+            assert!(text.contains(line), "{line}{text}");
         }
     }
 

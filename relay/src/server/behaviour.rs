@@ -87,6 +87,8 @@ pub struct Behaviour {
     core: Server,
     /// Circuits that are open or being set up, as many as the core has.
     circuits: HashMap<CircuitId, Running>,
+    /// By circuits that have ended.
+    carried: Traffic,
     bandwidth: Option<Arc<Mutex<Bandwidth>>>,
     executor: Option<Executor>,
     external: ExternalAddresses,
@@ -124,6 +126,7 @@ impl Behaviour {
             core: Server::new(local, Arc::clone(&config)),
             config,
             circuits: HashMap::new(),
+            carried: Traffic::default(),
             bandwidth,
             executor: None,
             external: ExternalAddresses::default(),
@@ -226,6 +229,14 @@ impl Behaviour {
         circuits
     }
 
+    /// What all circuits have carried so far, those that have ended and those that are open.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let open = self.circuits.values();
+        open.map(|running| running.terms.tally.traffic())
+            .fold(self.carried, Traffic::plus)
+    }
+
     fn apply_status(&mut self) {
         let enabled = match self.status {
             Status::Enabled => true,
@@ -316,6 +327,7 @@ impl Behaviour {
                     closed.terms.tally.cut();
                     traffic = closed.terms.tally.traffic();
                 }
+                self.carried = self.carried.plus(traffic);
                 self.tell(Event::CircuitClosed {
                     circuit,
                     source,

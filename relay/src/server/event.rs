@@ -150,6 +150,13 @@ impl Traffic {
     pub fn total(&self) -> u64 {
         self.to_destination.saturating_add(self.to_source)
     }
+
+    pub(super) fn plus(self, other: Self) -> Self {
+        Self {
+            to_destination: self.to_destination.saturating_add(other.to_destination),
+            to_source: self.to_source.saturating_add(other.to_source),
+        }
+    }
 }
 
 /// Why a circuit ended.
