@@ -279,7 +279,9 @@ impl ConnectionHandler for Handler {
         SubstreamProtocol::new(protocol, ())
     }
 
-    /// A reservation lives as long as its connection, so the relay closes none that carries one. Streams look after themselves.
+    /// "The expectation is that the server will make a best effort attempt to maintain the connection for the duration of any
+    /// reservations". Streams look after themselves.
+    /// <https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md#reservation>
     fn connection_keep_alive(&self) -> bool {
         self.held
     }

@@ -121,6 +121,11 @@ pub struct Terms {
 }
 
 /// A circuit between two streams: a future that ends with it.
+///
+/// "If more data than the limit specified in the `data` field is transferred over the relayed connection, or the relayed
+/// connection has been open for longer than `duration`, the relay should reset the stream to the source and the stream to the
+/// destination": a muxer resets a stream that is dropped before it was closed, and both are dropped with this.
+/// <https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md#reservation>
 pub(super) struct Pump<S, D> {
     source: S,
     destination: D,

@@ -192,6 +192,16 @@ pub async fn relay_as(
     listen: Multiaddr,
     config: server::Config,
 ) -> (Running<Relay>, Multiaddr) {
+    relay_that_keeps_for(Duration::from_secs(10), keypair, listen, config).await
+}
+
+/// The same, and it closes connections that are of no use for so long.
+pub async fn relay_that_keeps_for(
+    idle: Duration,
+    keypair: &Keypair,
+    listen: Multiaddr,
+    config: server::Config,
+) -> (Running<Relay>, Multiaddr) {
     let id = keypair.public().to_peer_id();
     let transport = secured(MemoryTransport::default(), keypair);
     let mut behaviour = server::Behaviour::new(keypair, config);
@@ -201,7 +211,9 @@ pub async fn relay_as(
         ping: quick_ping(),
     };
     // Room for all pings of a swarm that pauses for some seconds.
-    let config = Config::with_tokio_executor().with_per_connection_event_buffer_size(1024);
+    let config = Config::with_tokio_executor()
+        .with_idle_connection_timeout(idle)
+        .with_per_connection_event_buffer_size(1024);
     let swarm = Swarm::new(transport, behaviour, id, config);
     let mut relay = Running::start(swarm, listen);
     let address = listening(&mut relay).await;
