@@ -420,10 +420,12 @@ impl Behaviour {
             return false;
         };
         let armed = self.timer.take().filter(|(at, _)| *at == deadline);
-        let (at, mut delay) = armed.unwrap_or_else(|| {
-            let wait = deadline.saturating_duration_since(now());
-            (deadline, Delay::new(wait))
-        });
+        let wait = deadline.saturating_duration_since(now());
+        if wait.is_zero() {
+            // A delay of nothing would be ready only after a turn of the timer's thread.
+            return true;
+        }
+        let (at, mut delay) = armed.unwrap_or_else(|| (deadline, Delay::new(wait)));
         if delay.poll_unpin(cx).is_ready() {
             return true;
         }
