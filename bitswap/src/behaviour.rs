@@ -2,7 +2,7 @@
 //! the connection handlers, reads of the block source, and events.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
     task::{Context, Poll, Waker},
 };
@@ -23,8 +23,9 @@ use web_time::Instant;
 #[cfg(feature = "metrics")]
 use crate::metrics::Metrics;
 use crate::{
-    BlockSource, CircuitLimit, Config, Event, Ledger, Priority, ProtocolViolation, SessionId,
-    SessionOptions, Ticket, Transfers, WantOptions, WantlistEntry,
+    BlockSource, CircuitLimit, Class, Config, Event, Ledger, MostWanted, Priority,
+    ProtocolViolation, RequestFilter, SessionId, SessionOptions, Ticket, Transfers, UploadLimits,
+    WantOptions, WantlistEntry,
     core::{
         ConnKey, Path,
         client::{self, Client},
@@ -47,6 +48,13 @@ struct Connection {
     working: bool,
 }
 
+/// A block fetched because others want it.
+struct Prefetch {
+    cid: Cid,
+    /// It was handed to the user, who is storing it.
+    came: bool,
+}
+
 /// Bitswap as a libp2p behaviour: fetches blocks for tickets and serves those of a [`BlockSource`].
 ///
 /// With the swarm's `V1Lazy` negotiation the first request on a connection costs one round trip.
@@ -60,6 +68,9 @@ pub struct Behaviour {
     by_key: HashMap<ConnKey, ConnectionId>,
     next_key: u64,
     reads: FuturesUnordered<BoxFuture<'static, Read>>,
+    /// Blocks fetched because others want them, and the session they are wanted in.
+    prefetches: BTreeMap<Ticket, Prefetch>,
+    prefetching: Option<SessionId>,
     actions: VecDeque<Action>,
     /// Peers whose connections may have become busy or idle.
     touched: BTreeSet<PeerId>,
@@ -84,13 +95,15 @@ impl Behaviour {
         Self {
             protocols: Protocols::new(&config.protocol_prefix()),
             client: Client::new(config.clone(), rand::random(), now),
-            server: Server::new(config.clone(), now),
+            server: Server::new(config.clone(), rand::random(), now),
             config: Arc::new(config),
             source,
             connections: HashMap::new(),
             by_key: HashMap::new(),
             next_key: 0,
             reads: FuturesUnordered::new(),
+            prefetches: BTreeMap::new(),
+            prefetching: None,
             actions: VecDeque::new(),
             touched: BTreeSet::new(),
             timer: None,
@@ -158,6 +171,10 @@ impl Behaviour {
     /// `max_unacknowledged_bytes`, and nothing more is asked for once that is reached.
     pub fn taken(&mut self, ticket: Ticket, bytes: usize) {
         self.client.taken(ticket, bytes, now());
+        if let Some(Prefetch { cid, came: true }) = self.prefetches.get(&ticket) {
+            self.server.on_prefetched(cid, now());
+            self.end_prefetch(ticket);
+        }
         self.wake();
     }
 
@@ -214,9 +231,52 @@ impl Behaviour {
         Some(ledger)
     }
 
-    /// Share of our upload that a peer gets relative to others, 0.01 to 100. Default 1.
+    /// Share of the upload of its class that a peer gets relative to others, 0.01 to 100. Default 1.
+    /// Remembered for `max_ledgers` peers.
     pub fn set_peer_weight(&mut self, peer: PeerId, weight: f64) {
         self.server.set_weight(peer, weight);
+    }
+
+    /// Which upload limit a peer's blocks count against, and who goes before it. Remembered for
+    /// `max_ledgers` peers.
+    pub fn set_peer_class(&mut self, peer: PeerId, class: Class) {
+        self.server.set_class(peer, class, now());
+        self.wake();
+    }
+
+    /// Changes the limits given by the configuration, at once.
+    pub fn set_upload_limits(&mut self, limits: &UploadLimits) {
+        self.server.set_upload_limits(limits, now());
+        self.wake();
+    }
+
+    /// From now on, a block exists for a peer only if the filter says so: other wants are answered
+    /// with DONT_HAVE and forgotten. The filter is asked for every want and must be quick. `None`:
+    /// everybody may have everything, as at the start.
+    pub fn set_request_filter(&mut self, filter: Option<RequestFilter>) {
+        self.server.set_filter(filter);
+    }
+
+    /// What was asked for most, lately, whether we have it or not: at most `limit`, the hottest first.
+    pub fn most_wanted(&self, limit: usize) -> Vec<MostWanted> {
+        let lookup = |cid: &Cid| self.source.size(cid);
+        self.server.most_wanted(limit, &lookup, now())
+    }
+
+    /// Blocks to be here before anybody asks: each is fetched while this node wants nothing else, and
+    /// ends with [`Event::Prefetched`], or with `notify_new_blocks` or `unassign` before. What nobody
+    /// has is tried again every ten minutes. Returns how many were accepted: not those we have,
+    /// nor more than `max_assigned` in all, and none at a [leecher](crate::Role::Leecher).
+    pub fn assign(&mut self, cids: &[Cid]) -> usize {
+        self.wake();
+        let source = &self.source;
+        self.server.assign(cids, &|cid| source.size(cid), now())
+    }
+
+    /// Takes assignments back.
+    pub fn unassign(&mut self, cids: &[Cid]) {
+        self.server.unassign(cids, now());
+        self.wake();
     }
 
     fn wake(&mut self) {
@@ -350,6 +410,24 @@ impl Behaviour {
                 ticket,
                 block,
                 from,
+            } if self.prefetches.contains_key(&ticket) => {
+                if let Some(prefetch) = self.prefetches.get_mut(&ticket) {
+                    prefetch.came = true;
+                }
+                #[cfg(feature = "metrics")]
+                if let Some(metrics) = &self.metrics {
+                    metrics.on_prefetched(block.data().len());
+                }
+                Event::Prefetched {
+                    ticket,
+                    block,
+                    peer: from.map(|(peer, _)| peer),
+                }
+            }
+            client::Output::Block {
+                ticket,
+                block,
+                from,
             } => Event::Block {
                 ticket,
                 block,
@@ -410,14 +488,56 @@ impl Behaviour {
             server::Output::Presences {
                 conn, presences, ..
             } => {
+                #[cfg(feature = "metrics")]
+                if let Some(metrics) = &self.metrics {
+                    metrics.on_presences(&presences);
+                }
                 self.command(conn, Command::Presences(presences));
             }
             server::Output::Withdraw { conn, .. } => self.command(conn, Command::Withdraw),
+            server::Output::Prefetch(cid) => self.prefetch(cid),
+            server::Output::EndPrefetch(cid) => {
+                let found = self.prefetches.iter().find(|(_, other)| other.cid == cid);
+                if let Some(ticket) = found.map(|(ticket, _)| *ticket) {
+                    self.client.cancel(ticket, now());
+                    self.end_prefetch(ticket);
+                }
+            }
+        }
+    }
+
+    fn prefetch(&mut self, cid: Cid) {
+        let client = &mut self.client;
+        let session = *self
+            .prefetching
+            .get_or_insert_with(|| client.new_session(SessionOptions::default().background(true)));
+        // Servers that know priorities send it after all they send us besides.
+        let options = WantOptions::default().priority(Priority(i32::MIN));
+        let ticket = client.want(session, cid, options, now());
+        let came = false;
+        self.prefetches.insert(ticket, Prefetch { cid, came });
+        #[cfg(feature = "metrics")]
+        if let Some(metrics) = &self.metrics {
+            metrics.on_prefetch();
+        }
+    }
+
+    /// The session ends with the last one.
+    fn end_prefetch(&mut self, ticket: Ticket) {
+        self.prefetches.remove(&ticket);
+        if self.prefetches.is_empty()
+            && let Some(session) = self.prefetching.take()
+        {
+            self.client.end_session(session, now());
         }
     }
 
     /// Tells handlers whether their connection is needed, and the user when one has become idle.
     fn review(&mut self) {
+        #[cfg(feature = "metrics")]
+        if let Some(metrics) = &mut self.metrics {
+            metrics.observe(self.server.counters(), self.server.denied());
+        }
         for peer in std::mem::take(&mut self.touched) {
             let busy = self.client.is_busy(&peer) || self.server.is_busy(&peer);
             let mut ids: Vec<ConnectionId> = Vec::new();

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::core::{demand::Role, server::UploadLimits};
+
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
@@ -132,8 +134,30 @@ config! {
     max_reads: usize = 128;
     /// Descendants pushed for one `descend` want at most. Default 16, 0 to 256.
     max_descend: u32 = 16;
-    /// Ledgers kept of peers that are gone. Default 1024.
+    /// Ledgers kept of peers that are gone, and weights and classes of peers. Default 1024.
     max_ledgers: usize = 1024;
+    /// Bytes of blocks a second that we upload, to all and to each class of peers. Default: no limit.
+    upload_limits: UploadLimits = UploadLimits::default();
+
+    /// What the node does for others beyond what it is asked for. Default: worker, which prefetches
+    /// what it is assigned.
+    role: Role = Role::default();
+    /// Blocks whose heat is remembered, about 300 bytes each. Default 4096, 64 to 1 Mi.
+    max_heat_entries: usize = 4096;
+    /// A request counts half after this time. Default 1 h (seed: `heat_decay_hours`).
+    heat_half_life: Duration = Duration::from_secs(3600), with "humantime_serde";
+    /// A master prefetches a block that so many peers asked for lately, [heat](crate::MostWanted::heat),
+    /// besides those that more than 2 wait for with a priority above 3 (seed). Default 8, 3 to 1 Mi;
+    /// one peer alone gets a block to 2.
+    prefetch_heat: u32 = 8;
+    /// Blocks prefetched at a time; they are asked for while this node wants nothing itself, and
+    /// so many may be under way when it starts to. Default 2, 0 (none) to 64.
+    max_prefetches: usize = 2;
+    /// A prefetch that has not come after this time is given up, and tried again ten minutes later
+    /// at the earliest. Default 60 s.
+    prefetch_timeout: Duration = Duration::from_secs(60), with "humantime_serde";
+    /// Assigned blocks remembered until they are here. Default 16384, 0 to 1 Mi.
+    max_assigned: usize = 16_384;
 }
 
 impl Default for Config {
@@ -257,6 +281,22 @@ impl ConfigBuilder {
             ("max_pipeline_bytes", self.max_pipeline_bytes, M, 64 * G),
             ("max_reads", self.max_reads as u64, 1, 4096),
             ("max_descend", self.max_descend.into(), 0, 256),
+            ("max_heat_entries", self.max_heat_entries as u64, 64, M),
+            (
+                "heat_half_life (ms)",
+                millis(self.heat_half_life),
+                1000,
+                365 * day,
+            ),
+            ("prefetch_heat", self.prefetch_heat.into(), 3, M),
+            ("max_prefetches", self.max_prefetches as u64, 0, 64),
+            (
+                "prefetch_timeout (ms)",
+                millis(self.prefetch_timeout),
+                1000,
+                day,
+            ),
+            ("max_assigned", self.max_assigned as u64, 0, M),
         ];
         for (name, value, min, max) in ranges {
             if !(min..=max).contains(&value) {

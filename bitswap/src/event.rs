@@ -43,9 +43,19 @@ pub struct SessionOptions {
     /// [`WantOptions::descend`] unset: depth first along the links. Peers that do not know the
     /// extension ignore it. Default 0.
     pub descend: u32,
+    /// Nobody waits for these blocks: they are asked for only while no session without this wants
+    /// anything that could be asked for, or has something on order. Default false.
+    pub background: bool,
 }
 
 impl SessionOptions {
+    /// Sets [`background`](Self::background).
+    #[must_use]
+    pub fn background(mut self, background: bool) -> Self {
+        self.background = background;
+        self
+    }
+
     /// Sets [`descend`](Self::descend).
     #[must_use]
     pub fn descend(mut self, blocks: u32) -> Self {
@@ -120,6 +130,22 @@ pub struct WantlistEntry {
     pub have: bool,
 }
 
+/// A block that was asked for much, lately.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MostWanted {
+    /// The block.
+    pub cid: Cid,
+    /// How many peers asked for it, those [`heat_half_life`](crate::Config::heat_half_life) ago
+    /// counting half. One peer never adds more than 2.
+    pub heat: f64,
+    /// How many wait for it now.
+    pub requesters: usize,
+    /// The highest priority any of these gave it; 0 if none.
+    pub priority: Priority,
+    /// Whether we have the block.
+    pub have: bool,
+}
+
 /// What went to and came from one peer, since we first met it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -138,6 +164,14 @@ pub struct Ledger {
     pub wants_received: u64,
 }
 
+impl Ledger {
+    /// Bytes sent for each byte received, as boxo counts it: what the peer owes us, if above 1. For
+    /// information; nothing here depends on it.
+    pub fn debt_ratio(&self) -> f64 {
+        self.bytes_sent as f64 / (self.bytes_received as f64 + 1.0)
+    }
+}
+
 /// What bitswap tells its user.
 #[cfg(feature = "swarm")]
 #[derive(Debug)]
@@ -154,8 +188,18 @@ pub enum Event {
         /// Over which connection.
         connection: Option<ConnectionId>,
     },
+    /// A block that others want has come, see [`Role`](crate::Role). Store it, call
+    /// `notify_new_blocks`, then call `taken` with its ticket; a block that is not kept is not fetched again soon.
+    Prefetched {
+        /// For `taken`.
+        ticket: Ticket,
+        /// The verified block.
+        block: crate::Block,
+        /// Who delivered it.
+        peer: Option<PeerId>,
+    },
     /// No connected peer is likely to have the block: answer with `add_providers`. Repeated every
-    /// `search_interval` while it stays so.
+    /// `search_interval` while it stays so. Also comes for blocks that are prefetched.
     ProvidersWanted {
         /// Which want.
         ticket: Ticket,

@@ -29,6 +29,10 @@ mod generated {
 #[cfg(feature = "tiered-store")]
 mod tiered;
 
+pub use self::core::{
+    demand::Role,
+    server::{Class, RequestFilter, UploadLimits},
+};
 #[cfg(feature = "swarm")]
 pub use behaviour::Behaviour;
 pub use block::{Block, BlockError};
@@ -37,7 +41,7 @@ pub use error::ProtocolViolation;
 #[cfg(feature = "swarm")]
 pub use event::Event;
 pub use event::{
-    CircuitLimit, Ledger, Priority, SessionId, SessionOptions, Ticket, Transfers, WantOptions,
-    WantlistEntry,
+    CircuitLimit, Ledger, MostWanted, Priority, SessionId, SessionOptions, Ticket, Transfers,
+    WantOptions, WantlistEntry,
 };
 pub use source::{BlockSource, BoxError, MemorySource};

@@ -351,3 +351,50 @@ async fn a_peer_without_bitswap_is_left_alone_and_others_are_asked() {
     assert_eq!(receive(&mut ours, 1).await, [*block.cid()]);
     assert_eq!(ours.behaviour().ledger(id).unwrap().blocks_received, 1);
 }
+
+/// R3: beetswap put all the blocks of a wantlist into one message, and took `full` lists of any length.
+#[tokio::test]
+async fn r3_a_full_list_of_thousands_is_answered_in_messages_of_bounded_size() {
+    let (mut ours, source) = node(upgrade::Version::V1);
+    let (_, mut control, mut incoming) = foreign(&mut ours, V1_2).await;
+    let blocks: Vec<Block> = (0..600_u32)
+        .map(|n| Block::raw([&n.to_le_bytes()[..], &[0; 30_000]].concat()))
+        .collect();
+    for block in &blocks {
+        source.insert(block.clone());
+    }
+    let us = *ours.local_peer_id();
+    let peer = tokio::spawn(async move {
+        let mut out = control.open_stream(us, V1_2).await.unwrap();
+        let missing = (0..4400_u32).map(|n| *Block::raw(n.to_le_bytes().to_vec()).cid());
+        let entries = missing.chain(blocks.iter().map(|block| *block.cid()));
+        let message = Message {
+            entries: entries
+                .map(|cid| Entry {
+                    cid,
+                    priority: 1,
+                    cancel: false,
+                    want_type: WantType::Block,
+                    send_dont_have: true,
+                    descend: 0,
+                })
+                .collect(),
+            full: true,
+            ..Message::default()
+        };
+        write(&mut out, &message, Version::V1_2).await;
+        let (_, mut stream) = incoming.next().await.unwrap();
+        let (mut got, mut largest) = (0, 0);
+        while got < blocks.len() {
+            let message = read(&mut stream).await.unwrap();
+            got += message.blocks.len();
+            largest = largest.max(message.frame_bytes);
+        }
+        largest
+    });
+    let largest = tokio::select! {
+        largest = peer => largest.unwrap(),
+        _ = ours.loop_on_next() => unreachable!(),
+    };
+    assert!(largest <= 512 * 1024, "{largest} bytes in one message");
+}

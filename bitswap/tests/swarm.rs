@@ -15,7 +15,7 @@ use std::{
 };
 
 use anypath_bitswap::{
-    Behaviour, Block, CircuitLimit, Config, Event, MemorySource, Priority, SessionId,
+    Behaviour, Block, CircuitLimit, Config, Event, MemorySource, Priority, Role, SessionId,
     SessionOptions, Ticket,
 };
 use cid::Cid;
@@ -398,4 +398,129 @@ async fn descend_pushes_the_path_to_the_first_leaf() {
     })
     .await;
     assert_eq!(server.behaviour().ledger(us).unwrap().wants_received, 1);
+}
+
+/// Connects to `server` and wants a block of it; gives what `collect` gives.
+async fn wanting(
+    server: &mut Node,
+    block: Block,
+    priority: i32,
+) -> tokio::task::JoinHandle<HashMap<PeerId, usize>> {
+    let (mut client, _) = node();
+    client.connect(server).await;
+    let bitswap = client.behaviour_mut();
+    let session = bitswap.new_session();
+    bitswap.add_session_peer(session, *server.local_peer_id());
+    let ticket = bitswap.want(session, *block.cid(), Priority(priority));
+    tokio::spawn(async move { collect(&mut client, HashMap::from([(ticket, block)])).await })
+}
+
+#[tokio::test]
+async fn a_master_fetches_what_three_peers_want_and_gives_it_to_them() {
+    let config = Config::builder().role(Role::Master).build().unwrap();
+    let (mut master, source) = node_with(config);
+    let (mut seeder, theirs) = node();
+    let [block] = blocks(1, 100_000).try_into().unwrap();
+    theirs.insert(block.clone());
+    connect(&mut master, &mut seeder).await;
+    master.listen().with_memory_addr_external().await;
+    let seeder_id = *seeder.local_peer_id();
+    spawn(seeder);
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(wanting(&mut master, block.clone(), 4).await);
+    }
+    let master_id = *master.local_peer_id();
+    let work = async {
+        loop {
+            if let SwarmEvent::Behaviour(Event::Prefetched {
+                ticket,
+                block,
+                peer,
+            }) = master.select_next_some().await
+            {
+                assert_eq!(peer, Some(seeder_id));
+                source.insert(block.clone());
+                let bitswap = master.behaviour_mut();
+                bitswap.notify_new_blocks(&[*block.cid()]);
+                bitswap.taken(ticket, block.data().len());
+                let [hottest] = bitswap.most_wanted(9)[..] else {
+                    panic!("one block was wanted");
+                };
+                assert!(hottest.have && hottest.cid == *block.cid());
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), work)
+        .await
+        .expect("a prefetch within 20 s");
+    spawn(master);
+    for client in clients {
+        assert_eq!(client.await.unwrap(), HashMap::from([(master_id, 1)]));
+    }
+}
+
+#[tokio::test]
+async fn a_worker_fetches_what_it_is_assigned() {
+    let (mut worker, _) = node();
+    let (mut seeder, theirs) = node();
+    let [block] = blocks(1, 100_000).try_into().unwrap();
+    theirs.insert(block.clone());
+    connect(&mut worker, &mut seeder).await;
+    spawn(seeder);
+    assert_eq!(worker.behaviour_mut().assign(&[*block.cid()]), 1);
+    let work = async {
+        loop {
+            if let SwarmEvent::Behaviour(Event::Prefetched { block, .. }) =
+                worker.select_next_some().await
+            {
+                return block;
+            }
+        }
+    };
+    let got = tokio::time::timeout(Duration::from_secs(20), work).await;
+    assert_eq!(got.expect("a prefetch within 20 s"), block);
+}
+
+#[tokio::test]
+async fn a_peer_gets_only_what_the_filter_lets_it_have() {
+    let (mut server, source) = node();
+    let [public, secret] = blocks(2, 5000).try_into().unwrap();
+    source.insert(public.clone());
+    source.insert(secret.clone());
+    let (mut friend, _) = node();
+    connect(&mut friend, &mut server).await;
+    let (friend_id, secret_cid) = (*friend.local_peer_id(), *secret.cid());
+    let filter = move |peer: &PeerId, cid: &Cid| *peer == friend_id || *cid != secret_cid;
+    server
+        .behaviour_mut()
+        .set_request_filter(Some(Box::new(filter)));
+    let (mut stranger, _) = node();
+    stranger.connect(&mut server).await;
+    let server_id = *server.local_peer_id();
+    spawn(server);
+    for (node, wanted) in [(&mut friend, &secret), (&mut stranger, &public)] {
+        let bitswap = node.behaviour_mut();
+        let session = bitswap.new_session();
+        bitswap.add_session_peer(session, server_id);
+        let ticket = bitswap.want(session, *wanted.cid(), Priority(1));
+        collect(node, HashMap::from([(ticket, wanted.clone())])).await;
+    }
+    // Refused at once: the search for others begins.
+    let bitswap = stranger.behaviour_mut();
+    let session = bitswap.new_session();
+    bitswap.add_session_peer(session, server_id);
+    bitswap.want(session, *secret.cid(), Priority(1));
+    let work = async {
+        loop {
+            match stranger.select_next_some().await {
+                SwarmEvent::Behaviour(Event::ProvidersWanted { cid, .. }) => return cid,
+                SwarmEvent::Behaviour(Event::Block { .. }) => panic!("the filter said no"),
+                _ => {}
+            }
+        }
+    };
+    let searched = tokio::time::timeout(Duration::from_secs(3), work).await;
+    assert_eq!(searched.expect("DONT_HAVE"), secret_cid);
 }

@@ -28,16 +28,36 @@ enum Room {
 impl Client {
     /// Assigns wants to peers, sessions taking turns, until nobody has room.
     pub(super) fn schedule(&mut self) {
-        let mut sessions: Vec<SessionId> = self
+        let pending = self
             .sessions
             .iter()
-            .filter(|(_, session)| !session.pending.is_empty())
+            .filter(|(_, session)| !session.pending.is_empty());
+        let (mut background, mut sessions): (Vec<SessionId>, Vec<SessionId>) = pending
             .map(|(id, _)| *id)
-            .collect();
+            .partition(|id| self.is_background(*id));
         while !sessions.is_empty() {
             sessions.retain(|session| self.assign_one(*session));
         }
+        if !background.is_empty() && !self.is_in_demand() {
+            while !background.is_empty() {
+                background.retain(|session| self.assign_one(*session));
+            }
+        }
         self.start_searches();
+    }
+
+    fn is_background(&self, id: SessionId) -> bool {
+        let session = self.sessions.get(&id);
+        session.is_some_and(|session| session.options.background)
+    }
+
+    /// Whether somebody waits for a block that is on order, or that could be.
+    fn is_in_demand(&self) -> bool {
+        let foreground = |id: &SessionId| !self.is_background(*id);
+        let mut pending = self.sessions.values();
+        let mut requests = self.peers.values().flat_map(|peer| peer.requests.values());
+        pending.any(|session| !session.options.background && !session.pending.is_empty())
+            || requests.any(|request| self.sessions_of(request.want).iter().any(foreground))
     }
 
     /// Asks for one want of a session, or parks those nobody can be asked for. False: nothing

@@ -1,12 +1,11 @@
 //! Connections that come, change and go, and what moves between them.
 
-use cid::Cid;
 use libp2p_identity::PeerId;
 use web_time::Instant;
 
 use super::{
     Lookup, Output, Server,
-    peer::{Peer, PeerKey, Status},
+    peer::{Peer, PeerKey, Status, Turn, WantKey},
 };
 use crate::core::{ConnKey, Path, paths::Paths};
 
@@ -26,9 +25,10 @@ impl Server {
             None => {
                 let key = PeerKey(self.id());
                 let ledger = self.ledgers.remove(&peer).unwrap_or_default();
-                let weight = self.weights.get(&peer).copied().unwrap_or(1.0);
+                let standing = self.standings.get(&peer).copied().unwrap_or_default();
                 self.keys.insert(peer, key);
-                self.peers.insert(key, Peer::new(peer, weight, ledger, now));
+                self.peers
+                    .insert(key, Peer::new(peer, standing, ledger, now));
                 key
             }
         };
@@ -102,18 +102,13 @@ impl Server {
                 conn: old,
             });
         }
-        let withheld: Vec<Cid> = peer
-            .order
-            .values()
-            .filter(|cid| {
-                peer.wants
-                    .get(*cid)
-                    .is_some_and(|want| want.status == Status::Withheld)
-            })
-            .copied()
-            .collect();
-        for cid in withheld {
-            self.evaluate(key, &cid, lookup, false);
+        let withheld = peer
+            .wants
+            .iter()
+            .filter(|(_, want)| want.status == Status::Withheld);
+        let withheld: Vec<WantKey> = withheld.map(|(want, _)| *want).collect();
+        for want in withheld {
+            self.evaluate(key, want, lookup, false);
         }
         self.activate(key);
     }
@@ -137,15 +132,24 @@ impl Server {
             self.activate(key);
             return;
         }
-        for cid in state.order.values().copied().collect::<Vec<_>>() {
-            self.forget(key, &cid);
+        for want in state.wants.keys().copied().collect::<Vec<_>>() {
+            self.forget(key, want);
         }
+        self.talking.remove(&key);
         self.keys.remove(&peer);
+        // What a crowd once needed takes no memory when it is gone.
+        if self.keys.capacity() > 64 && self.keys.len() < self.keys.capacity() / 8 {
+            self.keys.shrink_to(self.keys.len() * 2);
+        }
+        self.outputs.shrink_to(16);
+        self.reads.shrink_to(16);
         if let Some(state) = self.peers.remove(&key) {
             self.in_pipe = self.in_pipe.saturating_sub(state.in_pipe);
+            self.shaper.refund(state.class, state.reading(), now);
+            if state.turn == Turn::Queued {
+                self.rings.of_mut(state.class).remove(key);
+            }
             self.keep_ledger(peer, state.ledger);
         }
-        self.fresh.retain(|other| *other != key);
-        self.old.retain(|other| *other != key);
     }
 }

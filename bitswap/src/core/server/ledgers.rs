@@ -1,8 +1,9 @@
-//! What is remembered of peers, also when they are gone: ledgers and weights.
+//! What is remembered of peers, also when they are gone: ledgers, weights and classes.
 
 use libp2p_identity::PeerId;
+use web_time::Instant;
 
-use super::Server;
+use super::{Class, Server, Standing, peer::Turn};
 use crate::{Ledger, core::client::Received};
 
 impl Server {
@@ -24,7 +25,7 @@ impl Server {
         }
     }
 
-    /// Share of a peer in the upload, relative to others; between 0.01 and 100.
+    /// Share of a peer in the upload of its class, relative to others; between 0.01 and 100.
     pub fn set_weight(&mut self, peer: PeerId, weight: f64) {
         let weight = if weight.is_finite() {
             weight.clamp(0.01, 100.0)
@@ -34,9 +35,33 @@ impl Server {
         if let Some(state) = self.keys.get(&peer).and_then(|key| self.peers.get_mut(key)) {
             state.weight = weight;
         }
-        self.weights.insert(peer, weight);
-        while self.weights.len() > self.config.max_ledgers() {
-            self.weights.pop_front();
+        self.change_standing(peer, |standing| standing.weight = weight);
+    }
+
+    /// Which limit a peer's blocks count against, and who goes before it.
+    pub fn set_class(&mut self, peer: PeerId, class: Class, now: Instant) {
+        self.now = now;
+        self.change_standing(peer, |standing| standing.class = class);
+        let Some(key) = self.keys.get(&peer).copied() else {
+            return;
+        };
+        let Some(state) = self.peers.get_mut(&key) else {
+            return;
+        };
+        let old = std::mem::replace(&mut state.class, class);
+        if old != class && state.turn == Turn::Queued {
+            state.turn = Turn::Blocked;
+            self.rings.of_mut(old).remove(key);
+            self.activate(key);
+        }
+    }
+
+    fn change_standing(&mut self, peer: PeerId, change: impl FnOnce(&mut Standing)) {
+        let mut standing = self.standings.remove(&peer).unwrap_or_default();
+        change(&mut standing);
+        self.standings.insert(peer, standing);
+        while self.standings.len() > self.config.max_ledgers() {
+            self.standings.pop_front();
         }
     }
 

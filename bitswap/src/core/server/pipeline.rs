@@ -7,7 +7,8 @@ use web_time::Instant;
 
 use super::{
     Lookup, Output, Read, ReadId, Server,
-    peer::{Descent, PeerKey, Status},
+    peer::{Descent, PeerKey, Status, Want, WantKey},
+    wantlists::Stock,
 };
 use crate::{
     Block,
@@ -15,30 +16,25 @@ use crate::{
     message::WantType,
 };
 
-/// Links remembered of one descent.
-const MAX_STACK: usize = 1024;
-
 impl Server {
-    pub(super) fn start_read(&mut self, key: PeerKey, cid: Cid, size: u32) {
+    pub(super) fn start_read(&mut self, key: PeerKey, want: WantKey, size: u32) {
         let id = ReadId(self.id());
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        let Some(want) = peer.wants.get(&cid) else {
+        let Some(state) = peer.wants.get(&want) else {
             return;
         };
-        let (links, priority) = (want.descent.left > 0, want.priority);
-        peer.set(&cid, Status::Reading, priority);
+        let (cid, links, priority) = (*state.cid, state.descent.is_some(), state.priority);
+        peer.set(want, Status::Reading, priority);
         peer.in_pipe += u64::from(size);
         self.in_pipe += u64::from(size);
-        self.reads.insert(
-            id,
-            Read {
-                peer: key,
-                cid,
-                size: size.into(),
-            },
-        );
+        let read = Read {
+            peer: key,
+            want,
+            size: size.into(),
+        };
+        self.reads.insert(id, read);
         self.outputs.push_back(Output::Read { id, cid, links });
     }
 
@@ -61,23 +57,20 @@ impl Server {
         };
         peer.in_pipe = peer.in_pipe.saturating_sub(read.size);
         self.in_pipe = self.in_pipe.saturating_sub(read.size);
-        let wanted = peer
-            .wants
-            .get(&read.cid)
-            .is_some_and(|w| w.status == Status::Reading);
+        let wanted = peer.wants.contains_key(&read.want);
         let conn = peer.paths.best().map(|(conn, _)| conn);
-        if !wanted {
-            self.activate(read.peer);
-            return;
-        }
-        let (Some(data), Some(conn)) = (data, conn) else {
-            self.refuse(read.peer, &read.cid);
+        let (true, Some(data), Some(conn)) = (wanted, data, conn) else {
+            self.shaper.refund(peer.class, read.size, now);
+            self.refuse(read.peer, read.want);
             self.activate(read.peer);
             return;
         };
-        let descent = self.forget(read.peer, &read.cid).map(|want| want.descent);
-        let promised = descent.and_then(|descent| self.descend(read.peer, descent, links, lookup));
-        self.hand(read.peer, conn, Block::trusted(read.cid, data), promised);
+        if let Some(want) = self.forget(read.peer, read.want) {
+            let descent = want.descent;
+            let promised =
+                descent.and_then(|descent| self.descend(read.peer, descent, links, lookup));
+            self.hand(read.peer, conn, Block::trusted(*want.cid, data), promised);
+        }
         self.activate(read.peer);
     }
 
@@ -88,13 +81,12 @@ impl Server {
         };
         let bytes = block.data().len() as u64;
         if peer.handed.is_empty() {
-            peer.taken_at = self.now;
+            peer.on_first_handed(self.now);
         }
         peer.in_pipe += bytes;
         self.in_pipe += bytes;
         *peer.handed.entry(conn).or_insert(0) += bytes;
-        // Sizes of what is still queued are not summed up; a block counts as a typical chunk.
-        let pending_bytes = peer.in_pipe - bytes + peer.ready_count() as u64 * 256 * 1024;
+        let pending_bytes = peer.in_pipe - bytes + peer.ready_bytes();
         peer.paths.spend(conn, bytes);
         self.outputs.push_back(Output::Block {
             peer: peer.id,
@@ -109,41 +101,65 @@ impl Server {
     fn descend(
         &mut self,
         key: PeerKey,
-        mut descent: Descent,
+        mut descent: Box<Descent>,
         links: Vec<Cid>,
         lookup: Lookup<'_>,
     ) -> Option<Cid> {
         if descent.left == 0 {
             return None;
         }
+        // Those after the next so many come into question only if we lack most of these.
+        let kept = 2 * descent.left as usize;
+        descent.stack.extend(links.into_iter().take(kept).rev());
+        let surplus = descent.stack.len().saturating_sub(kept);
+        descent.stack.drain(..surplus);
         descent.left -= 1;
-        let room = MAX_STACK.saturating_sub(descent.stack.len());
-        descent.stack.extend(links.into_iter().take(room).rev());
         while let Some(cid) = descent.stack.pop() {
-            let peer = self.peers.get_mut(&key)?;
-            if let Some(want) = peer.wants.get_mut(&cid) {
+            if let Some(want) = self.find(key, &cid) {
                 // Asked for already: it comes in its turn, and its descendants with it.
-                if want.descent.left < descent.left {
-                    want.descent = descent;
+                let peer = self.peers.get_mut(&key)?;
+                let own = peer.wants.get(&want)?.descent.as_ref();
+                if own.map_or(0, |own| own.left) < descent.left {
+                    peer.set_descent(want, descent);
                 }
                 return None;
             }
-            let size = lookup(&cid).filter(|_| self.config.serve());
-            let path = peer.paths.best().map(|(_, path)| path);
-            match (size, path) {
-                (Some(size), Some(path))
-                    if Paths::fits(path, peer.reading() + u64::from(size))
-                        && peer.wants.len() < self.config.max_wants_per_peer() =>
-                {
-                    self.insert(key, cid, i32::MAX, WantType::Block, false, descent);
-                    self.evaluate(key, &cid, lookup, false);
-                    return Some(cid);
-                }
-                (None, Some(_)) => {}
-                _ => return None,
+            let peer = self.peers.get(&key)?;
+            let Stock::Here(size) = self.stock(&peer.id, &cid, lookup) else {
+                continue;
+            };
+            let (_, path) = peer.paths.best()?;
+            let room = peer.wants.len() < self.config.max_wants_per_peer();
+            if !room || !Paths::fits(path, peer.reading() + u64::from(size)) {
+                return None;
             }
+            let descent = (descent.left > 0).then_some(descent);
+            self.insert_ready(key, &cid, size, false, descent);
+            return Some(cid);
         }
         None
+    }
+
+    /// A want-block that goes before all others of its peer.
+    fn insert_ready(
+        &mut self,
+        key: PeerKey,
+        cid: &Cid,
+        size: u32,
+        send_dont_have: bool,
+        descent: Option<Box<Descent>>,
+    ) {
+        let want = Want {
+            cid: self.shared(cid),
+            priority: i32::MAX,
+            kind: WantType::Block,
+            send_dont_have,
+            status: Status::Ready(size),
+            since: self.seconds(),
+            refreshed: self.seconds(),
+            descent,
+        };
+        self.insert(key, want);
     }
 
     /// Blocks are written.
@@ -162,8 +178,7 @@ impl Server {
         if let Some(state) = self.peers.get_mut(&key) {
             state.ledger.blocks_sent += blocks;
             state.ledger.bytes_sent += bytes;
-            state.taken_at = now;
-            state.stuck = false;
+            state.on_taken(bytes, now);
         }
         self.unhand(key, conn, bytes);
         self.activate(key);
@@ -211,20 +226,21 @@ impl Server {
         self.activate(key);
     }
 
-    /// The block is wanted as before it was read.
+    /// The block is wanted as before it was read, and its turn had come.
     fn requeue(&mut self, key: PeerKey, block: &Block) {
-        let cid = *block.cid();
         let Some(peer) = self.peers.get(&key) else {
             return;
         };
-        let is_full = peer.wants.len() >= self.config.max_wants_per_peer();
+        let (class, is_full) = (
+            peer.class,
+            peer.wants.len() >= self.config.max_wants_per_peer(),
+        );
+        self.shaper
+            .refund(class, block.data().len() as u64, self.now);
         if let (Ok(size), false) = (u32::try_from(block.data().len()), is_full)
-            && !peer.wants.contains_key(&cid)
+            && self.find(key, block.cid()).is_none()
         {
-            self.insert(key, cid, 0, WantType::Block, true, Descent::default());
-            if let Some(peer) = self.peers.get_mut(&key) {
-                peer.set(&cid, Status::Ready(size), 0);
-            }
+            self.insert_ready(key, block.cid(), size, true, None);
         }
     }
 }

@@ -1,23 +1,71 @@
 //! The wantlists of peers: what they want, and whether we have it.
 
-use std::collections::BTreeMap;
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, BTreeSet},
+    hash::Hasher,
+    sync::Arc,
+    time::Duration,
+};
 
-use cid::Cid;
+use cid::{Cid, multihash::Multihash};
 use libp2p_identity::PeerId;
+use smallvec::SmallVec;
 use web_time::Instant;
 
 use super::{
     Lookup, Server,
-    peer::{Descent, PeerKey, Status, Want},
+    peer::{Descent, PeerKey, Status, Want, WantKey},
 };
 use crate::{
     Priority, WantlistEntry,
     core::paths::Paths,
-    message::{Entry, Message, Presence, WantType},
+    message::{Entry, Message, WantType},
 };
 
-/// Answers to one peer that wait for its socket; above that the oldest are dropped.
-const MAX_ANSWERS: usize = 4096;
+/// Answers to one peer that wait for its socket; above that the oldest are dropped. As many as wants
+/// are kept.
+const MAX_ANSWERS: usize = 1024;
+/// Wants of one peer whose descendants are pushed at a time; a session has one.
+const MAX_DESCENTS: usize = 8;
+
+/// A CID, found by its multihash: v0 and v1 name the same block.
+#[derive(Debug)]
+pub(super) struct Hash(Arc<Cid>);
+
+impl Borrow<Multihash<64>> for Hash {
+    fn borrow(&self) -> &Multihash<64> {
+        self.0.hash()
+    }
+}
+
+impl std::hash::Hash for Hash {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let hash: &Multihash<64> = self.borrow();
+        std::hash::Hash::hash(hash, state);
+    }
+}
+
+impl PartialEq for Hash {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.hash() == other.0.hash()
+    }
+}
+
+impl Eq for Hash {}
+
+/// Who wants a hash, and which of the peer's wants that is; sorted.
+pub(super) type Requesters = SmallVec<[(PeerKey, WantKey); 1]>;
+
+/// What a peer is told about a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stock {
+    /// We do not serve it to this peer.
+    Denied,
+    Absent,
+    /// So many bytes.
+    Here(u32),
+}
 
 impl Server {
     /// The wantlist changes of a message.
@@ -36,10 +84,11 @@ impl Server {
             self.replace_list(key, &message.entries);
         }
         for entry in &message.entries {
-            if entry.cancel {
-                self.forget(key, &entry.cid);
-            } else {
-                self.upsert(key, entry, lookup);
+            match (entry.cancel, self.find(key, &entry.cid)) {
+                (true, Some(want)) => drop(self.forget(key, want)),
+                (true, None) => {}
+                (false, Some(want)) => self.renew(key, want, entry, lookup),
+                (false, None) => self.add(key, entry, lookup),
             }
         }
         if let Some(state) = self.peers.get_mut(&key) {
@@ -52,15 +101,17 @@ impl Server {
     /// Blocks are in the source now; who waits for them is served, or told.
     pub fn on_new_blocks(&mut self, cids: &[Cid], lookup: Lookup<'_>, now: Instant) {
         self.now = now;
+        self.dirty = true;
         for cid in cids {
+            self.demand.on_have(cid);
             let waiting = self.by_hash.get(cid.hash()).cloned().unwrap_or_default();
-            for (key, seq) in waiting {
-                let wanted = self.peers.get(&key).and_then(|peer| {
-                    let cid = peer.order.get(&seq)?;
-                    (peer.wants.get(cid)?.status == Status::Absent).then_some(*cid)
+            for (key, want) in waiting {
+                let absent = self.peers.get(&key).is_some_and(|peer| {
+                    let want = peer.wants.get(&want);
+                    want.is_some_and(|want| want.status == Status::Absent)
                 });
-                if let Some(wanted) = wanted {
-                    self.evaluate(key, &wanted, lookup, false);
+                if absent {
+                    self.evaluate(key, want, lookup, false);
                     self.activate(key);
                 }
             }
@@ -71,13 +122,10 @@ impl Server {
     pub fn wantlist(&self) -> Vec<WantlistEntry> {
         let mut list: BTreeMap<Cid, WantlistEntry> = BTreeMap::new();
         for peer in self.peers.values() {
-            for cid in peer.order.values() {
-                let Some(want) = peer.wants.get(cid) else {
-                    continue;
-                };
-                let waiting = self.now.duration_since(want.since);
-                let entry = list.entry(*cid).or_insert_with(|| WantlistEntry {
-                    cid: *cid,
+            for want in peer.wants.values() {
+                let waiting = Duration::from_secs(self.seconds().saturating_sub(want.since).into());
+                let entry = list.entry(*want.cid).or_insert_with(|| WantlistEntry {
+                    cid: *want.cid,
                     priority: Priority(want.priority),
                     requesters: Vec::new(),
                     waiting,
@@ -96,167 +144,265 @@ impl Server {
         let Some(peer) = self.peers.get(&key) else {
             return;
         };
-        let kept: std::collections::BTreeSet<&Cid> = entries.iter().map(|e| &e.cid).collect();
-        let gone: Vec<Cid> = peer
-            .order
-            .values()
-            .filter(|cid| !kept.contains(cid))
-            .copied()
-            .collect();
-        for cid in gone {
-            self.forget(key, &cid);
+        let kept: BTreeSet<&Cid> = entries.iter().map(|entry| &entry.cid).collect();
+        let gone = peer
+            .wants
+            .iter()
+            .filter(|(_, want)| !kept.contains(&*want.cid));
+        let gone: Vec<WantKey> = gone.map(|(want, _)| *want).collect();
+        for want in gone {
+            self.forget(key, want);
         }
     }
 
-    fn upsert(&mut self, key: PeerKey, entry: &Entry, lookup: Lookup<'_>) {
-        let now = self.now;
+    /// The want of a peer for a CID.
+    pub(super) fn find(&self, key: PeerKey, cid: &Cid) -> Option<WantKey> {
+        let requesters = self.by_hash.get(cid.hash())?;
+        let wants = &self.peers.get(&key)?.wants;
+        let first = requesters.partition_point(|(other, _)| *other < key);
+        let own = requesters
+            .iter()
+            .skip(first)
+            .take_while(|(other, _)| *other == key);
+        own.map(|(_, want)| *want)
+            .find(|want| wants.get(want).is_some_and(|want| *want.cid == *cid))
+    }
+
+    pub(super) fn stock(&self, peer: &PeerId, cid: &Cid, lookup: Lookup<'_>) -> Stock {
+        let denied = self.filter.as_ref().is_some_and(|may| !may(peer, cid));
+        if denied || !self.config.serve() {
+            return Stock::Denied;
+        }
+        lookup(cid).map_or(Stock::Absent, Stock::Here)
+    }
+
+    /// A new want.
+    fn add(&mut self, key: PeerKey, entry: &Entry, lookup: Lookup<'_>) {
+        let Some(peer) = self.peers.get(&key) else {
+            return;
+        };
+        let stock = self.stock(&peer.id, &entry.cid, lookup);
+        let full = peer.wants.len() >= self.config.max_wants_per_peer();
+        let victim = peer.victim(entry.priority, matches!(stock, Stock::Here(_)));
+        if stock == Stock::Denied || (full && victim.is_none()) {
+            self.denied += u64::from(stock == Stock::Denied);
+            if entry.send_dont_have {
+                self.answer(key, self.shared(&entry.cid), false);
+            }
+            return;
+        }
+        if full && let Some(victim) = victim {
+            self.refuse(key, victim);
+        }
+        let left = match entry.want_type {
+            WantType::Block => entry.descend.min(self.max_descend(key)),
+            WantType::Have => 0,
+        };
+        let descent = (left > 0).then(|| {
+            Box::new(Descent {
+                left,
+                stack: Vec::new(),
+            })
+        });
+        let cid = self.shared(&entry.cid);
+        let want = Want {
+            cid: Arc::clone(&cid),
+            priority: entry.priority,
+            kind: entry.want_type,
+            send_dont_have: entry.send_dont_have,
+            status: Status::Absent,
+            since: self.seconds(),
+            refreshed: self.seconds(),
+            descent,
+        };
+        let want = self.insert(key, want);
+        self.count_demand(key, &cid);
+        self.settle_want(key, want, stock, true);
+    }
+
+    /// How many descendants a peer may ask for now.
+    pub(super) fn max_descend(&self, key: PeerKey) -> u32 {
+        let pushing = self.peers.get(&key).map_or(0, |peer| peer.descents());
+        match self.config.role().pushes() && pushing < MAX_DESCENTS {
+            true => self.config.max_descend(),
+            false => 0,
+        }
+    }
+
+    /// A want that is in the list already.
+    fn renew(&mut self, key: PeerKey, want: WantKey, entry: &Entry, lookup: Lookup<'_>) {
+        let now = self.seconds();
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        if let Some(want) = peer.wants.get_mut(&entry.cid) {
-            want.refreshed = now;
-            let coming = matches!(want.status, Status::Reading)
-                || (matches!(want.status, Status::Ready(_)) && entry.want_type == WantType::Have);
-            if coming {
-                return;
-            }
-            want.kind = entry.want_type;
-            want.send_dont_have = entry.send_dont_have;
-            let status = want.status;
-            peer.set(&entry.cid, status, entry.priority);
-            self.evaluate(key, &entry.cid, lookup, true);
+        let Some(state) = peer.wants.get_mut(&want) else {
+            return;
+        };
+        state.refreshed = now;
+        let coming = matches!(state.status, Status::Reading)
+            || (matches!(state.status, Status::Ready(_)) && entry.want_type == WantType::Have);
+        if coming {
             return;
         }
-        if peer.wants.len() >= self.config.max_wants_per_peer() {
-            let ready = self.config.serve() && lookup(&entry.cid).is_some();
-            match peer.victim(entry.priority, ready) {
-                Some(victim) => self.refuse(key, &victim),
-                None => {
-                    if entry.send_dont_have {
-                        self.answer(key, entry.cid, false);
-                    }
-                    return;
-                }
-            }
-        }
-        let descend = match entry.want_type {
-            WantType::Block => entry.descend.min(self.config.max_descend()),
-            WantType::Have => 0,
-        };
-        let descent = Descent {
-            left: descend,
-            stack: Vec::new(),
-        };
-        self.insert(
-            key,
-            entry.cid,
-            entry.priority,
-            entry.want_type,
-            entry.send_dont_have,
-            descent,
-        );
-        self.evaluate(key, &entry.cid, lookup, true);
+        state.kind = entry.want_type;
+        state.send_dont_have = entry.send_dont_have;
+        let status = state.status;
+        peer.set(want, status, entry.priority);
+        self.evaluate(key, want, lookup, true);
     }
 
-    pub(super) fn insert(
-        &mut self,
-        key: PeerKey,
-        cid: Cid,
-        priority: i32,
-        kind: WantType,
-        send_dont_have: bool,
-        descent: Descent,
-    ) {
-        let seq = self.id();
-        if let Some(peer) = self.peers.get_mut(&key) {
-            let want = Want {
-                seq,
-                priority,
-                kind,
-                send_dont_have,
-                status: Status::Absent,
-                since: self.now,
-                refreshed: self.now,
-                descent,
-            };
-            peer.insert(cid, want);
-            self.by_hash
-                .entry(*cid.hash())
-                .or_default()
-                .push((key, seq));
+    /// The one copy of a CID, if anybody wants it, else a new one.
+    pub(super) fn shared(&self, cid: &Cid) -> Arc<Cid> {
+        let known = self.by_hash.get_key_value(cid.hash());
+        match known {
+            Some((Hash(known), _)) if **known == *cid => Arc::clone(known),
+            _ => Arc::new(*cid),
         }
+    }
+
+    pub(super) fn insert(&mut self, key: PeerKey, want: Want) -> WantKey {
+        let number = WantKey(self.id());
+        if let Some(peer) = self.peers.get_mut(&key) {
+            let hash = Hash(Arc::clone(&want.cid));
+            peer.insert(number, want);
+            let requesters = self.by_hash.entry(hash).or_default();
+            // Numbers grow: among those of a peer it is the last.
+            let at = requesters.partition_point(|(other, _)| *other <= key);
+            requesters.insert(at, (key, number));
+        }
+        number
     }
 
     /// Looks whether we have the block; `answer` if we lack it.
-    pub(super) fn evaluate(&mut self, key: PeerKey, cid: &Cid, lookup: Lookup<'_>, answer: bool) {
-        let size = if self.config.serve() {
-            lookup(cid)
-        } else {
-            None
+    pub(super) fn evaluate(
+        &mut self,
+        key: PeerKey,
+        want: WantKey,
+        lookup: Lookup<'_>,
+        answer: bool,
+    ) {
+        let found = self
+            .peers
+            .get(&key)
+            .and_then(|peer| Some((&peer.id, &peer.wants.get(&want)?.cid)));
+        if let Some((peer, cid)) = found {
+            let stock = self.stock(peer, cid, lookup);
+            self.settle_want(key, want, stock, answer);
+        }
+    }
+
+    fn settle_want(&mut self, key: PeerKey, want: WantKey, stock: Stock, answer: bool) {
+        let replaced_bytes = match self.config.role().pushes() {
+            true => self.config.have_replacement_bytes(),
+            false => 0,
         };
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        let Some(want) = peer.wants.get(cid) else {
+        let Some(state) = peer.wants.get(&want) else {
             return;
         };
-        let (kind, priority, told) = (want.kind, want.priority, want.status == Status::Withheld);
-        let Some(size) = size else {
-            let say_so = answer && want.send_dont_have;
-            peer.set(cid, Status::Absent, priority);
-            if say_so {
-                self.answer(key, *cid, false);
+        let (priority, told) = (state.priority, state.status == Status::Withheld);
+        let (is_block, say_so) = (
+            state.kind == WantType::Block,
+            answer && state.send_dont_have,
+        );
+        match stock {
+            Stock::Denied => {
+                let gone = self.forget(key, want);
+                self.denied += 1;
+                if let Some(gone) = gone.filter(|_| say_so) {
+                    self.answer(key, gone.cid, false);
+                }
             }
-            return;
-        };
-        let send = kind == WantType::Block || size <= self.config.have_replacement_bytes();
-        let best = peer.paths.best();
-        let fits = best.is_none_or(|(_, path)| Paths::fits(path, size.into()));
-        if send && fits {
-            peer.set(cid, Status::Ready(size), priority);
-        } else {
-            peer.set(
-                cid,
-                if send { Status::Withheld } else { Status::Told },
-                priority,
-            );
-            if !told {
-                self.answer(key, *cid, true);
+            Stock::Absent => {
+                let cid = Arc::clone(&state.cid);
+                peer.set(want, Status::Absent, priority);
+                if say_so {
+                    self.answer(key, Arc::clone(&cid), false);
+                }
+                self.consider_prefetch(&cid);
+            }
+            Stock::Here(size) => {
+                let send = is_block || size <= replaced_bytes;
+                let best = peer.paths.best();
+                let fits = best.is_none_or(|(_, path)| Paths::fits(path, size.into()));
+                let status = match (send, fits) {
+                    (true, true) => Status::Ready(size),
+                    (true, false) => Status::Withheld,
+                    (false, _) => Status::Told,
+                };
+                peer.set(want, status, priority);
+                if !matches!(status, Status::Ready(_)) && !told {
+                    self.answer_want(key, want, true);
+                }
             }
         }
     }
 
-    pub(super) fn answer(&mut self, key: PeerKey, cid: Cid, have: bool) {
+    pub(super) fn answer_want(&mut self, key: PeerKey, want: WantKey, have: bool) {
+        let want = self.peers.get(&key).and_then(|peer| peer.wants.get(&want));
+        if let Some(want) = want {
+            self.answer(key, Arc::clone(&want.cid), have);
+        }
+    }
+
+    fn answer(&mut self, key: PeerKey, cid: Arc<Cid>, have: bool) {
         if let Some(peer) = self.peers.get_mut(&key) {
             if peer.answers.len() >= MAX_ANSWERS {
                 peer.answers.pop_front();
             }
-            peer.answers.push_back(Presence { cid, have });
+            peer.answers.push_back((cid, have));
+            self.talking.insert(key);
             self.dirty = true;
         }
     }
 
     /// Gives up a want, and says so.
-    pub(super) fn refuse(&mut self, key: PeerKey, cid: &Cid) {
-        let say_so = self
-            .peers
-            .get(&key)
-            .and_then(|peer| peer.wants.get(cid))
-            .is_some_and(|want| want.send_dont_have && want.status != Status::Absent);
-        self.forget(key, cid);
-        if say_so {
-            self.answer(key, *cid, false);
+    pub(super) fn refuse(&mut self, key: PeerKey, want: WantKey) {
+        if let Some(want) = self.forget(key, want)
+            && want.send_dont_have
+            && want.status != Status::Absent
+        {
+            self.answer(key, want.cid, false);
         }
     }
 
-    pub(super) fn forget(&mut self, key: PeerKey, cid: &Cid) -> Option<Want> {
-        let want = self.peers.get_mut(&key)?.remove(cid)?;
-        if let Some(wanting) = self.by_hash.get_mut(cid.hash()) {
-            wanting.retain(|(other, seq)| (*other, *seq) != (key, want.seq));
-            if wanting.is_empty() {
-                self.by_hash.remove(cid.hash());
+    pub(super) fn forget(&mut self, key: PeerKey, want: WantKey) -> Option<Want> {
+        let state = self.peers.get_mut(&key)?.remove(want)?;
+        let hash = state.cid.hash();
+        if let Some(requesters) = self.by_hash.get_mut(hash) {
+            if let Ok(at) = requesters.binary_search(&(key, want)) {
+                requesters.remove(at);
+            }
+            if requesters.is_empty() {
+                self.by_hash.remove(hash);
+                self.demand.on_unwanted(&state.cid);
+                // What a crowd once wanted takes no memory when it is gone.
+                let (kept, room) = (self.by_hash.len(), self.by_hash.capacity());
+                if room > 64 && kept < room / 3 {
+                    self.by_hash.shrink_to(kept * 3 / 2);
+                }
             }
         }
-        Some(want)
+        Some(state)
+    }
+
+    /// Wants nobody renewed or cancelled for `want_ttl` are forgotten.
+    pub(super) fn forget_old(&mut self) {
+        let ttl = self.config.want_ttl();
+        let renewed =
+            |want: &Want| Duration::from_secs(self.seconds().saturating_sub(want.refreshed).into());
+        let mut expired: Vec<(PeerKey, WantKey)> = Vec::new();
+        for (key, peer) in &self.peers {
+            let old = peer
+                .wants
+                .iter()
+                .filter(|(_, want)| want.status != Status::Reading && renewed(want) >= ttl);
+            expired.extend(old.map(|(want, _)| (*key, *want)));
+        }
+        for (key, want) in expired {
+            self.forget(key, want);
+        }
     }
 }

@@ -53,21 +53,18 @@ struct Bench {
     answers: Vec<(u64, Cid, bool)>,
     /// Blocks handed to each connection and not written.
     held: HashMap<u64, VecDeque<Block>>,
-    /// Connections give back on request all but the block that is being written.
-    returns: bool,
 }
 
 impl Bench {
     fn new(count: u64, config: Config, size: impl Fn(&Cid) -> Option<u32> + 'static) -> Self {
         let now = origin();
         let mut bench = Self {
-            server: Server::new(config, now),
+            server: Server::new(config, [0; 32], now),
             now,
             size: Box::new(size),
             blocks: Vec::new(),
             answers: Vec::new(),
             held: HashMap::new(),
-            returns: false,
         };
         for index in 0..count {
             let path = Path::Direct;
@@ -114,12 +111,8 @@ impl Bench {
                         .extend(presences.into_iter().map(|p| (conn.0, p.cid, p.have)));
                     self.server.on_answers_written(peer, self.now);
                 }
-                Output::Withdraw { peer, conn } if self.returns => {
-                    let held = self.held.entry(conn.0).or_default();
-                    let back = held.split_off(held.len().min(1)).into();
-                    self.server.on_returned(peer, conn, back, self.now);
-                }
                 Output::Withdraw { .. } => {}
+                Output::Prefetch(_) | Output::EndPrefetch(_) => unreachable!("no master"),
             }
         }
     }
@@ -295,47 +288,6 @@ fn absent_wants_make_room_for_those_we_can_serve() {
     );
     bench.message(0, &wants(vec![entry(cid(7777))]));
     assert_eq!(bench.blocks, [(0, cid(7777), 100_000)]);
-}
-
-/// R9: peers that take nothing cost what is being written to them and nothing else.
-#[test]
-fn r9_peers_that_never_read_do_not_stop_the_others() {
-    const SIZE: u32 = 256 * 1024;
-    let mut bench = Bench::new(65, Config::default(), |_| Some(SIZE));
-    bench.returns = true;
-    for index in 0..64 {
-        let entries = (0..1000).map(|n| entry(cid(index * 1000 + n))).collect();
-        bench.message(index, &wants(entries));
-    }
-    let in_pipe = |bench: &Bench| bench.server.counters()[3];
-    assert_eq!(in_pipe(&bench), 64 * 1024 * 1024, "16 peers fill it");
-    let entries = (0..50).map(|n| entry(cid(900_000 + n))).collect();
-    bench.message(64, &wants(entries));
-
-    let due = bench.server.poll_timeout().unwrap();
-    assert!(due <= bench.now + Duration::from_secs(1));
-    for _ in 0..10 {
-        bench.now += Duration::from_secs(1);
-        bench.server.handle_timeout(bench.now);
-        bench.drain();
-        while bench.held.get(&64).is_some_and(|held| !held.is_empty()) {
-            bench.write(64, SIZE as usize);
-        }
-    }
-    let served = bench.blocks.iter().filter(|(to, ..)| *to == 64).count();
-    assert_eq!(served, 50);
-    assert!(in_pipe(&bench) < 32 * 1024 * 1024, "{}", in_pipe(&bench));
-
-    // A peer that reads again gets all it asked for.
-    for _ in 0..1000 {
-        bench.write(0, SIZE as usize);
-    }
-    let first: std::collections::BTreeSet<Cid> = bench
-        .blocks
-        .iter()
-        .filter_map(|(to, cid, _)| (*to == 0).then_some(*cid))
-        .collect();
-    assert_eq!(first.len(), 1000);
 }
 
 /// R10: one small want does not queue behind thousands of others'.

@@ -117,7 +117,7 @@ impl Sim {
             .map(|index| Node {
                 id: peer(index as u64),
                 client: Client::new(config.clone(), [index as u8; 32], now),
-                server: Server::new(config.clone(), now),
+                server: Server::new(config.clone(), [index as u8; 32], now),
                 blocks: HashMap::new(),
                 links: HashMap::new(),
                 got: Vec::new(),
@@ -320,8 +320,10 @@ impl Sim {
                 } => {
                     self.send_presences(node, peer, conn, presences);
                 }
-                // Everything is written at once here.
-                server::Output::Withdraw { .. } => {}
+                // Everything is written at once here, and the nodes are no masters.
+                server::Output::Withdraw { .. }
+                | server::Output::Prefetch(_)
+                | server::Output::EndPrefetch(_) => {}
             }
         }
     }
