@@ -31,6 +31,8 @@ pub struct Config {
     pub(crate) compaction_garbage_percent: u8,
     pub(crate) compaction_bytes_per_second: u64,
     pub(crate) policy: Policy,
+    pub(crate) value_ttl: Option<Duration>,
+    pub(crate) max_values: Option<u32>,
     pub(crate) cold: Option<ColdConfig>,
     pub(crate) source: Option<Arc<dyn Source>>,
     pub(crate) source_options: PutOptions,
@@ -57,6 +59,8 @@ impl fmt::Debug for Config {
                 &self.compaction_bytes_per_second,
             )
             .field("policy", &self.policy)
+            .field("value_ttl", &self.value_ttl)
+            .field("max_values", &self.max_values)
             .field("cold", &self.cold)
             .finish_non_exhaustive()
     }
@@ -101,12 +105,18 @@ impl Default for Config {
 }
 
 /// Builds a [`Config`]; see its setters for units, defaults and ranges. What is not set is what the [`Role`] says.
+///
+/// With serde the keys are the setters' names. `local_cache_path`, `memory_cache_size`, `local_cache_size`, `default_ttl` and `max_cache_size`
+/// are other names of `path`, `memory_capacity`, `disk_capacity`, `value_ttl` and `max_values`.
 #[derive(Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConfigBuilder {
+    #[serde(alias = "local_cache_path")]
     path: PathBuf,
     role: Role,
+    #[serde(alias = "memory_cache_size")]
     memory_capacity: Option<u64>,
+    #[serde(alias = "local_cache_size")]
     disk_capacity: Option<u64>,
     segment_bytes: Option<u64>,
     max_block_bytes: u32,
@@ -115,6 +125,10 @@ pub struct ConfigBuilder {
     compaction_garbage_percent: u8,
     compaction_bytes_per_second: u64,
     policy: PolicyBuilder,
+    #[serde(alias = "default_ttl", with = "humantime_serde")]
+    value_ttl: Option<Duration>,
+    #[serde(alias = "max_cache_size")]
+    max_values: Option<u32>,
     cold: Option<ColdConfig>,
     #[serde(with = "humantime_serde")]
     source_timeout: Duration,
@@ -149,6 +163,8 @@ impl Default for ConfigBuilder {
             compaction_garbage_percent: 75,
             compaction_bytes_per_second: 64 * MIB,
             policy: PolicyBuilder::default(),
+            value_ttl: None,
+            max_values: None,
             cold: None,
             source_timeout: Duration::from_secs(60),
             source: None,
@@ -229,6 +245,19 @@ impl ConfigBuilder {
         self
     }
 
+    /// Time to live of values (of [`Store::put_value`](crate::Store::put_value)) that are put without one. Default: they stay.
+    pub fn value_ttl(mut self, ttl: Duration) -> Self {
+        self.value_ttl = Some(ttl);
+        self
+    }
+
+    /// Values that are kept at most; those go first whose time is over first, and those without a time last. Default: as many as the disk
+    /// holds. At least 1.
+    pub fn max_values(mut self, values: u32) -> Self {
+        self.max_values = Some(values);
+        self
+    }
+
     /// Where blocks come from that are not here; `get` asks it and stores what it brings. Default: nowhere. See [`Source`].
     pub fn source(mut self, source: Arc<dyn Source>) -> Self {
         self.source = Some(source);
@@ -276,6 +305,9 @@ impl ConfigBuilder {
         }
         if self.source_timeout < Duration::from_millis(1) {
             return Err(ConfigError::SourceTimeout);
+        }
+        if self.max_values == Some(0) {
+            return Err(ConfigError::MaxValues);
         }
         let segment_bytes = self
             .segment_bytes
@@ -329,6 +361,8 @@ impl ConfigBuilder {
             compaction_garbage_percent: self.compaction_garbage_percent,
             compaction_bytes_per_second: self.compaction_bytes_per_second,
             policy,
+            value_ttl: self.value_ttl,
+            max_values: self.max_values,
             cold: self.cold,
             source: self.source,
             source_options: self.source_options,
@@ -401,6 +435,9 @@ pub enum ConfigError {
     /// See [`ConfigBuilder::source_timeout`].
     #[error("source_timeout must be at least 1ms")]
     SourceTimeout,
+    /// See [`ConfigBuilder::max_values`].
+    #[error("max_values must be at least 1; leave it out for no limit")]
+    MaxValues,
     /// See the setters of [`ColdConfig`](crate::ColdConfig).
     #[error("cold.{key} must be {range}")]
     Cold {
@@ -409,4 +446,47 @@ pub enum ConfigError {
         /// What it may be.
         range: &'static str,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_100_mib_of_memory_and_1_gib_of_disk_at_a_path_of_choice() {
+        let config = Config::default();
+        let capacities = (config.memory_capacity(), config.disk_capacity());
+        assert_eq!(capacities, (100 << 20, 1 << 30));
+        assert_eq!(config.path(), std::path::Path::new("blocks"));
+        assert_eq!(
+            Config::new("/tmp/ipfs_cache").path().to_str(),
+            Some("/tmp/ipfs_cache")
+        );
+    }
+
+    #[test]
+    fn tiers_and_values_are_set_under_both_names_and_unknown_keys_are_refused() {
+        let of = |text: &str| serde_json::from_str::<Config>(text);
+        let seed = of(r#"{"memory_cache_size": 1000000, "local_cache_size": 20000000, "local_cache_path": "/tmp/ipfs_cache",
+            "default_ttl": "300s", "max_cache_size": 1000}"#)
+        .unwrap();
+        let ours = of(
+            r#"{"memory_capacity": 1000000, "disk_capacity": 20000000, "path": "/tmp/ipfs_cache",
+            "value_ttl": "5m", "max_values": 1000}"#,
+        )
+        .unwrap();
+        assert_eq!(format!("{seed:?}"), format!("{ours:?}"));
+        assert_eq!(seed.memory_capacity(), 1_000_000);
+        assert_eq!(seed.disk_capacity(), 20_000_000);
+        assert_eq!(seed.path(), std::path::Path::new("/tmp/ipfs_cache"));
+        assert_eq!(seed.value_ttl, Some(Duration::from_secs(300)));
+        assert_eq!(seed.max_values, Some(1000));
+        for wrong in [
+            r#"{"memory_cache": 1}"#,
+            r#"{"max_values": 0}"#,
+            r#"{"local_cache_size": 5}"#,
+        ] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+    }
 }

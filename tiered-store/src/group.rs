@@ -18,7 +18,7 @@ use crate::{
     key::Key,
     pinning::{self, Pinned},
     placement::{self, Placement},
-    state::Shared,
+    state::{Shared, Value},
     values,
 };
 
@@ -34,10 +34,68 @@ pub(crate) struct Staged {
     pub(crate) fixed: u64,
     /// What is written or pinned by this group must not be evicted for it.
     pub(crate) keep: HashSet<Key>,
-    /// Blocks that this group writes, and whether they stay for good.
-    written: HashMap<Key, bool>,
+    /// Blocks that this group writes, and when their time is over.
+    written: HashMap<Key, Expiry>,
     pub(crate) pinned: HashSet<Key>,
+    /// Who enters a pin set by this group, and who leaves it.
+    members: HashMap<String, HashMap<Key, bool>>,
+    /// Values that this group writes, and when their time is over; `None`: it deletes them.
+    pub(crate) values: HashMap<String, Option<u64>>,
+    /// How many more values there are after this group.
+    pub(crate) new_values: isize,
     pub(crate) needs_sync: bool,
+}
+
+impl Staged {
+    /// Whether a block is in a pin set, after what this group did so far.
+    pub(crate) fn is_member(&self, shared: &Shared, set: &str, key: &Key) -> bool {
+        let staged = self.members.get(set).and_then(|members| members.get(key));
+        staged.copied().unwrap_or_else(|| {
+            let id = shared.index.id(key);
+            id.is_some_and(|id| shared.pins.read().is_member(set, id))
+        })
+    }
+
+    /// Whether there is a value, after what this group did so far.
+    pub(crate) fn has_value(&self, values: &HashMap<String, Value>, key: &str) -> bool {
+        let staged = self.values.get(key).map(Option::is_some);
+        staged.unwrap_or_else(|| values.contains_key(key))
+    }
+
+    pub(crate) fn set_value(
+        &mut self,
+        values: &HashMap<String, Value>,
+        key: &str,
+        expiry_ms: Option<u64>,
+    ) {
+        let was_there = self.has_value(values, key);
+        self.new_values += isize::from(expiry_ms.is_some()) - isize::from(was_there);
+        self.values.insert(key.to_owned(), expiry_ms);
+    }
+
+    pub(crate) fn set_members(&mut self, set: &str, keys: &[Key], are: bool) {
+        let members = self.members.entry_ref(set).or_default();
+        members.extend(keys.iter().map(|key| (*key, are)));
+    }
+}
+
+/// When a block's time is over, in milliseconds since 1970; 0 for never.
+#[derive(Debug, Clone, Copy)]
+struct Expiry(u64);
+
+impl Expiry {
+    /// What the index knows of it, and that is the second: this is surely not later.
+    fn at_least(entry: &Entry) -> Expiry {
+        match entry.expiry_s {
+            0 => Expiry(0),
+            // On disk it was rounded up, in the cold tier down.
+            s => Expiry((u64::from(s) * 1000).saturating_sub(999).max(1)),
+        }
+    }
+
+    fn is_no_earlier_than(self, other: Expiry) -> bool {
+        self.0 == 0 || other.0 != 0 && self.0 >= other.0
+    }
 }
 
 /// A change of the index. `draft` is the number of the record that it is about.
@@ -226,20 +284,20 @@ fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bo
     let entry = shared.index.get(&key);
     // What is pinned has to be on disk.
     let entry = entry.filter(|entry| !entry.is_cold() || put.options.pin.is_none());
-    let there = match staged.written.get(&key) {
-        Some(for_good) => *for_good,
-        None => entry
-            .is_some_and(|entry| !entry.is_damaged() && (entry.expiry_s == 0 || entry.pins > 0)),
-    };
     let expiry_ms = match put.options.ttl {
         Some(ttl) => now
             .saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))
             .max(1),
         None => 0,
     };
-    // A block that expires is written again for good, even where a pin holds it for now.
-    let there = there && (expiry_ms != 0 || entry.is_none_or(|entry| entry.expiry_s == 0));
-    let is_held = put.options.pin.is_some() || entry.is_some_and(|entry| entry.pins > 0);
+    let is_sound = entry.is_some_and(|entry| !entry.is_damaged());
+    let written = staged.written.get(&key).copied();
+    let lasts = written.or(entry.filter(|_| is_sound).as_ref().map(Expiry::at_least));
+    // A block whose time would be over before is written again, even where a pin holds it for now: every put is a promise.
+    let there = lasts.is_some_and(|lasts| lasts.is_no_earlier_than(Expiry(expiry_ms)));
+    let is_held = put.options.pin.is_some()
+        || entry.is_some_and(|entry| entry.pins > 0)
+        || staged.pinned.contains(&key);
     let draft = Draft {
         kind: Kind::Block,
         lane: if expiry_ms != 0 && !is_held {
@@ -256,14 +314,21 @@ fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bo
     };
     let bytes = draft.footprint();
     let already_pinned = entry.is_some_and(|entry| entry.pins > 0) || staged.pinned.contains(&key);
-    let adds_live = if there { 0 } else { bytes };
+    // What it takes the place of goes when it is written.
+    let replaced = entry.filter(|_| written.is_none());
+    let replaced = replaced.map_or(0, |entry| entry.footprint());
+    let adds_live = if there {
+        0
+    } else {
+        bytes.saturating_sub(replaced)
+    };
     let adds_fixed = if put.options.pin.is_some() && !already_pinned {
         bytes
     } else {
         0
     };
     let fixed = shared.fixed_bytes() + staged.fixed;
-    let unpinned_floor = if put.options.pin.is_none() && !there {
+    let unpinned_floor = if put.options.pin.is_none() && !there && !already_pinned {
         bytes
     } else {
         0
@@ -278,9 +343,11 @@ fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bo
     staged.fixed += adds_fixed;
     staged.keep.insert(key);
     let durability = put.options.durability.unwrap_or(shared.config.durability);
-    staged.needs_sync |= durability != Durability::Relaxed || put.options.pin.is_some();
+    // What takes the place of a durable record is durable: a power cut must leave one of both.
+    let replaces = !there && entry.is_some_and(|entry| entry.is_present(now));
+    staged.needs_sync |= durability != Durability::Relaxed || put.options.pin.is_some() || replaces;
     if !there {
-        staged.written.insert(key, expiry_ms == 0);
+        staged.written.insert(key, Expiry(expiry_ms));
         staged.effects.push(Effect::Block(NewBlock {
             draft: staged.drafts.len(),
             key,
@@ -298,11 +365,7 @@ fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bo
         staged.drafts.push(draft);
     }
     if let Some(set) = &put.options.pin {
-        let member = shared
-            .index
-            .id(&key)
-            .is_some_and(|id| shared.pins.read().is_member(set, id));
-        if !member || !there {
+        if !staged.is_member(shared, set, &key) || !there {
             let mut payload = Vec::new();
             put_cid(&put.cid, &mut payload);
             staged.drafts.push(Draft::new(
@@ -311,6 +374,7 @@ fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bo
                 payload.into(),
             ));
         }
+        staged.set_members(set, &[key], true);
         staged.effects.push(Effect::Pin {
             set: set.clone(),
             keys: vec![key],
@@ -375,7 +439,7 @@ fn stage_promotion(
     staged.keep.insert(key);
     // The copy in the cold tier is given up for it.
     staged.needs_sync = true;
-    staged.written.insert(key, entry.expiry_s == 0);
+    staged.written.insert(key, Expiry::at_least(&entry));
     staged.effects.push(Effect::Block(NewBlock {
         draft: staged.drafts.len(),
         key,
@@ -395,8 +459,11 @@ fn write_staged(
     staged: &Staged,
 ) -> Result<Vec<Position>, NotWritten> {
     let bytes = staged.drafts.iter().map(Draft::footprint).sum();
-    if staged.live > 0 {
-        match compact::make_room(shared, log, staged.live, bytes, &staged.keep) {
+    if staged.live > 0 || !staged.written.is_empty() {
+        log.keep.clone_from(&staged.keep);
+        let room = compact::make_room(shared, log, staged.live, bytes);
+        log.keep.clear();
+        match room {
             Ok(()) => {}
             Err(NoRoom::Full { needed }) => return Err(NotWritten::Full { needed }),
             Err(NoRoom::Wait) => return Err(NotWritten::Wait),
@@ -420,8 +487,10 @@ fn apply(shared: &Shared, log: &mut Log, staged: Staged, positions: &[Position])
     for effect in staged.effects {
         match effect {
             Effect::Block(block) => {
-                if let Some(at) = positions.get(block.draft) {
-                    apply_block(shared, log, block, *at);
+                if let (Some(at), Some(draft)) =
+                    (positions.get(block.draft), staged.drafts.get(block.draft))
+                {
+                    apply_block(shared, log, block, *at, &draft.key);
                 }
             }
             Effect::Pin { set, keys } => pinning::apply_pin(shared, &set, &keys),
@@ -436,7 +505,11 @@ fn apply(shared: &Shared, log: &mut Log, staged: Staged, positions: &[Position])
     }
 }
 
-fn apply_block(shared: &Shared, log: &mut Log, block: NewBlock, at: Position) {
+fn apply_block(shared: &Shared, log: &mut Log, block: NewBlock, at: Position, name: &[u8]) {
+    // The long form may have been forgotten with the block's entry while room was made.
+    if let Ok(cid) = Cid::try_from(name) {
+        shared.kinds.intern(&cid);
+    }
     let heat = match block.placement {
         Some(placement) => shared.clock.tick(shared.index.len()).fresh(placement.reads),
         None => f32::NEG_INFINITY,

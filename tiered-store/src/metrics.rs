@@ -66,6 +66,11 @@ impl Collector for StoreCollector {
             ),
             ("disk_used_bytes", "Bytes of segment files", disk.used_bytes),
             (
+                "disk_garbage_bytes",
+                "Bytes that compaction can give back",
+                disk.garbage_bytes,
+            ),
+            (
                 "disk_capacity_bytes",
                 "Bytes the disk tier may take",
                 disk.capacity,
@@ -79,12 +84,46 @@ impl Collector for StoreCollector {
             ("pin_sets", "Pin sets", stats.pin_sets),
             ("values", "Values in the key-value namespace", stats.values),
         ];
+        // Of no use before there is something to divide.
+        let ratios = [
+            (
+                "hit_ratio",
+                "Share of gets that a tier answered",
+                stats.hit_ratio(),
+            ),
+            (
+                "source_success_ratio",
+                "Share of questions that the source answered with the block",
+                stats.source_success_ratio(),
+            ),
+            (
+                "disk_write_amplification",
+                "Bytes written for a byte handed in",
+                disk.write_amplification(),
+            ),
+        ];
+        for (name, help, value) in ratios {
+            if let Some(value) = value {
+                let gauge = ConstGauge::new(value);
+                gauge.encode(encoder.encode_descriptor(
+                    name,
+                    help,
+                    None,
+                    gauge.metric_type(),
+                )?)?;
+            }
+        }
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
         let counters = [
             ("memory_hits", "Gets answered from memory", memory.hits),
+            (
+                "memory_misses",
+                "Gets answered further down, or not at all",
+                memory.misses,
+            ),
             (
                 "memory_promotions",
                 "Blocks read into memory",
@@ -106,6 +145,11 @@ impl Collector for StoreCollector {
                 memory.ghost_hits,
             ),
             ("disk_hits", "Gets answered from the disk", disk.hits),
+            (
+                "disk_misses",
+                "Gets answered from the cold tier, or not at all",
+                disk.misses,
+            ),
             (
                 "disk_evictions",
                 "Blocks forgotten to make room",
@@ -142,6 +186,16 @@ impl Collector for StoreCollector {
                 "source_errors",
                 "Misses for which the source failed",
                 stats.source_errors,
+            ),
+            (
+                "source_bytes",
+                "Bytes that the source brought",
+                stats.source_bytes,
+            ),
+            (
+                "source_milliseconds",
+                "Time that the source's answers took",
+                (stats.source_seconds * 1000.0) as u64,
             ),
             ("puts", "Puts acknowledged", stats.puts),
             (
@@ -255,4 +309,87 @@ fn cold_figures(cold: crate::ColdStats) -> ([Figure; 9], [Figure; 19]) {
         ),
     ];
     (gauges, counters)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use cid::Cid;
+    use futures::executor::block_on;
+    use multihash_codetable::{Code, MultihashDigest};
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+    use crate::{ColdConfig, Config};
+
+    /// The value of a metric in the text that Prometheus reads.
+    fn value(text: &str, name: &str) -> Option<f64> {
+        let line = text.lines().find(|line| {
+            let rest = line.strip_prefix(name);
+            rest.is_some_and(|rest| rest.starts_with(' '))
+        });
+        line?.rsplit(' ').next()?.parse().ok()
+    }
+
+    #[test]
+    fn every_tier_tells_its_blocks_bytes_hits_misses_and_moves() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::builder()
+            .path(dir.path().join("store"))
+            .cold(ColdConfig::directory(dir.path().join("cold")));
+        let mut registry = Registry::default();
+        let text = block_on(async {
+            let store = Store::open(config.build().unwrap()).await.unwrap();
+            store.register_metrics(&mut registry);
+            let data = Bytes::from(vec![5; 10_000]);
+            let cid = Cid::new_v1(0x55, Code::Sha2_256.digest(&data));
+            store.put(cid, data).await.unwrap();
+            for _ in 0..3 {
+                assert!(store.get(&cid).await.unwrap().is_some());
+            }
+            let absent = Cid::new_v1(0x55, Code::Sha2_256.digest(b"absent"));
+            assert!(store.get(&absent).await.unwrap().is_none());
+            let mut text = String::new();
+            encode(&mut text, &registry).unwrap();
+            store.close().await.unwrap();
+            text
+        });
+        for (name, expected) in [
+            ("store_memory_blocks", 1.0),
+            ("store_memory_hits_total", 3.0),
+            ("store_memory_misses_total", 1.0),
+            ("store_disk_blocks", 1.0),
+            ("store_disk_hits_total", 0.0),
+            ("store_disk_misses_total", 1.0),
+            ("store_misses_total", 1.0),
+            ("store_hit_ratio", 0.75),
+            ("store_puts_total", 1.0),
+            ("store_disk_user_bytes_total", 10_000.0),
+            ("store_cold_blocks", 0.0),
+            ("store_cold_reachable", 1.0),
+        ] {
+            assert_eq!(value(&text, name), Some(expected), "{name} in\n{text}");
+        }
+        let written = value(&text, "store_disk_write_amplification").unwrap();
+        assert!((1.0..1.1).contains(&written), "{written}");
+        for name in [
+            "memory_bytes",
+            "memory_promotions_total",
+            "memory_evictions_total",
+            "disk_live_bytes",
+            "disk_garbage_bytes",
+            "disk_evictions_total",
+            "disk_written_bytes_total",
+            "cold_stored_bytes",
+            "cold_garbage_bytes",
+            "cold_hits_total",
+            "cold_promotions_total",
+            "cold_demotions_total",
+            "cold_evictions_total",
+            "source_hits_total",
+            "source_errors_total",
+        ] {
+            assert!(value(&text, &format!("store_{name}")).is_some(), "{name}");
+        }
+    }
 }

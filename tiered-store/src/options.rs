@@ -15,7 +15,8 @@ pub enum Durability {
     /// After an fdatasync of its own.
     Each,
     /// After the write. A power cut may lose it until the next [`flush`](crate::Store::flush), segment end or grouped write;
-    /// the death of the process does not.
+    /// the death of the process does not. A put that prolongs the time to live of a block that is here is synced all the same: what was
+    /// durable must not be lost for it.
     Relaxed,
 }
 
@@ -63,7 +64,8 @@ impl Importance {
 /// Options of [`Store::put_with`](crate::Store::put_with). `PutOptions::default()` is what [`Store::put`](crate::Store::put) uses.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PutOptions {
-    /// Forget the block after this time, unless it is pinned by then. `None`: never.
+    /// Forget the block after this time, unless it is pinned by then. `None`: never. Of several puts of a block the one that keeps it
+    /// longest counts; only [`delete`](crate::Store::delete) takes a block away sooner.
     pub ttl: Option<Duration>,
     /// The head start against eviction.
     pub importance: Importance,

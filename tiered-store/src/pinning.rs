@@ -82,13 +82,7 @@ pub(crate) fn stage_pin(
     }
     found.sort_unstable_by_key(|(entry, _)| entry.key());
     found.dedup_by_key(|(entry, _)| entry.key());
-    {
-        let pins = shared.pins.read();
-        found.retain(|(entry, _)| {
-            let id = shared.index.id(&entry.key());
-            !id.is_some_and(|id| pins.is_member(set, id))
-        });
-    }
+    found.retain(|(entry, _)| !staged.is_member(shared, set, &entry.key()));
     let new = found
         .iter()
         .filter(|(entry, _)| entry.pins == 0 && !staged.pinned.contains(&entry.key()));
@@ -110,6 +104,7 @@ pub(crate) fn stage_pin(
         .unzip();
     staged.keep.extend(keys.iter().copied());
     staged.pinned.extend(keys.iter().copied());
+    staged.set_members(set, &keys, true);
     staged.drafts.extend(lists(Kind::Pin, set, &cids));
     staged.effects.push(Effect::Pin {
         set: set.to_owned(),
@@ -131,20 +126,17 @@ pub(crate) fn apply_pin(shared: &Shared, set: &str, keys: &[Key]) {
 
 /// Decides what the end of a pin writes.
 pub(crate) fn stage_unpin(shared: &Shared, staged: &mut Staged, set: &str, cids: &[Cid]) {
-    let members: Vec<(Cid, Key)> = {
-        let pins = shared.pins.read();
-        let member = |cid: &Cid| {
-            let key = shared.kinds.find(cid)?;
-            pins.is_member(set, shared.index.id(&key)?)
-                .then_some((*cid, key))
-        };
-        cids.iter().filter_map(member).collect()
+    let member = |cid: &Cid| {
+        let key = shared.kinds.find(cid)?;
+        staged.is_member(shared, set, &key).then_some((*cid, key))
     };
+    let members: Vec<(Cid, Key)> = cids.iter().filter_map(member).collect();
     if members.is_empty() {
         return;
     }
     let (cids, keys): (Vec<Cid>, Vec<Key>) = members.into_iter().unzip();
     staged.needs_sync = true;
+    staged.set_members(set, &keys, false);
     staged.drafts.extend(lists(Kind::Unpin, set, &cids));
     staged.effects.push(Effect::Unpin {
         set: set.to_owned(),

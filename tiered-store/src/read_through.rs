@@ -1,12 +1,13 @@
 //! Blocks that are not here, fetched from elsewhere.
 
-use std::{error::Error, sync::Arc};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cid::Cid;
 use futures::future::{BoxFuture, Either, select};
 use futures_timer::Delay;
 use multihash_codetable::{Code, MultihashDigest};
+use web_time::Instant;
 
 use crate::{GetError, PutOptions, config::Config};
 
@@ -50,14 +51,14 @@ pub trait Source: Send + Sync + 'static {
 pub(crate) struct Origin {
     source: Arc<dyn Source>,
     pub(crate) options: Arc<PutOptions>,
-    timeout: std::time::Duration,
+    timeout: Duration,
     max_block_bytes: u32,
 }
 
 #[derive(Debug, thiserror::Error)]
 enum Fault {
     #[error("no answer within {0:?}; raise source_timeout or check the source")]
-    Timeout(std::time::Duration),
+    Timeout(Duration),
     #[error("it has {size} bytes, the store takes up to {most}")]
     TooLarge { size: usize, most: u32 },
     #[error(
@@ -76,8 +77,18 @@ impl Origin {
         })
     }
 
-    /// Asks, and checks what comes.
-    pub(crate) async fn fetch(&self, cid: &Cid) -> Result<Option<Bytes>, GetError> {
+    /// Asks, and checks what comes. Tells how long that took.
+    pub(crate) async fn fetch(&self, cid: &Cid) -> (Result<Option<Bytes>, GetError>, Duration) {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a figure, no decision depends on it"
+        )]
+        let began = Instant::now();
+        let fetched = self.ask(cid).await;
+        (fetched, began.elapsed())
+    }
+
+    async fn ask(&self, cid: &Cid) -> Result<Option<Bytes>, GetError> {
         let failed = |source: BoxError| GetError::Source {
             cid: *cid,
             source: source.into(),

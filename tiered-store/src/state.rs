@@ -158,6 +158,8 @@ pub(crate) struct Counters {
     pub(crate) source_hits: Counter,
     pub(crate) source_misses: Counter,
     pub(crate) source_errors: Counter,
+    pub(crate) source_bytes: Counter,
+    pub(crate) source_micros: Counter,
     pub(crate) puts: Counter,
     pub(crate) duplicate_puts: Counter,
     pub(crate) user_bytes: Counter,
@@ -213,15 +215,17 @@ impl Shared {
         self.counters.pinned.get() + self.counters.value_bytes.get()
     }
 
-    /// Bytes of records that may be live: the rest is what two checkpoints take and what compaction works with.
+    /// Bytes of records that may be live: the rest is what three checkpoints take and what compaction works with.
     pub(crate) fn live_limit(&self) -> u64 {
-        let checkpoints = 2 * checkpoint::BLOCK_BYTES * self.index.len() as u64;
+        let checkpoints = 3 * checkpoint::BLOCK_BYTES * self.index.len() as u64;
         self.capacity().saturating_sub(checkpoints) / 8 * 7
     }
 
-    /// Bytes that the store takes on the disk.
+    /// Bytes that the store takes on the disk, with those of the next checkpoint, which is there beside the two before it until it is whole.
     pub(crate) fn used(&self) -> u64 {
-        self.counters.used.get() + self.counters.checkpoint_bytes.get()
+        let kept = self.counters.checkpoint_bytes.get();
+        let next = checkpoint::BLOCK_BYTES * self.index.len() as u64;
+        self.counters.used.get() + kept + next.max(kept / 2)
     }
 
     pub(crate) fn segment_bytes(&self) -> u64 {

@@ -24,6 +24,10 @@ pub struct Stats {
     pub source_misses: u64,
     /// Misses for which it failed, took too long or brought other bytes.
     pub source_errors: u64,
+    /// Bytes that it brought.
+    pub source_bytes: u64,
+    /// Seconds that its answers took, together, errors included.
+    pub source_seconds: f64,
     /// Puts that were acknowledged.
     pub puts: u64,
     /// Puts whose block was there already; they are part of `puts`.
@@ -46,6 +50,8 @@ pub struct MemoryStats {
     pub capacity: u64,
     /// Gets answered from memory.
     pub hits: u64,
+    /// Gets that were answered further down, or not at all.
+    pub misses: u64,
     /// Blocks that came from the disk after a read.
     pub promotions: u64,
     /// Blocks that left.
@@ -84,6 +90,8 @@ pub struct DiskStats {
     pub segments: u64,
     /// Gets answered from the disk.
     pub hits: u64,
+    /// Gets that were answered from the cold tier, or not at all.
+    pub misses: u64,
     /// Blocks forgotten to make room.
     pub evictions: u64,
     /// Blocks forgotten because their time was over.
@@ -137,6 +145,8 @@ pub struct ColdStats {
     pub packs: u64,
     /// Gets answered from the cold tier.
     pub hits: u64,
+    /// Gets that were not answered by any tier.
+    pub misses: u64,
     /// Blocks that came to the disk.
     pub promotions: u64,
     /// Blocks that came from the disk.
@@ -204,6 +214,7 @@ impl ColdStats {
             capacity: cold.config.capacity,
             packs: used.packs,
             hits: counters.hits.get(),
+            misses: shared.counters.misses.get(),
             promotions: counters.promotions.get(),
             demotions: counters.demotions.get(),
             evictions: counters.evictions.get(),
@@ -235,6 +246,7 @@ impl Stats {
         let policy = shared.memory.policy_stats();
         let pins = shared.pins.read();
         let cold = mover.map(|mover| ColdStats::of(shared, mover));
+        let below_disk = cold.map_or(0, |cold| cold.hits) + counters.misses.get();
         let cold_blocks = cold.map_or_else(|| shared.packs.sum().blocks, |cold| cold.blocks);
         Stats {
             memory: MemoryStats {
@@ -242,6 +254,7 @@ impl Stats {
                 bytes: memory_bytes,
                 capacity: shared.memory.capacity(),
                 hits: counters.memory_hits.get(),
+                misses: counters.disk_hits.get() + below_disk,
                 promotions: counters.promotions.get(),
                 evictions: shared.memory.evictions.load(Relaxed),
                 bookkeeping_bytes: policy.bookkeeping_bytes,
@@ -260,6 +273,7 @@ impl Stats {
                 capacity: shared.capacity(),
                 segments: counters.segments.get(),
                 hits: counters.disk_hits.get(),
+                misses: below_disk,
                 evictions: counters.evictions.get(),
                 expirations: counters.expirations.get(),
                 corruptions: counters.corruptions.get(),
@@ -276,11 +290,29 @@ impl Stats {
             source_hits: counters.source_hits.get(),
             source_misses: counters.source_misses.get(),
             source_errors: counters.source_errors.get(),
+            source_bytes: counters.source_bytes.get(),
+            source_seconds: counters.source_micros.get() as f64 / 1e6,
             puts: counters.puts.get(),
             duplicate_puts: counters.duplicate_puts.get(),
             pin_sets: pins.len() as u64,
             values: shared.values.read().len() as u64,
         }
+    }
+
+    /// Share of the questions to the source that it answered with the block, in [0, 1]; `None` before the first.
+    pub fn source_success_ratio(&self) -> Option<f64> {
+        let asked = self.source_asked();
+        (asked > 0).then(|| self.source_hits as f64 / asked as f64)
+    }
+
+    /// Seconds that the source takes for an answer, on average; `None` before the first.
+    pub fn source_latency(&self) -> Option<f64> {
+        let asked = self.source_asked();
+        (asked > 0).then(|| self.source_seconds / asked as f64)
+    }
+
+    fn source_asked(&self) -> u64 {
+        self.source_hits + self.source_misses + self.source_errors
     }
 
     /// Share of gets that a tier answered, in [0, 1]; `None` before the first get.

@@ -324,10 +324,13 @@ impl Store {
                 let Some(source) = &inner.source else {
                     return Ok(None);
                 };
-                let fetched = source.fetch(&cid).await;
+                let (fetched, took) = source.fetch(&cid).await;
+                let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+                shared.counters.source_micros.add(micros);
                 match &fetched {
                     Ok(Some(data)) => {
                         shared.counters.source_hits.add(1);
+                        shared.counters.source_bytes.add(data.len() as u64);
                         let put = put_shared(&shared, cid, data.clone(), source.options.clone());
                         if let Err(error) = put.await {
                             // The caller wanted the block, and here it is.
@@ -646,7 +649,7 @@ impl Store {
         .await?
     }
 
-    /// Bytes that a new pinned add may take: blocks with about 140 bytes for each.
+    /// Bytes that a new pinned add may take: blocks with about 300 bytes for each, of which half are for checkpoints.
     pub fn room_for_pinned(&self) -> u64 {
         self.shared
             .live_limit()

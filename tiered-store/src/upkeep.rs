@@ -9,8 +9,6 @@ use std::{
     time::Duration,
 };
 
-use hashbrown::HashSet;
-
 use crate::{
     GcReport, MaintenanceError, commit,
     disk::{
@@ -60,7 +58,7 @@ pub(crate) fn set_capacity(
     }
     shared.memory.set_capacity(memory);
     shared.capacity.store(disk, Relaxed);
-    match compact::make_room(shared, log, 0, 0, &HashSet::new()) {
+    match compact::make_room(shared, log, 0, 0) {
         // The cold tier takes blocks, and the rest of the room comes back with it.
         Ok(()) | Err(NoRoom::Wait) => Ok(()),
         Err(NoRoom::Full { needed }) => Err(MaintenanceError::Capacity {

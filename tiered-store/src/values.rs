@@ -3,6 +3,7 @@
 //! A record's payload is: length of the hash 1, hash, value.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use hashbrown::HashMap;
 
 use crate::{
     ValueError,
@@ -55,7 +56,8 @@ pub(crate) fn stage_put(
     if size > u64::from(most) {
         return Err(ValueError::TooLarge { size, most });
     }
-    let expiry_ms = put.ttl.map_or(0, |ttl| {
+    let ttl = put.ttl.or(shared.config.value_ttl);
+    let expiry_ms = ttl.map_or(0, |ttl| {
         now.saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))
             .max(1)
     });
@@ -80,15 +82,62 @@ pub(crate) fn stage_put(
             capacity: shared.capacity(),
         });
     }
+    make_room(shared, staged, &put.key);
     staged.live += bytes;
     staged.fixed += bytes;
     staged.needs_sync = true;
+    staged.set_value(&shared.values.read(), &put.key, Some(expiry_ms));
     staged.effects.push(Effect::Value {
         key: put.key.clone(),
         draft: staged.drafts.len(),
     });
     staged.drafts.push(draft);
     Ok(())
+}
+
+/// Keeps within the number of values: those whose time is over first go, a few more than needed, so that not every put looks for them.
+fn make_room(shared: &Shared, staged: &mut Staged, key: &str) {
+    let Some(most) = shared.config.max_values.map(|most| most as usize) else {
+        return;
+    };
+    let values = shared.values.read();
+    let count = values.len().saturating_add_signed(staged.new_values);
+    if staged.has_value(&values, key) || count < most {
+        return;
+    }
+    let before = values
+        .iter()
+        .filter(|(key, _)| !staged.values.contains_key(*key))
+        .map(|(key, value)| (key, value.expiry_ms));
+    let new = staged
+        .values
+        .iter()
+        .filter_map(|(key, expiry_ms)| Some((key, (*expiry_ms)?)));
+    // What has no end comes last.
+    let mut candidates: Vec<_> = before
+        .chain(new)
+        .map(|(key, expiry_ms)| (expiry_ms.wrapping_sub(1), key.clone()))
+        .collect();
+    let needed = (count + 1 - most).max(most / 16).min(candidates.len());
+    if needed > 0 && needed < candidates.len() {
+        candidates.select_nth_unstable(needed - 1);
+    }
+    for (_, key) in candidates.into_iter().take(needed) {
+        push_delete(&values, staged, &key);
+    }
+}
+
+fn push_delete(values: &HashMap<String, Value>, staged: &mut Staged, key: &str) {
+    staged.drafts.push(Draft::new(
+        Kind::DeleteValue,
+        key.as_bytes().to_vec(),
+        Bytes::new(),
+    ));
+    staged.effects.push(Effect::DeleteValue {
+        key: key.to_owned(),
+    });
+    staged.set_value(values, key, None);
+    staged.needs_sync = true;
 }
 
 pub(crate) fn apply_put(shared: &Shared, log: &mut Log, key: String, at: Position, draft: &Draft) {
@@ -105,17 +154,14 @@ pub(crate) fn apply_put(shared: &Shared, log: &mut Log, key: String, at: Positio
 
 /// Whether it was there.
 pub(crate) fn stage_delete(shared: &Shared, staged: &mut Staged, key: &str, now: u64) -> bool {
-    let Some(value) = shared.values.read().get(key).copied() else {
+    let values = shared.values.read();
+    if !staged.has_value(&values, key) {
         return false;
+    }
+    let is_over = match staged.values.get(key) {
+        Some(_) => false,
+        None => values.get(key).is_some_and(|value| value.is_expired(now)),
     };
-    staged.drafts.push(Draft::new(
-        Kind::DeleteValue,
-        key.as_bytes().to_vec(),
-        Bytes::new(),
-    ));
-    staged.effects.push(Effect::DeleteValue {
-        key: key.to_owned(),
-    });
-    staged.needs_sync = true;
-    !value.is_expired(now)
+    push_delete(&values, staged, key);
+    !is_over
 }

@@ -11,6 +11,10 @@ mod common;
 
 use std::{
     io::{self, IoSlice},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -129,7 +133,7 @@ fn a_replaced_value_does_not_come_back_when_its_successor_expires() {
     });
 }
 
-/// A relaxed write of a block that is pinned already is lost with the segment; the pin stays with its block.
+/// A relaxed write of a block that is pinned, and was damaged, is lost with the segment; the pin stays with its block.
 #[test]
 fn a_pin_never_passes_to_another_block() {
     run(async {
@@ -137,9 +141,16 @@ fn a_pin_never_passes_to_another_block() {
         let store = open_sim(&vfs, MIB).await;
         let data = Bytes::from_static(b"pinned");
         let cid = cid_of(&data);
-        let mut options = ttl(60);
-        options.pin = Some("p".to_owned());
+        let options = PutOptions::pinned("p");
         store.put_with(cid, data.clone(), options).await.unwrap();
+        for (path, bytes) in vfs.live_image() {
+            if let Some(at) = bytes.windows(data.len()).position(|part| part == data) {
+                let file = vfs.open(&path).unwrap();
+                let parts = [IoSlice::new(b"rotten")];
+                file.write_all_at(at as u64, &parts).unwrap();
+            }
+        }
+        assert!(store.get(&cid).await.is_err());
         let relaxed = PutOptions {
             durability: Some(Durability::Relaxed),
             ..PutOptions::default()
@@ -314,22 +325,30 @@ fn a_pin_does_not_bring_back_what_was_over_a_moment_ago() {
     });
 }
 
-/// No eviction is needed: the block was put with more time before.
+/// Every put is a promise, whoever else puts the block.
 #[test]
-fn a_block_does_not_get_the_time_back_that_a_later_put_took() {
+fn of_several_puts_the_one_that_keeps_a_block_longest_counts() {
     run(async {
         let vfs = SimVfs::new();
         let store = open_sim(&vfs, MIB).await;
         let (cid, data) = block(500, 100);
         store.put_with(cid, data.clone(), ttl(600)).await.unwrap();
-        for n in 0..17 {
-            let (cid, data) = block(n, 4096);
-            store.put(cid, data).await.unwrap();
-        }
-        put_for_a_second(&vfs, &store, cid, data).await;
+        store.put_with(cid, data.clone(), ttl(1)).await.unwrap();
+        vfs.advance_ms(500_000);
+        assert_eq!(store.get(&cid).await.unwrap(), Some(data.clone()));
+        store.pin("p", &[cid]).await.unwrap();
+        vfs.advance_ms(500_000);
+        store.put_with(cid, data.clone(), ttl(3000)).await.unwrap();
+        // The time that it was put for begins to count when nothing else holds it.
+        store.unpin("p", &[cid]).await.unwrap();
+        vfs.advance_ms(2_900_000);
+        assert_eq!(store.get(&cid).await.unwrap(), Some(data.clone()));
         drop(store);
         let store = after_a_death(&vfs).await;
-        assert!(!store.has(&cid));
+        assert_eq!(store.get(&cid).await.unwrap(), Some(data));
+        drop(store);
+        vfs.advance_ms(200_000);
+        let store = after_a_death(&vfs).await;
         assert_eq!(store.get(&cid).await.unwrap(), None);
     });
 }
@@ -352,5 +371,75 @@ fn an_evicted_block_does_not_come_back_once_it_was_deleted() {
         }
         let now = store.stats().disk.used_bytes;
         assert!(now <= MIB.max(used) + MIB / 16, "{now} bytes");
+    });
+}
+
+/// A put that is not synced takes the place of one that was; then the device refuses it.
+#[test]
+fn a_relaxed_put_never_costs_the_durable_record_before_it() {
+    run(async {
+        let vfs = SimVfs::new();
+        let store = open_sim(&vfs, MIB).await;
+        let (cid, data) = block(1, 1000);
+        store.put_with(cid, data.clone(), ttl(600)).await.unwrap();
+        let relaxed = PutOptions::default().with_durability(Durability::Relaxed);
+        store.put_with(cid, data.clone(), relaxed).await.unwrap();
+        vfs.inject(|_, op| (op == Op::Sync).then_some(Fault::Error(io::ErrorKind::Other)));
+        assert!(store.put(block(2, 10).0, block(2, 10).1).await.is_err());
+        vfs.heal();
+        assert_eq!(store.get(&cid).await.unwrap(), Some(data.clone()));
+        drop(store);
+        let image = vfs.crash_image(|| 0);
+        let store = open_sim(&SimVfs::from_image(image, vfs.now_ms()), MIB).await;
+        assert_eq!(store.get(&cid).await.unwrap(), Some(data));
+    });
+}
+
+/// What a put replaces is not counted twice: there is room for it in a store that is full of pins.
+#[test]
+fn a_block_whose_time_is_over_can_be_put_again_where_pins_leave_just_its_room() {
+    run(async {
+        let vfs = SimVfs::new();
+        let store = open_sim(&vfs, MIB).await;
+        let (cid, data) = block(1000, 50_000);
+        store.put_with(cid, data.clone(), ttl(1)).await.unwrap();
+        let mut n = 0;
+        while store.room_for_pinned() > 75_000 {
+            let (cid, data) = block(n, 20_000);
+            let pinned = PutOptions::pinned("p");
+            store.put_with(cid, data, pinned).await.unwrap();
+            n += 1;
+        }
+        vfs.advance_ms(2000);
+        store.put(cid, data.clone()).await.unwrap();
+        assert_eq!(store.get(&cid).await.unwrap(), Some(data));
+    });
+}
+
+/// Checkpoints of tiny blocks are large. There are three of them at times.
+#[test]
+fn no_moment_sees_more_on_the_disk_than_the_capacity_and_a_segment() {
+    run(async {
+        let vfs = SimVfs::new();
+        let most = Arc::new(AtomicU64::new(0));
+        let seen = most.clone();
+        vfs.on_sync(move |vfs| {
+            seen.fetch_max(vfs.file_bytes(""), Relaxed);
+        });
+        let store = open_sim(&vfs, MIB).await;
+        let blocks: Vec<_> = (0..20_000).map(|n| block(n, 16)).collect();
+        for some in blocks.chunks(500) {
+            let puts = some.to_vec();
+            store.put_many(puts, PutOptions::default()).await.unwrap();
+            // What was deleted has to be in two checkpoints before its segment goes.
+            for (cid, _) in some.iter().step_by(50) {
+                store.delete(cid).await.unwrap();
+            }
+        }
+        let most = most.load(Relaxed);
+        println!("at most {most} bytes of {MIB}");
+        assert!(store.stats().disk.compactions > 0);
+        // A segment and its list, which is nearly as long here.
+        assert!(most <= MIB + 2 * (MIB / 16), "{most} bytes");
     });
 }

@@ -364,3 +364,34 @@ fn a_get_after_a_put_does_not_share_the_answer_of_a_read_before_it() {
         drop(before);
     });
 }
+
+#[test]
+fn stats_tell_how_often_the_source_helped_and_how_long_it_took() {
+    let dir = tempfile::tempdir().unwrap();
+    let (here, absent, broken) = (block(1, 1000), block(2, 1000), block(3, 1000));
+    let (source, go) = slow(vec![here.clone(), (broken.0, Bytes::new())]);
+    run(async {
+        let store = Store::open(config(dir.path(), source)).await.unwrap();
+        assert_eq!(store.stats().source_success_ratio(), None);
+        let pause = Duration::from_millis(20);
+        let (first, ()) = futures::join!(store.get(&here.0), async {
+            smol::Timer::after(pause).await;
+            go.send(()).unwrap();
+        });
+        assert_eq!(first.unwrap(), Some(here.1.clone()));
+        assert!(store.get(&absent.0).await.unwrap().is_none());
+        assert!(store.get(&broken.0).await.is_err());
+        // From then on it is here.
+        assert_eq!(store.get(&here.0).await.unwrap(), Some(here.1));
+        let stats = store.stats();
+        let answers = (stats.source_hits, stats.source_misses, stats.source_errors);
+        assert_eq!(answers, (1, 1, 1));
+        assert_eq!(stats.source_bytes, 1000);
+        assert_eq!(stats.source_success_ratio(), Some(1.0 / 3.0));
+        assert_eq!((stats.misses, stats.memory.hits), (3, 1));
+        assert_eq!(stats.hit_ratio(), Some(0.25));
+        assert!(stats.source_seconds >= pause.as_secs_f64(), "{stats:?}");
+        assert!(stats.source_latency().unwrap() >= pause.as_secs_f64() / 3.0);
+        store.close().await.unwrap();
+    });
+}

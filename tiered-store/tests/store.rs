@@ -9,7 +9,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anypath_tiered_store::{
     Config, DeleteError, Importance, OpenError, PinError, PutError, PutOptions, Store, vfs::SimVfs,
@@ -506,5 +506,62 @@ fn too_large_blocks_and_bad_names_are_refused() {
         ));
         store.put(cid_of(b""), Bytes::new()).await.unwrap();
         assert_eq!(store.get(&cid_of(b"")).await.unwrap(), Some(Bytes::new()));
+    });
+}
+
+#[test]
+fn values_keep_to_their_number_and_to_the_time_that_is_set_for_all() {
+    let vfs = SimVfs::new();
+    let open = || async {
+        let config = Config::builder()
+            .path("/store")
+            .memory_capacity(0)
+            .value_ttl(Duration::from_secs(300))
+            .max_values(20)
+            .vfs(Arc::new(vfs.clone()));
+        Store::open(config.build().unwrap()).await.unwrap()
+    };
+    let value = |n: u32| Bytes::from(n.to_string());
+    run(async {
+        let store = open().await;
+        for n in 0..100 {
+            store
+                .put_value(&format!("k{n}"), value(n), None)
+                .await
+                .unwrap();
+            // Replacing one takes no room.
+            store
+                .put_value(&format!("k{n}"), value(n), None)
+                .await
+                .unwrap();
+            assert!(store.stats().values <= 20, "{}", store.stats().values);
+            vfs.advance_ms(1000);
+        }
+        // Many at once too.
+        let puts = (100..200).map(|n| {
+            let store = store.clone();
+            async move { store.put_value(&format!("k{n}"), value(n), None).await }
+        });
+        for put in futures::future::join_all(puts).await {
+            put.unwrap();
+        }
+        assert!(store.stats().values <= 20, "{}", store.stats().values);
+        let for_long = Some(Duration::from_secs(3000));
+        store.put_value("long", value(7), for_long).await.unwrap();
+        for n in 200..300 {
+            store
+                .put_value(&format!("k{n}"), value(n), None)
+                .await
+                .unwrap();
+        }
+        assert_eq!(store.get_value("k0").await.unwrap(), None, "it went first");
+        assert_eq!(store.get_value("k299").await.unwrap(), Some(value(299)));
+        let there = store.stats().values;
+        store.close().await.unwrap();
+        let store = open().await;
+        assert_eq!(store.stats().values, there);
+        vfs.advance_ms(301_000);
+        assert_eq!(store.get_value("k299").await.unwrap(), None);
+        assert_eq!(store.get_value("long").await.unwrap(), Some(value(7)));
     });
 }

@@ -131,16 +131,16 @@ impl State {
                     self.blocks.insert(block, None);
                 }
             }
-            Operation::PutTtl(block, ttl) => {
-                let stays = match self.blocks.get(&block) {
-                    Some(None) => true,
-                    Some(Some(_)) => self.is_pinned(block),
-                    None => false,
-                };
-                if !stays {
-                    self.blocks.insert(block, Some(until(ttl)));
+            // The put that keeps a block longest counts.
+            Operation::PutTtl(block, ttl) => match self.blocks.get_mut(&block) {
+                Some(None) => {}
+                Some(Some(before)) => {
+                    let until = until(ttl);
+                    before.first = before.first.max(until.first);
+                    before.last = before.last.max(until.last);
                 }
-            }
+                None => drop(self.blocks.insert(block, Some(until(ttl)))),
+            },
             Operation::PutPinned(block, set) => {
                 self.blocks.insert(block, None);
                 self.sets.entry(set).or_default().insert(block);

@@ -92,19 +92,20 @@ impl Budget {
     }
 }
 
-/// Makes room for a group: `live` bytes that stay and `bytes` of log, footers included. Evicts the coldest blocks but for `keep`, then compacts.
+/// Makes room for a group: `live` bytes that stay and `bytes` of log, footers included. Evicts the coldest blocks but for [`Log::keep`], then
+/// compacts.
 pub(crate) fn make_room(
     shared: &Shared,
     log: &mut Log,
     live: u64,
     bytes: u64,
-    keep: &HashSet<Key>,
 ) -> Result<(), NoRoom> {
     let limit = shared.live_limit();
     let over = (shared.counters.live.get() + live).saturating_sub(limit);
     if over > 0 {
         // What cannot go is counted first: nothing is forgotten for a put that fails all the same.
-        let kept: u64 = keep
+        let kept: u64 = log
+            .keep
             .iter()
             .filter_map(|key| shared.index.get(key))
             .filter(|entry| entry.pins == 0)
@@ -126,7 +127,7 @@ pub(crate) fn make_room(
                 }
             }
             None => {
-                evict(shared, log, wanted, keep);
+                evict(shared, log, wanted);
                 let left = (shared.counters.live.get() + live).saturating_sub(limit);
                 if left > 0 {
                     return Err(NoRoom::Full { needed: left });
@@ -524,7 +525,7 @@ fn live(shared: &Shared, log: &mut Log, at: Position, item: &Item<'_>, now: u64)
             if entry.position() != Some(at) {
                 return None;
             }
-            if entry.is_expired(now) {
+            if entry.is_expired(now) && !log.keep.contains(&key) {
                 shared.counters.expirations.add(1);
                 shared.forget_and_tell(log, &key);
                 return None;
@@ -553,12 +554,14 @@ fn damaged(shared: &Shared, log: &mut Log, what: &Copied) {
     shared.counters.corruptions.add(1);
     match what {
         Copied::Block(key) => match shared.index.get(key) {
-            // A pinned one stays known, so that it is missed.
-            Some(entry) if entry.pins > 0 => {
+            // A pinned one stays known, so that it is missed, and so does one that the group under way pins or writes.
+            Some(entry) if entry.pins > 0 || log.keep.contains(key) => {
                 shared.memory.remove(key);
                 shared.index.insert(Entry::lost(*key, entry.codec));
                 shared.release(log, &entry);
-                shared.counters.pinned.sub(entry.footprint());
+                if entry.pins > 0 {
+                    shared.counters.pinned.sub(entry.footprint());
+                }
             }
             _ => shared.forget_and_tell(log, key),
         },
@@ -627,12 +630,12 @@ fn finish(
     Ok(Finish::Removed)
 }
 
-/// Forgets everything whose time is over. Returns how many.
+/// Forgets everything whose time is over, but for [`Log::keep`]. Returns how many.
 pub(crate) fn expire(shared: &Shared, log: &mut Log) -> u64 {
     let now = shared.vfs.now_ms();
     let mut over = Vec::new();
     shared.index.for_each(|entry| {
-        if entry.is_expired(now) {
+        if entry.is_expired(now) && !log.keep.contains(&entry.key()) {
             over.push(entry.key());
         }
     });
@@ -658,14 +661,14 @@ pub(crate) fn expire(shared: &Shared, log: &mut Log) -> u64 {
 
 /// Forgets what is over, then the coldest unpinned blocks, until `bytes` of records are free or nothing is left to forget. The log is told
 /// with the next append.
-pub(crate) fn evict(shared: &Shared, log: &mut Log, bytes: u64, keep: &HashSet<Key>) {
+pub(crate) fn evict(shared: &Shared, log: &mut Log, bytes: u64) {
     let before = shared.counters.live.get();
     expire(shared, log);
     let freed = before.saturating_sub(shared.counters.live.get());
     let Some(needed) = bytes.checked_sub(freed).filter(|needed| *needed > 0) else {
         return;
     };
-    for entry in victims::coldest(shared, needed, keep) {
+    for entry in victims::coldest(shared, needed, &log.keep) {
         shared.counters.evictions.add(1);
         shared.forget_and_tell(log, &entry.key());
     }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use hashbrown::HashSet;
 use web_time::Instant;
 
 use super::{
@@ -18,7 +19,7 @@ use super::{
     record::{Header, Kind, SETTLED, put_cid},
     segment::{self, Item, Items, SegmentHeader},
 };
-use crate::{error::WriteFailure, state::Shared, vfs::VfsFile};
+use crate::{error::WriteFailure, key::Key, state::Shared, vfs::VfsFile};
 
 /// CIDs in one record of blocks that the store forgot.
 const GONE_PER_RECORD: usize = 16 * 1024;
@@ -48,6 +49,8 @@ pub(crate) struct Log {
     pub(crate) unreadable: BTreeMap<u32, u64>,
     /// Since when puts found no room for want of the cold tier.
     pub(crate) lacking_since: Option<Instant>,
+    /// What the group under way writes or pins: it is not forgotten while room is made for it.
+    pub(crate) keep: HashSet<Key>,
     pub(crate) budget: Budget,
 }
 
@@ -189,14 +192,17 @@ impl Log {
         self.tell_aborts(shared)?;
         if !self.gone.is_empty() {
             let gone = self.gone_records();
-            self.write(shared, Lane::Main, &gone.iter().collect::<Vec<_>>())?;
+            let gone = self.numbered(&gone);
+            self.write(shared, Lane::Main, &gone)?;
             self.gone_pending.append(&mut self.gone);
         }
-        let mut lanes: Vec<Lane> = drafts.iter().map(|draft| draft.lane).collect();
+        // In the order of the drafts, whatever lanes they go to: of two that are about one thing the later one counts.
+        let drafts = self.numbered(drafts);
+        let mut lanes: Vec<Lane> = drafts.iter().map(|(_, draft)| draft.lane).collect();
         lanes.sort_unstable();
         lanes.dedup();
         if let [lane] = *lanes {
-            return self.write(shared, lane, &drafts.iter().collect::<Vec<_>>());
+            return self.write(shared, lane, &drafts);
         }
         let mut positions = vec![
             Position {
@@ -207,9 +213,12 @@ impl Log {
         ];
         for lane in lanes {
             let of_lane: Vec<usize> = (0..drafts.len())
-                .filter(|n| drafts.get(*n).is_some_and(|draft| draft.lane == lane))
+                .filter(|n| drafts.get(*n).is_some_and(|(_, draft)| draft.lane == lane))
                 .collect();
-            let parts: Vec<&Draft> = of_lane.iter().filter_map(|n| drafts.get(*n)).collect();
+            let parts: Vec<_> = of_lane
+                .iter()
+                .filter_map(|n| drafts.get(*n).copied())
+                .collect();
             let written = self.write(shared, lane, &parts);
             let written = written.inspect_err(|_| self.abort_pending())?;
             for (n, position) in of_lane.into_iter().zip(written) {
@@ -219,6 +228,13 @@ impl Log {
             }
         }
         Ok(positions)
+    }
+
+    /// Gives each draft its seq.
+    fn numbered<'a>(&mut self, drafts: &'a [Draft]) -> Vec<(u64, &'a Draft)> {
+        let numbered: Vec<_> = (self.next_seq..).zip(drafts).collect();
+        self.next_seq += numbered.len() as u64;
+        numbered
     }
 
     /// What was appended counts without a sync.
@@ -255,22 +271,21 @@ impl Log {
         &mut self,
         shared: &Shared,
         lane: Lane,
-        drafts: &[&Draft],
+        drafts: &[(u64, &Draft)],
     ) -> Result<Vec<Position>, WriteFailure> {
-        let total: u64 = drafts.iter().map(|draft| draft.record_len()).sum();
-        if drafts.is_empty() {
+        let total: u64 = drafts.iter().map(|(_, draft)| draft.record_len()).sum();
+        let Some((first_seq, _)) = drafts.first().copied() else {
             return Ok(Vec::new());
-        }
-        self.open_segment(shared, lane, total)?;
+        };
+        self.open_segment(shared, lane, total, first_seq)?;
         let Some(active) = self.active.get_mut(&lane) else {
             return Err(WriteFailure::Closed);
         };
-        let first_seq = self.next_seq;
         let (mut heads, mut ends) = (Vec::new(), Vec::new());
         let mut positions = Vec::with_capacity(drafts.len());
         let items_before = (active.items.bytes.len(), active.items.count);
         let mut at = active.len;
-        for (n, draft) in drafts.iter().enumerate() {
+        for (n, (seq, draft)) in drafts.iter().enumerate() {
             let settled = if n == 0 && active.synced == active.len {
                 SETTLED
             } else {
@@ -283,10 +298,9 @@ impl Log {
                 key_len: u16::try_from(draft.key.len()).unwrap_or(u16::MAX),
                 payload_len: u32::try_from(draft.payload.len()).unwrap_or(u32::MAX),
                 expiry_ms: draft.expiry_ms,
-                seq: self.next_seq,
+                seq: *seq,
                 token: active.header.token(at),
             };
-            self.next_seq += 1;
             header.encode(&draft.key, draft.payload_crc, &mut heads);
             ends.push(heads.len());
             let offset = u32::try_from(at).unwrap_or(u32::MAX);
@@ -307,7 +321,7 @@ impl Log {
         }
         let mut parts = Vec::with_capacity(drafts.len() * 2);
         let mut start = 0;
-        for (draft, end) in drafts.iter().zip(ends) {
+        for ((_, draft), end) in drafts.iter().zip(ends) {
             parts.push(IoSlice::new(heads.get(start..end).unwrap_or_default()));
             if !draft.payload.is_empty() {
                 parts.push(IoSlice::new(&draft.payload));
@@ -332,7 +346,10 @@ impl Log {
         active.used_seq = self.next_seq;
         let id = active.id();
         let last = self.next_seq - 1;
-        self.pending = Some((self.pending.map_or(first_seq, |(first, _)| first), last));
+        let first = self
+            .pending
+            .map_or(first_seq, |(first, _)| first.min(first_seq));
+        self.pending = Some((first, last));
         self.set_len(shared, id, at);
         Ok(positions)
     }
@@ -470,6 +487,7 @@ impl Log {
         shared: &Shared,
         lane: Lane,
         total: u64,
+        first_seq: u64,
     ) -> Result<(), WriteFailure> {
         if let Some(active) = self.active.get(&lane) {
             let full =
@@ -500,7 +518,7 @@ impl Log {
         self.next_segment = id.checked_add(1).ok_or(WriteFailure::Closed)?;
         let header = SegmentHeader {
             id,
-            first_seq: self.next_seq,
+            first_seq,
             salt: RandomState::new().hash_one(id),
             lane: lane.kind(),
         };
