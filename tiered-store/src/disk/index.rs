@@ -258,6 +258,41 @@ impl Shard {
             .filter(|entry| !entry.is_free())
     }
 
+    /// Inserts, or replaces what has the key; then pins and heat of the old entry stay.
+    fn insert(
+        &mut self,
+        hasher: &DefaultHashBuilder,
+        hash: u64,
+        mut entry: Entry,
+    ) -> Option<(u32, Option<Entry>)> {
+        if let Some(found) = self.find(hash, &entry.key()) {
+            let old = slot_mut(&mut self.pieces, found)?;
+            entry.pins = old.pins;
+            entry.heat = entry.heat.max(old.heat);
+            return Some((found, Some(std::mem::replace(old, entry))));
+        }
+        if self.table.is_full() {
+            self.grow(hasher, 0);
+        }
+        let at = match self.free.pop() {
+            Some(at) => {
+                *slot_mut(&mut self.pieces, at)? = entry;
+                at
+            }
+            None => {
+                if self.pieces.last().is_none_or(|piece| piece.len() == PIECE) {
+                    self.pieces.push(Vec::with_capacity(PIECE));
+                }
+                let before = (self.pieces.len() - 1) * PIECE;
+                let piece = self.pieces.last_mut()?;
+                piece.push(entry);
+                u32::try_from(before + piece.len() - 1).ok()?
+            }
+        };
+        self.table.insert(hash, at);
+        Some((at, None))
+    }
+
     /// Gives the table more places, for `least` members at least.
     fn grow(&mut self, hasher: &DefaultHashBuilder, least: usize) {
         self.table.clear_and_grow(least);
@@ -313,9 +348,29 @@ impl Index {
         }
     }
 
-    /// The part of the index that has a key, if it is there.
-    pub(crate) fn shard_of(&self, key: &Key) -> usize {
-        self.hash(key).1
+    /// The hash of a key, and the part of the index that has it, if it is there.
+    pub(crate) fn hash_and_shard(&self, key: &Key) -> (u64, usize) {
+        self.hash(key)
+    }
+
+    /// Inserts entries of one shard, named by their places in `from`, with their hashes. Their ids in the same order; `None` if the index
+    /// is full.
+    pub(crate) fn insert_all(
+        &self,
+        number: usize,
+        which: &[(u32, u64)],
+        from: &[Entry],
+    ) -> Option<Vec<(u32, EntryId)>> {
+        let mut shard = self.shards.get(number)?.lock();
+        let ids = which.iter().map(|(at, hash)| {
+            let entry = *from.get(*at as usize)?;
+            let (slot, old) = shard.insert(&self.hasher, *hash, entry)?;
+            if old.is_none() {
+                self.len.fetch_add(1, Relaxed);
+            }
+            Some((*at, id(slot, number)))
+        });
+        ids.collect()
     }
 
     fn with<T>(&self, key: &Key, f: impl FnOnce(EntryId, &mut Entry) -> T) -> Option<T> {
@@ -367,37 +422,14 @@ impl Index {
     }
 
     /// The same, and the id of the entry; `None` if the index is full, at 2^28 blocks a shard.
-    pub(crate) fn insert_at(&self, mut entry: Entry) -> Option<(EntryId, Option<Entry>)> {
-        let key = entry.key();
-        let (hash, number) = self.hash(&key);
+    pub(crate) fn insert_at(&self, entry: Entry) -> Option<(EntryId, Option<Entry>)> {
+        let (hash, number) = self.hash(&entry.key());
         let mut shard = self.shards.get(number)?.lock();
-        if let Some(found) = shard.find(hash, &key) {
-            let old = slot_mut(&mut shard.pieces, found)?;
-            entry.pins = old.pins;
-            entry.heat = entry.heat.max(old.heat);
-            return Some((id(found, number), Some(std::mem::replace(old, entry))));
+        let (at, old) = shard.insert(&self.hasher, hash, entry)?;
+        if old.is_none() {
+            self.len.fetch_add(1, Relaxed);
         }
-        if shard.table.is_full() {
-            shard.grow(&self.hasher, 0);
-        }
-        let at = match shard.free.pop() {
-            Some(at) => {
-                *slot_mut(&mut shard.pieces, at)? = entry;
-                at
-            }
-            None => {
-                if shard.pieces.last().is_none_or(|piece| piece.len() == PIECE) {
-                    shard.pieces.push(Vec::with_capacity(PIECE));
-                }
-                let before = (shard.pieces.len() - 1) * PIECE;
-                let piece = shard.pieces.last_mut()?;
-                piece.push(entry);
-                u32::try_from(before + piece.len() - 1).ok()?
-            }
-        };
-        shard.table.insert(hash, at);
-        self.len.fetch_add(1, Relaxed);
-        Some((id(at, number), None))
+        Some((id(at, number), old))
     }
 
     pub(crate) fn remove(&self, key: &Key) -> Option<Entry> {

@@ -1,6 +1,7 @@
 //! The writer's end of the log: appends to the open segment of each lane, syncs, seals, and gives a segment up when the device fails.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     hash::{BuildHasher, RandomState},
     io::IoSlice,
@@ -80,15 +81,50 @@ pub(crate) struct Active {
     pub(crate) synced: u64,
     /// First seq that is not durable.
     pub(crate) unsynced_seq: u64,
-    /// The footer to be.
+    /// What was in it before the process began.
+    pub(crate) before: Before,
+    /// The rest of the footer to be.
     pub(crate) items: Items,
     /// Seq of the last append, to find the one that was not used for longest.
     pub(crate) used_seq: u64,
 }
 
+/// Records that are not listed in memory: the file is read again for its footer, which may be long in coming.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Before {
+    /// Where they end.
+    pub(crate) end: u64,
+    pub(crate) count: u32,
+    /// Bytes of their items in the footer.
+    pub(crate) bytes: usize,
+}
+
 impl Active {
     pub(crate) fn id(&self) -> u32 {
         self.header.id
+    }
+
+    /// Whether its footer has grown as long as it may.
+    fn is_listed_full(&self) -> bool {
+        self.before.bytes + self.items.bytes.len() >= segment::MOST_ITEM_BYTES
+    }
+
+    /// The footer; `None` if what was there before cannot be read as it was then.
+    fn footer(&self) -> Option<Cow<'_, Items>> {
+        if self.before.count == 0 {
+            return Some(Cow::Borrowed(&self.items));
+        }
+        let scan = segment::scan(&self.file, Some(self.header), self.before.end).ok()?;
+        let mut items = Items::default();
+        scan.items
+            .iter()
+            .take_while(|item| u64::from(item.offset) < self.before.end)
+            .for_each(|item| items.push(&item));
+        if (items.count, items.bytes.len()) != (self.before.count, self.before.bytes) {
+            return None;
+        }
+        self.items.iter().for_each(|item| items.push(&item));
+        Some(Cow::Owned(items))
     }
 }
 
@@ -139,7 +175,7 @@ impl Log {
     /// Bytes that still fit into the segment of the main lane.
     pub(crate) fn room_in_segment(&self, shared: &Shared) -> u64 {
         match self.active.get(&Lane::Main) {
-            Some(active) if active.items.bytes.len() < segment::MOST_ITEM_BYTES => {
+            Some(active) if !active.is_listed_full() => {
                 shared.segment_bytes().saturating_sub(active.len)
             }
             _ => shared
@@ -492,7 +528,7 @@ impl Log {
         if let Some(active) = self.active.get(&lane) {
             let full =
                 active.len + total > shared.segment_bytes() && active.len > segment::SEGMENT_HEADER;
-            if !full && active.items.bytes.len() < segment::MOST_ITEM_BYTES {
+            if !full && !active.is_listed_full() {
                 return Ok(());
             }
             self.seal(shared, lane)?;
@@ -548,6 +584,7 @@ impl Log {
                 len: segment::SEGMENT_HEADER,
                 synced: segment::SEGMENT_HEADER,
                 unsynced_seq: self.next_seq,
+                before: Before::default(),
                 items: Items::default(),
                 used_seq: self.next_seq,
             },
@@ -564,8 +601,15 @@ impl Log {
             return Ok(());
         };
         let id = active.id();
-        let written =
-            segment::write_footer(&*active.file, active.len, &active.header, &active.items);
+        let Some(items) = active.footer() else {
+            tracing::error!(
+                segment = id,
+                "a segment cannot be read whole; it goes without its list"
+            );
+            self.active.remove(&lane);
+            return Ok(());
+        };
+        let written = segment::write_footer(&*active.file, active.len, &active.header, &items);
         match written {
             Ok(bytes) => {
                 shared.counters.written.add(bytes);

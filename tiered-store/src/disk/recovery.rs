@@ -15,13 +15,14 @@ use std::{
 
 use bytes::Bytes;
 use cid::Cid;
+use hashbrown::HashMap;
 
 use super::{
     aborts,
     checkpoint::{self, Kept, Name, Start},
     index::{self, Entry, EntryId, Place},
     lane::LaneKind,
-    log::{Active, Log, Position},
+    log::{Active, Before, Log, Position},
     moves,
     record::{Fields, HEADER, Kind, Record, get_cid},
     segment::{self, Item, Items, SEGMENT_HEADER, SegmentHeader},
@@ -159,6 +160,10 @@ fn recover(shared: &Shared, log: &mut Log) -> io::Result<()> {
         .map_or(1, |last| last.saturating_add(1))
         .max(start.next_segment)
         .max(1);
+    if start == Start::default() {
+        let blocks = estimate(shared, &start, &ids);
+        shared.index.reserve(usize::try_from(blocks).unwrap_or(0));
+    }
     let aborted = log.aborts.iter().map(|range| range.last).max();
     log.next_seq = start.seq.max(aborted.unwrap_or(0)) + 1;
     let mut sources = Vec::new();
@@ -244,18 +249,40 @@ fn read_checkpoints(
     Ok(found.unwrap_or_default())
 }
 
-/// About how many records the footers of newer segments have.
-fn beyond(shared: &Shared, start: &Start, segments: &[u32]) -> usize {
-    let records: u64 = segments
-        .iter()
-        .filter(|id| **id >= start.next_segment || start.open.contains_key(*id))
+/// About how many blocks there are: too few costs a second filling of the index, too many a little memory.
+fn estimate(shared: &Shared, start: &Start, segments: &[u32]) -> u64 {
+    let (mut blocks, mut bytes, mut rest) = (start.blocks, 0, 0);
+    for id in segments {
         // Whatever is wrong with it shows when it is read.
-        .filter_map(|id| {
-            let file = shared.vfs.open(&shared.dir.join(segment::file_name(*id)));
-            segment::records(&*file.ok()?, *id).ok()
-        })
-        .sum();
-    usize::try_from(records).unwrap_or(0)
+        let file = shared.vfs.open(&shared.dir.join(segment::file_name(*id)));
+        let Ok((file, len)) = file.and_then(|file| {
+            let len = file.len()?;
+            Ok((file, len))
+        }) else {
+            continue;
+        };
+        let settled = start.open.get(id).copied();
+        if *id < start.next_segment && settled.is_none() {
+            bytes += len;
+            continue;
+        }
+        match segment::records(&*file, *id) {
+            Ok(records @ 1..) if settled.is_none() => {
+                blocks += records;
+                bytes += len;
+            }
+            // As many as elsewhere in as many bytes.
+            _ => {
+                let known = settled.unwrap_or(0).min(len);
+                bytes += known;
+                rest += len - known;
+            }
+        }
+    }
+    let more = u128::from(rest) * u128::from(blocks) / u128::from(bytes.max(1));
+    // Never more than there are bytes for.
+    let all = blocks + u64::try_from(more).unwrap_or(0).min(rest / HEADER as u64);
+    all + all / 64
 }
 
 /// What numbers in a checkpoint stand for here.
@@ -264,44 +291,74 @@ struct Numbers {
     hashes: [Option<(u8, u8)>; 256],
     codecs: [u8; 256],
     blocks: Vec<EntryId>,
-    /// Blocks that are not in the index yet.
-    waiting: Vec<Entry>,
+    waiting: Batch,
 }
-
-/// Blocks that enter the index together, shard by shard: the table of a shard of a million blocks fits the processor's cache, that of the
-/// whole index does not. 64 bytes each.
-const TOGETHER: usize = 64 * 1024;
 
 impl Numbers {
     /// Puts what waits into the index, and numbers it. `None`: the index is full.
     fn settle(&mut self, shared: &Shared) -> Option<()> {
-        let mut shards: [Vec<u32>; index::SHARDS] = Default::default();
-        for (at, entry) in (0..).zip(&self.waiting) {
-            shards
-                .get_mut(shared.index.shard_of(&entry.key()))?
-                .push(at);
-        }
         let first = self.blocks.len();
-        self.blocks
-            .resize(first + self.waiting.len(), EntryId(u32::MAX));
-        let waiting = &self.waiting;
-        let insert = |shards: &[Vec<u32>]| -> Option<Vec<(u32, EntryId)>> {
-            shards
-                .iter()
-                .flatten()
-                .map(|at| {
-                    let (id, _) = shared.index.insert_at(*waiting.get(*at as usize)?)?;
-                    Some((*at, id))
-                })
-                .collect()
+        let ids = self.waiting.insert(shared)?;
+        self.blocks.resize(first + ids.len(), EntryId(u32::MAX));
+        for (at, id) in ids {
+            *self.blocks.get_mut(first + at as usize)? = id;
+        }
+        Some(())
+    }
+}
+
+/// Blocks that enter the index together, shard by shard: the table of a shard of a million blocks fits the processor's cache, that of the
+/// whole index does not. 56 bytes each.
+const TOGETHER: usize = 64 * 1024;
+
+/// So few are not worth sorting.
+const FEW: usize = 64;
+
+/// Blocks that are not in the index yet, in the order in which they were written.
+#[derive(Default)]
+struct Batch(Vec<Entry>);
+
+impl Batch {
+    fn push(&mut self, entry: Entry) {
+        if self.0.len() == FEW {
+            self.0.reserve_exact(TOGETHER - FEW);
+        }
+        self.0.push(entry);
+    }
+
+    fn is_full(&self) -> bool {
+        self.0.len() >= TOGETHER
+    }
+
+    /// Puts them into the index. Their ids, with the place of each in the batch; `None`: the index is full.
+    fn insert(&mut self, shared: &Shared) -> Option<Vec<(u32, EntryId)>> {
+        if self.0.len() < FEW {
+            let inserted = (0..).zip(self.0.drain(..));
+            return inserted
+                .map(|(at, entry)| Some((at, shared.index.insert_at(entry)?.0)))
+                .collect();
+        }
+        let mut shards: [Vec<(u32, u64)>; index::SHARDS] = Default::default();
+        for (at, entry) in (0..).zip(&self.0) {
+            let (hash, number) = shared.index.hash_and_shard(&entry.key());
+            shards.get_mut(number)?.push((at, hash));
+        }
+        let waiting = &self.0;
+        let insert = |shards: &[(usize, Vec<(u32, u64)>)]| -> Option<Vec<(u32, EntryId)>> {
+            let mut ids = Vec::new();
+            for (number, shard) in shards {
+                ids.append(&mut shared.index.insert_all(*number, shard, waiting)?);
+            }
+            Some(ids)
         };
+        let shards: Vec<_> = shards.into_iter().enumerate().collect();
         // Shards have locks of their own. A few blocks are not worth a thread.
         let threads = if waiting.len() < TOGETHER {
             1
         } else {
             thread::available_parallelism().map_or(1, |cores| cores.get().min(4))
         };
-        let inserted: Option<Vec<_>> = thread::scope(|scope| {
+        let inserted: Option<Vec<Vec<_>>> = thread::scope(|scope| {
             let running: Vec<_> = shards
                 .chunks(index::SHARDS.div_ceil(threads))
                 .skip(1)
@@ -311,11 +368,14 @@ impl Numbers {
             let others = running.into_iter().map(|running| running.join().ok()?);
             std::iter::once(own).chain(others).collect()
         });
-        for (at, id) in inserted?.into_iter().flatten() {
-            *self.blocks.get_mut(first + at as usize)? = id;
+        self.0.clear();
+        let mut inserted = inserted?;
+        // Usually that of one thread.
+        let mut ids = inserted.pop()?;
+        for mut more in inserted {
+            ids.append(&mut more);
         }
-        self.waiting.clear();
-        Some(())
+        Some(ids)
     }
 }
 
@@ -332,7 +392,7 @@ fn read_checkpoint(
         hashes: [None; 256],
         codecs: [0; 256],
         blocks: Vec::new(),
-        waiting: Vec::new(),
+        waiting: Batch::default(),
     };
     // A declared number allocates nothing that the file has no bytes for.
     let most_blocks = file.len()? / checkpoint::BLOCK_BYTES;
@@ -341,9 +401,15 @@ fn read_checkpoint(
         checkpoint::Entry::Start(read) => {
             let blocks = usize::try_from(read.blocks.min(most_blocks)).unwrap_or(0);
             // One table for all that comes: growing it step by step would cost as much as filling it.
-            shared
-                .index
-                .reserve(blocks + beyond(shared, &read, segments));
+            let all = estimate(
+                shared,
+                &Start {
+                    blocks: blocks as u64,
+                    ..read.clone()
+                },
+                segments,
+            );
+            shared.index.reserve(usize::try_from(all).unwrap_or(0));
             numbers.blocks.reserve(blocks);
             start = read;
         }
@@ -416,10 +482,10 @@ fn insert(shared: &Shared, numbers: &mut Numbers, block: &checkpoint::Block) -> 
     }
     entry.expiry_s = block.expiry_s;
     numbers.waiting.push(entry);
-    if numbers.waiting.len() < TOGETHER {
-        return Some(());
+    if numbers.waiting.is_full() {
+        numbers.settle(shared)?;
     }
-    numbers.settle(shared)
+    Some(())
 }
 
 /// A segment that has something to say beyond the checkpoint.
@@ -500,6 +566,9 @@ fn replay(
     let mut sources = VecDeque::from(sources);
     let mut loaded: Vec<Option<Loaded>> = Vec::new();
     let mut order = BinaryHeap::new();
+    let mut blocks = Blocks::default();
+    // The list of one segment goes into the memory of another: allocators give such pieces back late.
+    let mut spare = Vec::new();
     loop {
         while let Some(source) = sources.front()
             && order
@@ -509,7 +578,7 @@ fn replay(
             let Some(source) = sources.pop_front() else {
                 break;
             };
-            let next = load(shared, log, &source, &last)?;
+            let next = load(shared, log, &source, &last, std::mem::take(&mut spare))?;
             if let Some(seq) = next.seq() {
                 order.push(Reverse((seq, loaded.len())));
                 loaded.push(Some(next));
@@ -517,7 +586,7 @@ fn replay(
         }
         let Some(Reverse((_, number))) = order.pop() else {
             if sources.is_empty() {
-                return Ok(());
+                return blocks.insert(shared);
             }
             continue;
         };
@@ -543,17 +612,85 @@ fn replay(
                     .iter()
                     .any(|range| range.covers(current.id, item.seq))
             {
-                apply(shared, current.id, &item)?;
+                if item.kind == Kind::Block {
+                    blocks.push(shared, current.id, &item)?;
+                } else {
+                    if !matches!(item.kind, Kind::Value | Kind::DeleteValue) {
+                        blocks.insert(shared)?;
+                    }
+                    apply(shared, current.id, &item)?;
+                }
             }
         };
         match next {
             Some(seq) => order.push(Reverse((seq, number))),
             None => {
-                if let Some(place) = loaded.get_mut(number) {
-                    *place = None;
+                if let Some(place) = loaded.get_mut(number).and_then(Option::take) {
+                    spare = place.items.bytes;
                 }
             }
         }
+    }
+}
+
+/// Blocks that the log names one after the other.
+#[derive(Default)]
+struct Blocks {
+    batch: Batch,
+    /// How the last CID of the usual length began, and what its key has for that.
+    usual: Option<([u8; 4], u8, u8)>,
+}
+
+impl Blocks {
+    fn push(&mut self, shared: &Shared, segment: u32, item: &Item<'_>) -> io::Result<()> {
+        let Some((key, codec)) = self.key(shared, item.key) else {
+            return Ok(());
+        };
+        let at = Position {
+            segment,
+            offset: item.offset,
+        };
+        let head = u8::try_from(HEADER + item.key.len()).unwrap_or(u8::MAX);
+        let len = shared.index.len() + self.batch.0.len();
+        let heat = shared.clock.tick(len).fresh(1.0);
+        let len = item.payload_len;
+        let entry = Entry::new(key, codec, at, head, len, item.expiry_ms, heat);
+        self.batch.push(entry);
+        if self.batch.is_full() {
+            self.insert(shared)?;
+        }
+        Ok(())
+    }
+
+    /// The key of a CID as it is in the log.
+    fn key(&mut self, shared: &Shared, name: &[u8]) -> Option<(Key, u8)> {
+        let whole = name.len() == 36;
+        let (begin, digest) = name.split_first_chunk::<4>()?;
+        if let Some((usual, hash, codec)) = self.usual
+            && whole
+            && usual == *begin
+        {
+            let digest = digest.try_into().ok()?;
+            return Some((Key { digest, hash }, codec));
+        }
+        let cid = Cid::try_from(name).ok()?;
+        let (key, codec) = shared.kinds.intern(&cid);
+        // One byte each for version, codec, hash function and length: what follows is the digest.
+        if whole && cid.hash().digest() == digest && key.digest == *digest {
+            self.usual = Some((*begin, key.hash, codec));
+        }
+        Some((key, codec))
+    }
+
+    /// Everything else comes after them.
+    fn insert(&mut self, shared: &Shared) -> io::Result<()> {
+        if self.batch.0.is_empty() {
+            return Ok(());
+        }
+        let inserted = self.batch.insert(shared);
+        inserted
+            .map(drop)
+            .ok_or_else(|| io::Error::other("more blocks than the index can hold"))
     }
 }
 
@@ -563,11 +700,12 @@ fn load(
     log: &mut Log,
     source: &Source,
     last: &BTreeMap<LaneKind, u32>,
+    spare: Vec<u8>,
 ) -> io::Result<Loaded> {
     let id = source.id;
     let file = shared.file(id)?;
     let footer = match &source.header {
-        Some(header) => segment::read_footer(&*file, header)?,
+        Some(header) => segment::read_footer_into(&*file, header, spare)?,
         None => None,
     };
     let items = match footer {
@@ -635,7 +773,12 @@ fn close_tail(
                     len: end,
                     synced: end,
                     unsynced_seq: 0,
-                    items: items.clone(),
+                    before: Before {
+                        end,
+                        count: items.count,
+                        bytes: items.bytes.len(),
+                    },
+                    items: Items::default(),
                     used_seq: 0,
                 },
             );
@@ -703,18 +846,8 @@ fn apply(shared: &Shared, segment: u32, item: &Item<'_>) -> io::Result<()> {
     };
     let mut fields = Fields(&said);
     match item.kind {
-        Kind::Block => {
-            let Some(cid) = cid_of_key() else {
-                return Ok(());
-            };
-            let (key, codec) = shared.kinds.intern(&cid);
-            let head = u8::try_from(HEADER + item.key.len()).unwrap_or(u8::MAX);
-            let heat = shared.clock.tick(shared.index.len()).fresh(1.0);
-            let len = item.payload_len;
-            shared
-                .index
-                .insert(Entry::new(key, codec, at, head, len, item.expiry_ms, heat));
-        }
+        // They have come together; see `Blocks`.
+        Kind::Block => {}
         Kind::Delete => {
             if let Some(cid) = cid_of_key() {
                 remove(shared, &cid);
@@ -799,22 +932,26 @@ fn remove(shared: &Shared, cid: &Cid) {
 
 /// Drops what points nowhere, and counts what is needed.
 fn settle(shared: &Shared, log: &mut Log) {
-    let (mut gone, mut there, mut pinned) = (Vec::new(), Vec::new(), 0);
+    // Of each segment its length, and what is needed of it.
+    let mut segments: HashMap<u32, (u64, u64)> = log
+        .segments
+        .iter()
+        .map(|(id, segment)| (*id, (segment.len, 0)))
+        .collect();
+    let (mut gone, mut pinned) = (Vec::new(), 0);
     shared.index.for_each(|entry| {
-        let is_there = match entry.place() {
-            Place::Cold(_) => true,
-            Place::Disk(at) => log
-                .segments
-                .get(&at.segment)
-                .is_some_and(|segment| u64::from(at.offset) + entry.record_len() <= segment.len),
+        let at = match entry.place() {
+            Place::Cold(at) => return shared.packs.retain(at, entry.len()),
+            Place::Disk(at) => at,
         };
-        if is_there {
-            there.push(*entry);
-            if entry.pins > 0 {
-                pinned += entry.footprint();
+        match segments.get_mut(&at.segment) {
+            Some((len, live)) if u64::from(at.offset) + entry.record_len() <= *len => {
+                *live += entry.footprint();
+                if entry.pins > 0 {
+                    pinned += entry.footprint();
+                }
             }
-        } else {
-            gone.push(*entry);
+            _ => gone.push(*entry),
         }
     });
     for entry in gone {
@@ -828,8 +965,8 @@ fn settle(shared: &Shared, log: &mut Log) {
             shared.index.insert(Entry::lost(key, entry.codec));
         }
     }
-    for entry in there {
-        shared.retain(log, &entry);
+    for (id, (_, live)) in segments {
+        shared.retain_record(log, id, live);
     }
     shared.counters.pinned.add(pinned);
     let mut values = shared.values.write();

@@ -275,10 +275,19 @@ pub(crate) fn records(file: &dyn VfsFile, id: u32) -> io::Result<u64> {
 
 /// The list of records of a sealed segment; `None` if it has no whole footer.
 pub(crate) fn read_footer(file: &dyn VfsFile, header: &SegmentHeader) -> io::Result<Option<Items>> {
+    read_footer_into(file, header, Vec::new())
+}
+
+/// The same, in memory that was used before.
+pub(crate) fn read_footer_into(
+    file: &dyn VfsFile,
+    header: &SegmentHeader,
+    mut items: Vec<u8>,
+) -> io::Result<Option<Items>> {
     let Some(trailer) = read_trailer(file, header.id)? else {
         return Ok(None);
     };
-    let mut items = vec![0; trailer.item_bytes as usize];
+    items.resize(trailer.item_bytes as usize, 0);
     file.read_exact_at(trailer.items_at, &mut items)?;
     let actual = header.footer_crc(trailer.items_at, &items, &trailer.head);
     Ok((actual == trailer.crc)
