@@ -178,6 +178,8 @@ pub(crate) struct Counters {
     pub(crate) used: Counter,
     pub(crate) segments: Counter,
     pub(crate) checkpoint_bytes: Counter,
+    /// Of the last checkpoint alone.
+    pub(crate) last_checkpoint: Counter,
 }
 
 impl Shared {
@@ -217,15 +219,20 @@ impl Shared {
 
     /// Bytes of records that may be live: the rest is what three checkpoints take and what compaction works with.
     pub(crate) fn live_limit(&self) -> u64 {
-        let checkpoints = 3 * checkpoint::BLOCK_BYTES * self.index.len() as u64;
+        let checkpoints = 3 * self.next_checkpoint();
         self.capacity().saturating_sub(checkpoints) / 8 * 7
     }
 
     /// Bytes that the store takes on the disk, with those of the next checkpoint, which is there beside the two before it until it is whole.
     pub(crate) fn used(&self) -> u64 {
         let kept = self.counters.checkpoint_bytes.get();
-        let next = checkpoint::BLOCK_BYTES * self.index.len() as u64;
-        self.counters.used.get() + kept + next.max(kept / 2)
+        self.counters.used.get() + kept + self.next_checkpoint()
+    }
+
+    /// About how long it will be: as the last one, which had pins, values and long names, or longer with more blocks.
+    fn next_checkpoint(&self) -> u64 {
+        let blocks = checkpoint::BLOCK_BYTES * self.index.len() as u64;
+        blocks.max(self.counters.last_checkpoint.get())
     }
 
     pub(crate) fn segment_bytes(&self) -> u64 {

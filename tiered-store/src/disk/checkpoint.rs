@@ -118,8 +118,15 @@ impl Checkpoints {
             .map_or(0, |kept| kept.seq)
     }
 
-    pub(crate) fn bytes(&self) -> u64 {
-        self.kept.iter().map(|kept| kept.bytes).sum()
+    /// Says what they take.
+    pub(crate) fn count(&self, shared: &Shared) {
+        let counters = &shared.counters;
+        counters
+            .checkpoint_bytes
+            .set(self.kept.iter().map(|kept| kept.bytes).sum());
+        counters
+            .last_checkpoint
+            .set(self.kept.back().map_or(0, |kept| kept.bytes));
     }
 
     pub(crate) fn is_writing(&self) -> bool {
@@ -397,10 +404,7 @@ fn finish(
             }
             let safe = checkpoints.safe_seq();
             log.aborts.retain(|range| range.last > safe);
-            shared
-                .counters
-                .checkpoint_bytes
-                .set(log.checkpoints.bytes());
+            log.checkpoints.count(shared);
             Ok(())
         }
         Err(error) => {

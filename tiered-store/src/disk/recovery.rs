@@ -242,10 +242,7 @@ fn read_checkpoints(
             .vfs
             .remove(&shared.dir.join(checkpoint::file_name(number)));
     }
-    shared
-        .counters
-        .checkpoint_bytes
-        .set(log.checkpoints.bytes());
+    log.checkpoints.count(shared);
     Ok(found.unwrap_or_default())
 }
 
