@@ -61,6 +61,55 @@ fn outputs(core: &mut Core) -> Vec<Vec<u8>> {
         .collect()
 }
 
+fn response(records: u16) -> Vec<u8> {
+    let [high, low] = records.to_be_bytes();
+    vec![0, 0, 0x84, 0, 0, 0, high, low, 0, 0, 0, 0]
+}
+
+/// A record whose data is a chain of pointers, and 80 whose names lead through all of it.
+fn chain_of_pointers() -> Vec<u8> {
+    const LINKS: u16 = 4_000;
+    let mut packet = response(81);
+    packet.extend([0, 0, 16, 0, 1, 0, 0, 0, 9]);
+    packet.extend((2 * LINKS + 1).to_be_bytes());
+    let end = 23;
+    packet.push(0);
+    for link in 0..LINKS {
+        let to = if link == 0 {
+            end
+        } else {
+            end + 1 + 2 * (link - 1)
+        };
+        packet.extend((0xc000 | to).to_be_bytes());
+    }
+    for _ in 0..80 {
+        packet.extend((0xc000 | (end + 1 + 2 * (LINKS - 1))).to_be_bytes());
+        packet.extend([0, 16, 0, 1, 0, 0, 0, 9, 0, 0]);
+    }
+    packet
+}
+
+/// Pointers of the service to 128 names, and texts of 128 others.
+fn names_of_strangers() -> Vec<u8> {
+    let mut packet = response(256);
+    for number in 0..128u8 {
+        if number == 0 {
+            packet.extend(b"\x04_p2p\x04_udp\x05local\0");
+        } else {
+            packet.extend([0xc0, 12]);
+        }
+        packet.extend([
+            0, 12, 0, 1, 0, 0, 1, 44, 0, 6, 4, b'a', b'b', b'c', number, 0,
+        ]);
+    }
+    for number in 0..128u8 {
+        packet.extend([
+            4, b'x', b'y', b'z', number, 0, 0, 16, 0, 1, 0, 0, 1, 44, 0, 0,
+        ]);
+    }
+    packet
+}
+
 fn packets(c: &mut Criterion) {
     let now = origin();
     let is_query = |packet: &&Vec<u8>| packet.get(2).is_some_and(|flags| flags & 0x80 == 0);
@@ -93,6 +142,20 @@ fn packets(c: &mut Criterion) {
     let odd = [0xc0, 12].repeat(700);
     group.bench_function("nonsense, 1400 bytes", |b| {
         b.iter(|| core.on_packet(LINK, source(2), black_box(&odd), now));
+    });
+    let chain = chain_of_pointers();
+    group.bench_function(
+        "hostile: 9,000 bytes, each name through 4,000 pointers",
+        |b| {
+            b.iter(|| core.on_packet(LINK, source(2), black_box(&chain), now));
+        },
+    );
+    let strangers = names_of_strangers();
+    group.bench_function("hostile: 256 records of as many names", |b| {
+        b.iter(|| {
+            core.on_packet(LINK, source(2), black_box(&strangers), now);
+            black_box(outputs(&mut core)).len()
+        });
     });
     group.finish();
 

@@ -1,18 +1,11 @@
 //! A chat over the local network: start it on a few machines (or a few times on one) and type.
 //!
-//! ```text
-//! cargo run -p anypath-discovery-mdns --example lan_chat
-//! ```
-
-use std::error::Error;
+//! `cargo run -p anypath-discovery-mdns --example lan_chat`
 
 use anypath_discovery_mdns as mdns;
 use futures::StreamExt as _;
-use libp2p::{
-    SwarmBuilder, gossipsub, noise,
-    swarm::{NetworkBehaviour, SwarmEvent},
-    yamux,
-};
+use libp2p::swarm::{NetworkBehaviour, SwarmEvent};
+use libp2p::{SwarmBuilder, gossipsub, noise, yamux};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 #[derive(NetworkBehaviour)]
@@ -22,14 +15,11 @@ struct Chat {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let yamux = yamux::Config::default;
     let mut swarm = SwarmBuilder::with_new_identity()
         .with_tokio()
-        .with_tcp(
-            Default::default(),
-            noise::Config::new,
-            yamux::Config::default,
-        )?
+        .with_tcp(Default::default(), noise::Config::new, yamux)?
         .with_behaviour(|key| {
             let local = key.public().to_peer_id();
             let sign = gossipsub::MessageAuthenticity::Signed(key.clone());
@@ -57,12 +47,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
                     println!("* {peer} is here");
                     swarm.dial(peer).ok();
                 }
-                SwarmEvent::Behaviour(ChatEvent::Mdns(mdns::Event::Expired { peer, .. })) => {
-                    println!("* {peer} is gone");
-                }
-                SwarmEvent::Behaviour(ChatEvent::Gossipsub(gossipsub::Event::Message { message, .. })) => {
-                    println!("> {}", String::from_utf8_lossy(&message.data));
-                }
+                SwarmEvent::Behaviour(ChatEvent::Mdns(mdns::Event::Expired { peer, .. })) =>
+                    println!("* {peer} is gone"),
+                SwarmEvent::Behaviour(ChatEvent::Gossipsub(gossipsub::Event::Message { message, .. })) =>
+                    println!("> {}", String::from_utf8_lossy(&message.data)),
                 _ => {}
             },
         }

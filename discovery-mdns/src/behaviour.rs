@@ -224,7 +224,8 @@ impl Behaviour {
             let mut left = PACKETS_PER_POLL;
             while left > 0 {
                 match link.socket.poll_receive(&mut self.buffer, cx) {
-                    Poll::Ready(Ok((len, source))) => {
+                    Poll::Ready(Ok(None)) => left -= 1,
+                    Poll::Ready(Ok(Some((len, source)))) => {
                         left -= 1;
                         let packet = self.buffer.get(..len).unwrap_or_default();
                         let source = unmapped(source);

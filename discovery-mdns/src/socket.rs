@@ -57,21 +57,24 @@ impl LinkSocket {
         self.id
     }
 
-    /// The next packet and its sender.
+    /// The next packet and its sender; `None`: a packet that is of no use, and there may be others.
     pub(crate) fn poll_receive(
         &self,
         buffer: &mut [u8; MAX_RECEIVED],
         cx: &mut Context<'_>,
-    ) -> Poll<io::Result<(usize, SocketAddr)>> {
+    ) -> Poll<io::Result<Option<(usize, SocketAddr)>>> {
         loop {
             // Asked first, the reactor is only needed when the socket is empty.
             match self.socket.get_ref().recv_from(buffer) {
-                Ok((_, source)) if !self.is_mine(source) => {}
+                Ok((len, source)) => {
+                    return Poll::Ready(Ok(self.is_mine(source).then_some((len, source))));
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready!(self.socket.poll_readable(cx))?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                received => return Poll::Ready(received),
+                Err(error) if is_about_one_packet(&error) => return Poll::Ready(Ok(None)),
+                Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }
@@ -89,7 +92,8 @@ impl LinkSocket {
     /// Sends without waiting: what the kernel has no room for is lost, as any datagram may be.
     pub(crate) fn send(&self, packet: &[u8], to: Destination) -> io::Result<()> {
         let to = match (to, self.id.family) {
-            (Destination::Host(to), _) => to,
+            // The engine knows addresses, the system wants to know the link of a link-local one.
+            (Destination::Host(to), _) => on_interface(to, self.id.interface),
             (Destination::Group, Family::V4) => SocketAddr::from((GROUP_V4, MDNS_PORT)),
             (Destination::Group, Family::V6) => {
                 SocketAddrV6::new(GROUP_V6, MDNS_PORT, 0, self.id.interface).into()
@@ -97,6 +101,24 @@ impl LinkSocket {
         };
         self.socket.get_ref().send_to(packet, to).map(drop)
     }
+}
+
+/// The same address, as one on this interface.
+fn on_interface(to: SocketAddr, interface: u32) -> SocketAddr {
+    match to {
+        SocketAddr::V6(to) if to.ip().is_unicast_link_local() => {
+            SocketAddrV6::new(*to.ip(), to.port(), to.flowinfo(), interface).into()
+        }
+        to => to,
+    }
+}
+
+/// Windows tells on the receiving side that a packet was longer than the buffer, or that one of ours met a closed
+/// port. Anybody on the link can bring that about: the socket is as good as before.
+fn is_about_one_packet(error: &io::Error) -> bool {
+    const WSAEMSGSIZE: i32 = 10_040;
+    error.kind() == io::ErrorKind::ConnectionReset
+        || (cfg!(windows) && error.raw_os_error() == Some(WSAEMSGSIZE))
 }
 
 /// Whether this machine lets us have the port in this family at all.
@@ -166,4 +188,26 @@ fn join_v4(socket: &Socket, interface: &Interface) -> io::Result<()> {
     socket
         .join_multicast_v4_n(&GROUP_V4, &index)
         .or_else(|_| socket.join_multicast_v4(&GROUP_V4, &address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_local_address_is_answered_on_the_link_where_it_asked() {
+        let on = |to: &str| match on_interface(to.parse().unwrap(), 7) {
+            SocketAddr::V6(to) => to.scope_id(),
+            SocketAddr::V4(_) => 0,
+        };
+        assert_eq!(on("[fe80::1]:5353"), 7);
+        assert_eq!(on("[fd00::1]:5353"), 0);
+        assert_eq!(on("10.0.0.1:5353"), 0);
+    }
+
+    #[test]
+    fn one_bad_packet_does_not_cost_the_socket() {
+        assert!(is_about_one_packet(&io::ErrorKind::ConnectionReset.into()));
+        assert!(!is_about_one_packet(&io::ErrorKind::NetworkDown.into()));
+    }
 }

@@ -41,6 +41,8 @@ const UNICAST_BURST: u32 = 4;
 const UNICAST_PAUSE: Duration = Duration::from_millis(250);
 /// Instances with a shorter life are not asked after before they expire.
 const REFRESHED_FROM: Duration = Duration::from_secs(10);
+/// When an instance is asked after for the second time, in twentieths of its life (RFC 6762 §5.2: 80, 85, 90 and 95 %).
+const SECOND_REFRESH: u32 = 17;
 
 fn millis(rng: &mut StdRng, range: RangeInclusive<u64>) -> Duration {
     Duration::from_millis(rng.random_range(range))
@@ -83,6 +85,7 @@ impl LinkState {
                 longest: config.query_interval(),
                 last: None,
                 first: true,
+                urgent: false,
             },
             answers: Answers::new(now),
             instances: Instances {
@@ -162,6 +165,8 @@ pub(super) struct Queries {
     longest: Duration,
     last: Option<Instant>,
     first: bool,
+    /// Somebody is about to be forgotten although an answer was due.
+    urgent: bool,
 }
 
 impl Queries {
@@ -194,12 +199,14 @@ impl Queries {
         self.wait = wait.saturating_mul(2);
         self.last = Some(now);
         self.first = false;
+        self.urgent = false;
     }
 
     /// Another host asked what we would have asked. Returns whether that spares us a query: not the first one, because the asker itself
-    /// may have answered just before.
+    /// may have answered just before; nor one that is asked because nobody answered the one before, because that may have come to us
+    /// alone, by unicast.
     pub(super) fn asked_by_another(&mut self, rng: &mut StdRng, now: Instant) -> bool {
-        let news = !self.first && self.last.is_none_or(|last| now >= last + ECHO);
+        let news = !self.first && !self.urgent && self.last.is_none_or(|last| now >= last + ECHO);
         if news {
             self.sent(rng, now);
         }
@@ -365,7 +372,7 @@ impl Instance {
         if !self.stable || self.ttl < REFRESHED_FROM {
             return expiry;
         }
-        [16, 17, 18, 19]
+        [16, SECOND_REFRESH, 18, 19]
             .into_iter()
             .map(|twentieths| self.learned + self.ttl / 20 * twentieths)
             .find(|at| *at > now)
@@ -407,7 +414,7 @@ impl Instances {
         self.due.insert((due, name.clone()));
     }
 
-    fn remove(&mut self, name: &Name) {
+    pub(super) fn remove(&mut self, name: &Name) {
         if let Some(instance) = self.known.remove(name) {
             self.due.remove(&(instance.due, name.clone()));
         }
@@ -417,10 +424,18 @@ impl Instances {
         self.known.get(name)?.owner
     }
 
-    pub(super) fn set_owner(&mut self, name: &Name, owner: PeerId, said: Said, addresses: usize) {
+    /// `said`: what was said about the owner, and how many addresses were learned from it.
+    pub(super) fn set_owner(&mut self, name: &Name, owner: PeerId, said: Option<(Said, usize)>) {
         if let Some(instance) = self.known.get_mut(name) {
             instance.owner = Some(owner);
-            instance.said = Some((said, addresses));
+            instance.said = said;
+        }
+    }
+
+    /// All that is said is read again.
+    pub(super) fn forget_said(&mut self) {
+        for instance in self.known.values_mut() {
+            instance.said = None;
         }
     }
 
@@ -440,9 +455,10 @@ impl Instances {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// Forgets what has expired. Returns whether something is about to, so that a query is called for.
-    fn on_due(&mut self, now: Instant) -> bool {
-        let mut ask = false;
+    /// Forgets what has expired. Returns whether something is about to, so that a query is called for, and whether that is not the
+    /// first time.
+    fn on_due(&mut self, now: Instant) -> (bool, bool) {
+        let (mut ask, mut again) = (false, false);
         while let Some((at, name)) = self.due.first().cloned()
             && at <= now
         {
@@ -455,10 +471,11 @@ impl Instances {
                 continue;
             }
             ask = true;
+            again |= now >= instance.learned + instance.ttl / 20 * SECOND_REFRESH;
             instance.due = instance.due_after(now);
             self.due.insert((instance.due, name));
         }
-        ask
+        (ask, again)
     }
 
     /// For a query: who need not answer, those first who were heard last, with the seconds that their record has left.
@@ -479,7 +496,9 @@ impl Instances {
 impl LinkState {
     /// Looks after the instances that are about to expire.
     pub(super) fn refresh_instances(&mut self, rng: &mut StdRng, now: Instant) {
-        if self.instances.on_due(now) {
+        let (ask, again) = self.instances.on_due(now);
+        self.queries.urgent |= again;
+        if ask {
             self.queries.sooner(now + millis(rng, 0..=100), now);
         }
     }

@@ -139,6 +139,8 @@ impl Core {
                 }
                 link.networks = networks;
                 link.loopback = loopback;
+                // What was no use before may be of use now.
+                link.instances.forget_said();
                 // RFC 6762 §8: what is known may be wrong after a change of the network.
                 link.queries.restart(&mut self.rng, now);
             }
@@ -311,9 +313,14 @@ impl Core {
             }
             if *ttl == 0 {
                 // Whoever sends this must be the one who told the addresses; the table looks.
-                if let Some(owner) = link.instances.owner(instance) {
-                    let witness = Witness::new(id, source, instance);
-                    changes.extend(self.table.forget_instance(owner, &witness));
+                let witness = Witness::new(id, source, instance);
+                match link.instances.owner(instance) {
+                    Some(owner) if !self.table.is_witness(&owner, &witness) => {}
+                    owner => {
+                        link.instances.remove(instance);
+                        let gone = owner.map(|owner| self.table.forget_instance(owner, &witness));
+                        changes.extend(gone.into_iter().flatten());
+                    }
                 }
             } else {
                 let ttl = Duration::from_secs((*ttl).into()).min(MAX_TTL);
@@ -381,7 +388,9 @@ impl Core {
                 self.table.flush(owner, &witness, now);
             }
             let addresses = self.table.count(&owner, &witness, now);
-            link.instances.set_owner(&text.name, owner, said, addresses);
+            // What found no place is read again next time: there may be one then.
+            let said = (!changes.contains(&Change::Refused)).then_some((said, addresses));
+            link.instances.set_owner(&text.name, owner, said);
         }
         changes
     }

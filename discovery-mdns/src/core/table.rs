@@ -68,7 +68,6 @@ struct Peer {
     introduced: Instant,
     introduced_by: IpAddr,
     established: bool,
-    connected: bool,
     /// Its place in [`Table::expiries`].
     expires: Instant,
 }
@@ -89,6 +88,8 @@ pub(super) struct Table {
     expiries: BTreeSet<(Instant, PeerId)>,
     /// The peers that may be given up, by who introduced them; those that were heard once come first.
     candidates: BTreeMap<IpAddr, BTreeSet<(bool, PeerId)>>,
+    /// Those to whom there is a connection, heard or not, at most `max_peers`: they are never given up.
+    connected: BTreeSet<PeerId>,
 }
 
 impl Table {
@@ -99,6 +100,7 @@ impl Table {
             peers: BTreeMap::new(),
             expiries: BTreeSet::new(),
             candidates: BTreeMap::new(),
+            connected: BTreeSet::new(),
         }
     }
 
@@ -135,8 +137,7 @@ impl Table {
             addresses: BTreeMap::new(),
             introduced: now,
             introduced_by: by.source,
-            established: false,
-            connected: false,
+            established: self.connected.contains(&id),
             expires,
         });
         peer.established |= now >= peer.introduced + ESTABLISHED_AFTER;
@@ -153,6 +154,8 @@ impl Table {
                     *old = sighting;
                 } else if sightings.len() < MAX_SIGHTINGS {
                     sightings.push(sighting);
+                } else {
+                    changes.push(Change::Refused);
                 }
             }
             None => {
@@ -208,6 +211,13 @@ impl Table {
             .count()
     }
 
+    /// Whether `by` vouches for anything about `id`.
+    pub(super) fn is_witness(&self, id: &PeerId, by: &Witness) -> bool {
+        let peer = self.peers.get(id).into_iter();
+        let mut sightings = peer.flat_map(|peer| peer.addresses.values().flatten());
+        sightings.any(|sighting| sighting.by == *by)
+    }
+
     /// `by` takes back that `id` is at `address`.
     pub(super) fn forget_address(
         &mut self,
@@ -257,8 +267,14 @@ impl Table {
     }
 
     pub(super) fn set_connected(&mut self, id: &PeerId, connected: bool) {
-        if let Some(mut peer) = self.take(id) {
-            peer.connected = connected;
+        // Out of the indexes first: they depend on it.
+        let peer = self.take(id);
+        if !connected {
+            self.connected.remove(id);
+        } else if self.connected.len() < self.max_peers {
+            self.connected.insert(*id);
+        }
+        if let Some(mut peer) = peer {
             peer.established |= connected;
             self.put(*id, peer);
         }
@@ -304,7 +320,7 @@ impl Table {
         };
         peer.expires = expires;
         self.expiries.insert((expires, id));
-        if !peer.connected {
+        if !self.connected.contains(&id) {
             let candidates = self.candidates.entry(peer.introduced_by).or_default();
             candidates.insert((peer.established, id));
         }

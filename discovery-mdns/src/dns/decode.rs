@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use hickory_proto::{
     rr::Name,
     serialize::binary::{BinDecodable, BinDecoder, DecodeError},
@@ -13,6 +15,13 @@ use super::{
 const MAX_RECORDS: usize = 256;
 /// Questions of one message that are looked at.
 const MAX_QUESTIONS: usize = 32;
+/// Pointers that the name of a record may lead through. Those of real responders have one or two; a chain of thousands is
+/// valid, takes two bytes a link, and every record of the message could lead through it.
+const MAX_POINTERS: usize = 16;
+/// The top bits of a pointer (RFC 1035 §4.1.4); what is less is the length of a label.
+const POINTER: usize = 0xc0;
+/// Labels of a name: 127 of one byte and the root (RFC 1035 §3.1).
+const MAX_LABELS: usize = 128;
 
 /// A message that concerns us.
 #[derive(Debug)]
@@ -178,9 +187,8 @@ fn decode_response<'a>(
     // The text of another service on the same host is no business of ours. rust-libp2p names a peer without the
     // service, so a name counts as well if a pointer of this message leads to it.
     let Response { pointers, texts } = &mut response;
-    texts.retain(|text| {
-        names.service.zone_of(&text.name) || pointers.iter().any(|(target, _)| *target == text.name)
-    });
+    let targets: BTreeSet<&Name> = pointers.iter().map(|(target, _)| target).collect();
+    texts.retain(|text| names.service.zone_of(&text.name) || targets.contains(&text.name));
     let concerns_us = !(pointers.is_empty() && texts.is_empty());
     Ok(concerns_us.then_some(Message::Response(response)))
 }
@@ -193,7 +201,7 @@ struct Question {
 
 impl Question {
     fn read(from: &mut BinDecoder<'_>) -> Result<Self, DecodeError> {
-        let name = Name::read(from)?;
+        let name = read_name(from)?;
         let kind = read_u16(from)?;
         let class = read_u16(from)?;
         let asked = if class & TOP_BIT == 0 {
@@ -217,7 +225,7 @@ struct Record<'a> {
 
 impl<'a> Record<'a> {
     fn read(from: &mut BinDecoder<'a>) -> Result<Self, DecodeError> {
-        let name = Name::read(from)?;
+        let name = read_name(from)?;
         let kind = read_u16(from)?;
         let class = read_u16(from)?;
         let ttl = from.read_u32()?.unverified();
@@ -245,9 +253,39 @@ impl<'a> Record<'a> {
             .at_data
             .clone(u16::try_from(self.at_data.index()).ok()?);
         let start = data.index();
-        let name = Name::read(&mut data).ok()?;
+        let name = read_name(&mut data).ok()?;
         (data.index() == start + self.data.len()).then_some(name)
     }
+}
+
+/// Reads a name that does not lead through many pointers.
+fn read_name(from: &mut BinDecoder<'_>) -> Result<Name, DecodeError> {
+    let start = u16::try_from(from.index()).map_err(|_| DecodeError::InsufficientBytes)?;
+    let mut at = from.clone(start);
+    let mut pointers = 0;
+    for _ in 0..MAX_LABELS + MAX_POINTERS {
+        let index = at.index();
+        let Some(length) = at.peek().map(|byte| usize::from(byte.unverified())) else {
+            return Err(DecodeError::InsufficientBytes);
+        };
+        if length == 0 {
+            return Name::read(from);
+        }
+        if length < POINTER {
+            at.read_slice(1 + length)?;
+            continue;
+        }
+        let target = read_u16(&mut at)? & 0x3fff;
+        pointers += 1;
+        if pointers > MAX_POINTERS || usize::from(target) >= index {
+            return Err(DecodeError::PointerNotPriorToLabel {
+                idx: index,
+                ptr: target,
+            });
+        }
+        at = at.clone(target);
+    }
+    Err(DecodeError::DomainNameTooLong(MAX_LABELS))
 }
 
 fn read_u16(from: &mut BinDecoder<'_>) -> Result<u16, DecodeError> {

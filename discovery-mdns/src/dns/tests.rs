@@ -227,6 +227,34 @@ fn compression_loops_are_refused() {
 }
 
 #[test]
+fn long_chains_of_pointers_are_refused() {
+    // Each pointer leads to the one before it, the first of them to a root name: valid, and as much work as its length.
+    let chain = |links: u16| {
+        let mut body = vec![0, 0, 16, 0, 1, 0, 0, 0, 9];
+        let data = body.len() as u16 + 12 + 2;
+        body.extend((2 * links + 1).to_be_bytes());
+        body.push(0);
+        for link in 0..links {
+            let to = if link == 0 {
+                data
+            } else {
+                data + 1 + 2 * (link - 1)
+            };
+            body.extend((0xc000 | to).to_be_bytes());
+        }
+        // The next record's name leads through all of them.
+        body.extend((0xc000 | (data + 1 + 2 * (links - 1))).to_be_bytes());
+        body.extend([0, 16, 0, 1, 0, 0, 0, 9, 0, 0]);
+        answers(2, &body)
+    };
+    // Of those in the record's data and the one that leads to them.
+    assert!(decode(&chain(15), &names()).unwrap().is_none());
+    for links in [16, 4_000] {
+        assert!(decode(&chain(links), &names()).is_err(), "{links}");
+    }
+}
+
+#[test]
 fn records_that_declare_more_than_there_is_are_refused() {
     let mut packet = golden("js-answer");
     let len = packet.len();

@@ -440,6 +440,78 @@ fn what_is_said_again_lives_on_and_what_is_left_out_does_not() {
 }
 
 #[test]
+fn what_found_no_place_is_learned_as_soon_as_there_is_one() {
+    let mut core = host(Config::builder().max_peers(1).build().unwrap());
+    let (first, second) = ("10.0.0.7:5353", "10.0.0.8:5353");
+    let hello = announcement(8, &["/ip4/10.0.0.8/tcp/1"], 300);
+    core.on_connected(&peer_id(7));
+    hear(
+        &mut core,
+        first,
+        &announcement(7, &["/ip4/10.0.0.7/tcp/1"], 300),
+    );
+    assert_eq!(hear(&mut core, second, &hello), []);
+    assert_eq!(core.counters().over_limit, 1);
+    hear(
+        &mut core,
+        first,
+        &announcement(7, &["/ip4/10.0.0.7/tcp/1"], 0),
+    );
+    assert_eq!(
+        discovered(&mut core, second, &hello),
+        ["/ip4/10.0.0.8/tcp/1"]
+    );
+}
+
+#[test]
+fn what_was_no_use_on_one_network_is_of_use_on_the_next() {
+    let mut core = host(Config::default());
+    let hello = announcement(7, &["/ip4/10.0.0.7/tcp/1", "/ip4/203.0.113.7/tcp/1"], 300);
+    assert_eq!(
+        discovered(&mut core, OTHER, &hello),
+        ["/ip4/10.0.0.7/tcp/1"]
+    );
+    let networks = [([10, 0, 0, 1], 24), ([203, 0, 113, 1], 24)];
+    let networks = networks.map(|(address, prefix)| Network {
+        address: address.into(),
+        prefix,
+    });
+    core.on_link_up(LINK, networks.to_vec(), false, origin());
+    drain(&mut core);
+    assert_eq!(
+        discovered(&mut core, OTHER, &hello),
+        ["/ip4/203.0.113.7/tcp/1"]
+    );
+}
+
+#[test]
+fn who_said_goodbye_is_not_named_as_known() {
+    // Named as known, it would not answer once it is back.
+    let known = |goodbye_from: Option<&str>| {
+        let mut core = host(Config::default());
+        let source: SocketAddr = OTHER.parse().unwrap();
+        let packet = |ttl| announcement(7, &["/ip4/10.0.0.7/tcp/1"], ttl);
+        let (hello, goodbye) = (packet(300), packet(0));
+        core.on_packet(LINK, source, &hello, origin() - secs(2));
+        core.on_packet(LINK, source, &hello, origin());
+        if let Some(from) = goodbye_from {
+            core.on_packet(LINK, from.parse().unwrap(), &goodbye, origin());
+        }
+        drain(&mut core);
+        let names = core.names().clone();
+        let packets = sent(&mut core, 60_000);
+        let query = packets.iter().find(|(_, packet)| packet[2] & 0x80 == 0);
+        match dns::decode(&query.unwrap().1, &names) {
+            Ok(Some(Message::Query(query))) => query.known.len(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(known(None), 1);
+    assert_eq!(known(Some(OTHER)), 0);
+    assert_eq!(known(Some("10.0.0.98:5353")), 1, "not another's to say");
+}
+
+#[test]
 fn packets_of_one_announcement_do_not_flush_each_other() {
     let mut core = host(Config::default());
     for packet in 0..5 {

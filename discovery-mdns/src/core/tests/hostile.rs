@@ -40,6 +40,12 @@ fn source(number: u32) -> SocketAddr {
     SocketAddr::from(([10, 0, 128 | high, low], 5353))
 }
 
+/// Among sources with as many peers, the one that gives a peer up.
+const LAST: SocketAddr = SocketAddr::new(
+    std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 255, 1)),
+    5353,
+);
+
 #[test]
 fn an_invented_crowd_stays_within_the_bounds_and_passes() {
     let config = Config::builder()
@@ -108,7 +114,7 @@ fn a_peer_to_whom_we_are_connected_is_kept() {
     let mut lan = Lan::new(10);
     lan.start(&config);
     lan.inject(
-        source(1),
+        LAST,
         &announcement("connected", vec![attribute(77, 1)], 4_000),
     );
     lan.run(millis(1));
@@ -123,6 +129,77 @@ fn a_peer_to_whom_we_are_connected_is_kept() {
         lan.run(millis(600));
         assert_eq!(lan.hosts[VICTIM].core.addresses(&peer_id(77)).count(), 1);
     }
+}
+
+#[test]
+fn a_peer_to_whom_we_were_connected_before_it_was_heard_is_kept_too() {
+    let config = Config::builder().max_peers(4).build().unwrap();
+    let mut lan = Lan::new(11);
+    lan.start(&config);
+    lan.command(VICTIM, |core, _| core.on_connected(&peer_id(77)));
+    let hello = announcement("connected", vec![attribute(77, 1)], 30);
+    let crowd = |lan: &mut Lan, first| {
+        for number in first..first + 100 {
+            let attributes = vec![attribute(500 + number, 1)];
+            lan.inject(
+                source(number),
+                &announcement(&format!("{number:032}"), attributes, 300),
+            );
+            lan.run(millis(600));
+        }
+    };
+    // Its record runs out once, while the connection lasts.
+    for round in 0..2 {
+        lan.inject(LAST, &hello);
+        lan.run(millis(1));
+        for second in 0..25 {
+            let attributes = vec![attribute(900 + second, 1)];
+            lan.inject(
+                source(second),
+                &announcement(&format!("{second:032}"), attributes, 300),
+            );
+            lan.run(secs(1));
+            assert_eq!(lan.hosts[VICTIM].core.addresses(&peer_id(77)).count(), 1);
+        }
+        lan.run(secs(10));
+        assert_eq!(lan.hosts[VICTIM].core.addresses(&peer_id(77)).count(), 0);
+        crowd(&mut lan, round * 100);
+    }
+    lan.command(VICTIM, |core, _| core.on_disconnected(&peer_id(77)));
+    lan.inject(LAST, &hello);
+    lan.run(millis(1));
+    assert_eq!(lan.hosts[VICTIM].core.addresses(&peer_id(77)).count(), 1);
+    crowd(&mut lan, 300);
+    assert_eq!(lan.hosts[VICTIM].core.addresses(&peer_id(77)).count(), 0);
+}
+
+#[test]
+fn who_vouched_for_an_address_first_cannot_keep_the_owner_from_being_heard() {
+    let mut lan = pair(&Config::default());
+    let (peer, owner) = (peer_id(77), source(77));
+    let words = || vec![attribute(77, 1)];
+    // As many hosts as are remembered say so before the owner does, and then take it back.
+    for number in 1..=4 {
+        lan.inject(
+            source(number),
+            &announcement(&format!("{number:032}"), words(), 300),
+        );
+    }
+    lan.run(millis(1));
+    let hello = announcement("owner", words(), 300);
+    lan.inject(owner, &hello);
+    lan.run(secs(1));
+    for number in 1..=4 {
+        lan.inject(
+            source(number),
+            &announcement(&format!("{number:032}"), words(), 0),
+        );
+    }
+    lan.run(millis(1));
+    assert_eq!(lan.hosts[VICTIM].core.addresses(&peer).count(), 0);
+    lan.inject(owner, &hello);
+    lan.run(millis(1));
+    assert_eq!(lan.hosts[VICTIM].core.addresses(&peer).count(), 1);
 }
 
 #[test]
@@ -214,6 +291,25 @@ fn a_flood_of_questions_gets_one_answer_a_second() {
     let answers = lan.hosts[VICTIM].answers_since(begin);
     assert!((10..=11 + 4 + 40).contains(&answers), "{answers}");
     assert!(lan.hosts[VICTIM].queries_since(begin) <= 10);
+}
+
+#[test]
+fn questions_that_each_host_hears_alone_do_not_keep_hosts_from_asking_themselves() {
+    let mut lan = pair(&Config::default());
+    // Each is told that its own answer is known, so it neither answers nor asks.
+    let names = [VICTIM, HONEST].map(|host| lan.hosts[host].core.names().clone());
+    let queries = names.map(|names| dns::query(&names, false, [(&names.instance, 300)]));
+    for _ in 0..6_000 {
+        for (host, query) in queries.iter().enumerate() {
+            lan.inject_to(host, source(0), query);
+        }
+        lan.run(millis(200));
+    }
+    for (host, other) in [(VICTIM, HONEST), (HONEST, VICTIM)] {
+        let other = lan.hosts[other].peer;
+        assert_eq!(lan.hosts[host].expired(&other), None);
+    }
+    assert!(lan.all_know_all());
 }
 
 #[test]

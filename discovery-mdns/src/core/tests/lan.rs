@@ -186,6 +186,12 @@ impl Lan {
         self.deliver(None, source, Destination::Group, packet);
     }
 
+    /// The same, to one host alone.
+    pub(super) fn inject_to(&mut self, host: usize, source: SocketAddr, packet: &[u8]) {
+        let to = SocketAddr::new(ip_of(host), MDNS_PORT);
+        self.deliver(None, source, Destination::Host(to), packet);
+    }
+
     pub(super) fn command(&mut self, host: usize, command: impl FnOnce(&mut Core, Instant)) {
         command(&mut self.hosts[host].core, self.now);
         self.drain(host);
