@@ -47,9 +47,13 @@ use crate::{
     announcement::{check_content, check_relay, check_role},
 };
 
-/// Shortest time between two announcements of a peer, of ours and of others: a peer that has more to say than
-/// that is ignored in between.
+/// Shortest time between two announcements of ours on one topic.
 const MIN_GAP: Duration = Duration::from_secs(1);
+
+/// Shortest time between two announcements of another peer on one topic: what it says in between is ignored. Half of
+/// [`MIN_GAP`], because messages do not all take the same time: one that is ignored is not passed on either, and what
+/// was new in it is not told again for a whole interval.
+const HEAR_GAP: Duration = Duration::from_millis(500);
 
 /// Neighbours that are remembered for what they passed on.
 const MAX_SOURCES: usize = 4096;
@@ -273,8 +277,11 @@ impl Core {
         self.topics.add(topic, self.config.json())
     }
 
-    /// Removes a topic; returns whether it was there. Peers found there stay until they expire.
+    /// Removes a discovery topic; returns whether it was one. Peers found there stay until they expire.
     pub fn remove_topic(&mut self, topic: &str) -> bool {
+        if !matches!(self.topics.get(topic), Some(Channel::Peers(_))) {
+            return false;
+        }
         let peers: Vec<_> = self.peers.keys().copied().collect();
         for peer in peers {
             if let Some(known) = self.peers.get_mut(&peer) {
@@ -315,7 +322,7 @@ impl Core {
         self.peers.prove(&peer);
         self.offers.prove(&peer);
         if let Some(connector) = &mut self.connector {
-            connector.on_connected(peer);
+            connector.on_connected(peer, now);
         }
         self.drive_connector(now);
     }
@@ -444,8 +451,8 @@ impl Core {
         Ok(())
     }
 
-    /// Says goodbye on all topics, so that nobody has to wait until this node expires, and announces nothing from
-    /// now on. The outputs are the last ones worth publishing.
+    /// Says goodbye on all topics and takes back what it announced, so that nobody has to wait until this node expires,
+    /// and announces nothing from now on. The outputs are the last ones worth publishing.
     pub fn shutdown(&mut self, now: Instant) {
         if std::mem::replace(&mut self.stopped, true) {
             return;
@@ -459,6 +466,7 @@ impl Core {
         if self.own.set_relay(None) {
             self.end_relay(now);
         }
+        self.end_content(now);
         self.topics.stop();
     }
 

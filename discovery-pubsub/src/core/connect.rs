@@ -21,6 +21,9 @@ use crate::{
 /// instant.
 const SPREAD: Duration = Duration::from_secs(2);
 
+/// A connection of ours that ends sooner counts as a failed dial: the peer is full, or does not want us.
+const STABLE: Duration = Duration::from_secs(60);
+
 /// How many peers are connected to, and how. With serde all fields have defaults, durations are strings such as
 /// `"10s"`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -34,7 +37,8 @@ pub struct AutoConnect {
     /// Peers of one network (IPv4 /24, IPv6 /48, a name, a relay's host) that are dialled or were connected by
     /// these dials; default 2. Who owns one network is then not all this node knows.
     pub per_prefix: usize,
-    /// The wait after a peer's first failed dial, or its loss; it doubles with each further failure. Default 10 s.
+    /// The wait after a peer's first failed dial, or its loss; it doubles with each further failure. A connection that
+    /// the other end closes within a minute is one. Default 10 s.
     #[serde(with = "humantime_serde")]
     pub backoff: Duration,
     /// The longest wait; default 15 min.
@@ -97,8 +101,8 @@ pub(super) struct Connector {
     waiting: BTreeSet<(Instant, PeerId)>,
     due: BTreeMap<PeerId, Instant>,
     pending: BTreeMap<PeerId, Vec<Prefix>>,
-    /// Connected by our dials.
-    dialled: BTreeMap<PeerId, Vec<Prefix>>,
+    /// Connected by our dials, and since when.
+    dialled: BTreeMap<PeerId, (Instant, Vec<Prefix>)>,
     /// Dials that failed in a row, and until when that matters.
     failures: BTreeMap<PeerId, (u32, Instant)>,
 }
@@ -132,19 +136,24 @@ impl Connector {
         }
     }
 
-    pub(super) fn on_connected(&mut self, peer: PeerId) {
+    pub(super) fn on_connected(&mut self, peer: PeerId, now: Instant) {
         self.on_expired(&peer);
-        self.failures.remove(&peer);
         if let Some(prefixes) = self.pending.remove(&peer) {
-            self.dialled.insert(peer, prefixes);
+            self.dialled.insert(peer, (now, prefixes));
         }
     }
 
     /// The last connection is gone; if `known`, the peer may come back later.
     pub(super) fn on_disconnected(&mut self, peer: PeerId, known: bool, now: Instant) {
-        self.dialled.remove(&peer);
+        let wait = match self.dialled.remove(&peer) {
+            Some((since, _)) if now < since + STABLE => self.fail(peer, now),
+            _ => {
+                self.failures.remove(&peer);
+                self.config.backoff
+            }
+        };
         if known {
-            self.wait(peer, now + self.config.backoff);
+            self.wait(peer, now + wait);
         }
     }
 
@@ -152,18 +161,24 @@ impl Connector {
         if self.pending.remove(&peer).is_none() {
             return;
         }
+        let wait = self.fail(peer, now);
+        if known {
+            self.wait(peer, now + wait);
+        }
+    }
+
+    /// Counts a failure and returns how long to wait.
+    fn fail(&mut self, peer: PeerId, now: Instant) -> Duration {
         self.failures
             .retain(|_, (_, until)| *until + self.config.max_backoff > now);
         let failed = self.failures.get(&peer).map_or(0, |(failed, _)| *failed);
         let factor = 1u32 << failed.min(16);
         let wait = (self.config.backoff * factor).min(self.config.max_backoff);
-        if self.failures.len() < self.max {
+        if failed > 0 || self.failures.len() < self.max {
             self.failures
                 .insert(peer, (failed.saturating_add(1), now + wait));
         }
-        if known {
-            self.wait(peer, now + wait);
-        }
+        wait
     }
 
     /// The next peer to dial; `addresses` tells where it is.
@@ -200,7 +215,8 @@ impl Connector {
     }
 
     fn is_crowded(&self, prefix: &Prefix) -> bool {
-        let all = self.pending.values().chain(self.dialled.values());
+        let dialled = self.dialled.values().map(|(_, prefixes)| prefixes);
+        let all = self.pending.values().chain(dialled);
         all.filter(|prefixes| prefixes.contains(prefix)).count() >= self.config.per_prefix
     }
 

@@ -11,7 +11,7 @@ use libp2p_identity::PeerId;
 use web_time::Instant;
 
 use super::{
-    Core, Known, MIN_GAP, Output, Past, Received, Verdict,
+    Core, HEAR_GAP, Known, Output, Past, Received, Verdict,
     offers::{Offer, Taken},
     topics::Codec,
 };
@@ -69,6 +69,8 @@ impl Core {
         let max_bytes = self.config.max_announcement_bytes();
         let (codec, addresses) = self.read_peer(message, author, codec, max_bytes)?;
         let trust = self.trust(&author);
+        // A crowd that names the host of another cannot shut out that one itself.
+        let is_connected = self.connections.contains_key(&author);
         let mut seen = BTreeSet::new();
         let addresses: Vec<_> = addresses
             .into_iter()
@@ -77,7 +79,7 @@ impl Core {
                     self.connections.contains_key(relay)
                 })
             })
-            .filter(|address| self.hosts.admits(&author, address))
+            .filter(|address| is_connected || self.hosts.admits(&author, address))
             .filter(|address| seen.insert(address.clone()))
             .take(self.config.max_addresses_per_peer())
             .collect();
@@ -128,7 +130,7 @@ impl Core {
             Some(known) => known.heard_on.get(topic).copied(),
             None => self.departed.get_mut(author).and_then(|past| past.heard),
         };
-        heard.is_some_and(|heard| now < heard + MIN_GAP)
+        heard.is_some_and(|heard| now < heard + HEAR_GAP)
     }
 
     /// Hears a known peer again, with these addresses or those it had; returns whether that is news to others.

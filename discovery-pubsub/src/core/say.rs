@@ -137,6 +137,23 @@ impl Core {
         }
     }
 
+    /// Says that this node provides nothing any more.
+    pub(super) fn end_content(&mut self, now: Instant) {
+        let cids: Vec<_> = self.own.content().map(|content| content.cid).collect();
+        for cid in cids {
+            self.own.remove_content(&cid);
+        }
+        for topic in self.topics.announced() {
+            if self.topics.get(&topic) == Some(Channel::Service(Service::Content, Codec::Protobuf))
+            {
+                while let Some(data) = self.own_offer(Service::Content, now) {
+                    let topic = topic.clone();
+                    self.outputs.push_back(Output::Publish { topic, data });
+                }
+            }
+        }
+    }
+
     fn wall_clock(&self, now: Instant) -> Duration {
         let (start, since_1970) = self.epoch;
         since_1970 + now.saturating_duration_since(start)

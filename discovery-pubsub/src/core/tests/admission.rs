@@ -147,6 +147,13 @@ fn a_crowd_cannot_point_at_one_victim() {
     }
     assert_eq!(node.core.peers().count(), 8);
     assert_eq!(node.core.hosts.len(), 2);
+    // The one who is there indeed is connected, from there or from anywhere.
+    let key = Keypair::generate_ed25519();
+    let owner = key.public().to_peer_id();
+    node.core
+        .on_connected(owner, &address("/ip4/6.6.6.6/tcp/4001"), now);
+    node.say(&key, &["/ip4/6.6.6.6/tcp/4001"], now);
+    assert_eq!(node.core.addresses(&owner).len(), 1);
     node.core.handle_timeout(now + 300 * SECOND);
     assert_eq!(node.core.hosts.len(), 0);
     // One relay has many peers.

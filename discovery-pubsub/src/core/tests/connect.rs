@@ -87,6 +87,42 @@ fn a_peer_that_cannot_be_reached_is_tried_ever_more_seldom() {
 }
 
 #[test]
+fn a_peer_that_hangs_up_is_tried_ever_more_seldom_and_one_that_stays_is_forgiven() {
+    let now = start();
+    let mut node = auto(6, 2);
+    let key = Keypair::generate_ed25519();
+    let (mut tries, mut end) = (Vec::new(), None);
+    for n in 0..360 {
+        let at = now + 10 * SECOND * n;
+        if let Some((peer, _)) = end.take_if(|(_, end)| *end <= at) {
+            node.core.on_disconnected(&peer, at);
+        }
+        node.say(&key, &["/ip4/1.2.3.4/tcp/4001"], at);
+        for (dialled_at, peer) in dialled(&mut node, at + 9 * SECOND) {
+            tries.push((dialled_at - now).as_secs());
+            node.core
+                .on_connected(peer, &address("/ip4/1.2.3.4/tcp/4001"), dialled_at);
+            // The sixth time it stays for two minutes, otherwise for a moment.
+            let stays = if tries.len() == 6 {
+                120 * SECOND
+            } else {
+                SECOND
+            };
+            end = Some((peer, dialled_at + stays));
+        }
+    }
+    let gaps: Vec<_> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(
+        gaps[..4].windows(2).all(|pair| pair[1] > pair[0] + 5),
+        "{gaps:?}"
+    );
+    assert!(gaps[4] > 140, "{gaps:?}");
+    // Two minutes, and then as after a first loss.
+    assert!((120..=160).contains(&gaps[5]), "{gaps:?}");
+    assert!(gaps[6] < 60, "{gaps:?}");
+}
+
+#[test]
 fn one_network_does_not_get_all_connections() {
     let now = start();
     let mut node = auto(16, 8);

@@ -319,6 +319,32 @@ fn a_relay_that_stops_says_so() {
 }
 
 #[test]
+fn who_shuts_down_takes_back_its_content() {
+    let now = start();
+    let mut node = serving();
+    let peer = node.id();
+    for n in 0..64 {
+        node.core.announce_content(item(n), now).unwrap();
+    }
+    heard(&mut node, now);
+    let mut listener = serving();
+    let mut sequence = 0;
+    let mut deliver = |listener: &mut Node, messages: Vec<(Instant, Message)>| {
+        for (at, message) in messages {
+            assert!(message.sequence > sequence);
+            sequence = message.sequence;
+            hear(listener, peer, message.sequence, message.body, at);
+        }
+    };
+    deliver(&mut listener, published(&mut node, now + 30 * SECOND));
+    assert!((0..64).all(|n| listener.core.providers(&cid(n)).eq([&peer])));
+    node.core.shutdown(now + 31 * SECOND);
+    deliver(&mut listener, published(&mut node, now + 31 * SECOND));
+    assert!((0..64).all(|n| listener.core.providers(&cid(n)).next().is_none()));
+    assert!(published(&mut node, now + 2000 * SECOND).is_empty());
+}
+
+#[test]
 fn an_announcement_on_the_wrong_topic_or_of_another_version_is_not_believed() {
     let now = start();
     let mut node = serving();
