@@ -513,8 +513,8 @@ impl Behaviour {
         self.advertised = addresses.into_iter().map(named).collect();
     }
 
-    fn check_ban(&mut self, peer: PeerId) -> Result<(), ConnectionDenied> {
-        if self.core.is_banned(peer, now()) {
+    fn check_ban(&mut self, peer: PeerId, remote: &Multiaddr) -> Result<(), ConnectionDenied> {
+        if self.core.is_banned(peer, remote, now()) {
             return Err(ConnectionDenied::new(Flooded));
         }
         Ok(())
@@ -526,6 +526,13 @@ impl Behaviour {
     }
 }
 
+/// Why a connection is refused before anybody knows whose it is.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "peers that flooded the relay keep coming back from this address; few connections from there may begin"
+)]
+struct Beside;
+
 /// Why a connection is refused.
 #[derive(Debug, thiserror::Error)]
 #[error("this peer has flooded the relay with requests and is not let in for now")]
@@ -535,14 +542,27 @@ impl NetworkBehaviour for Behaviour {
     type ConnectionHandler = Handler;
     type ToSwarm = Event;
 
+    fn handle_pending_inbound_connection(
+        &mut self,
+        _: ConnectionId,
+        _: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<(), ConnectionDenied> {
+        if self.core.may_begin(remote, now()) {
+            Ok(())
+        } else {
+            Err(ConnectionDenied::new(Beside))
+        }
+    }
+
     fn handle_established_inbound_connection(
         &mut self,
         _: ConnectionId,
         peer: PeerId,
         _: &Multiaddr,
-        _: &Multiaddr,
+        remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.check_ban(peer)?;
+        self.check_ban(peer, remote)?;
         Ok(self.new_handler())
     }
 

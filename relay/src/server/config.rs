@@ -90,6 +90,7 @@ pub struct ConfigBuilder {
     flood: RateLimit,
     #[serde(with = "humantime_serde")]
     ban_duration: Duration,
+    connections_beside_banned: RateLimit,
     max_bandwidth: Option<u64>,
     max_bandwidth_per_peer: Option<u64>,
     max_bandwidth_high: Option<u64>,
@@ -138,7 +139,7 @@ settings! {
     ipv4_prefix: u8,
     /// Bits of an IPv6 address that make its network. Default 48, what a site gets (RFC 6177), at most 128.
     ipv6_prefix: u8,
-    /// Whether requests are limited in rate at all, by the four settings below. Default true.
+    /// Whether requests are limited in rate at all, by the settings below. Default true.
     rate_limits: bool,
     /// Requests of one peer, counted apart for reservations (renewals too) and circuits. Default 30, one more every 2 min
     /// (rust-libp2p).
@@ -153,6 +154,10 @@ settings! {
     flood: RateLimit,
     /// For how long a peer that [floods](Self::flood) finds no connection. Default 1 min; 0: it is disconnected only.
     ban_duration: Duration,
+    /// Connections that one IP address may begin while banned peers keep coming back from it. Who comes shows only after the
+    /// handshake, which is what costs; one beyond is refused before. Connections that exist are not touched. Default 8, one
+    /// more every 250 ms.
+    connections_beside_banned: RateLimit,
     /// Bytes per second that all circuits together may carry, both directions. Default `None`: any number; at least 1.
     max_bandwidth: Option<u64>,
     /// Bytes per second that all circuits of one peer may carry. Default `None`: any number; at least 1.
@@ -200,6 +205,10 @@ impl Default for ConfigBuilder {
                 interval: Duration::from_millis(500),
             },
             ban_duration: Duration::from_secs(60),
+            connections_beside_banned: RateLimit {
+                burst: 8,
+                interval: Duration::from_millis(250),
+            },
             max_bandwidth: None,
             max_bandwidth_per_peer: None,
             max_bandwidth_high: None,
@@ -237,6 +246,7 @@ impl ConfigBuilder {
             requests_per_ip: rate(1024, 1000 / 16),
             requests_per_prefix: rate(4096, 1000 / 64),
             flood: rate(1024, 100),
+            connections_beside_banned: rate(256, 1000 / 16),
             ..Self::default()
         }
     }
@@ -306,6 +316,7 @@ impl ConfigBuilder {
             ("requests_per_ip", self.requests_per_ip),
             ("requests_per_prefix", self.requests_per_prefix),
             ("flood", self.flood),
+            ("connections_beside_banned", self.connections_beside_banned),
         ] {
             require(
                 (1..=1_000_000).contains(&limit.burst) && limit.interval <= YEAR,

@@ -244,8 +244,20 @@ impl Server {
         self.circuits.len()
     }
 
-    pub(crate) fn is_banned(&mut self, peer: PeerId, now: Instant) -> bool {
-        self.requests.is_banned(peer, now)
+    /// Whether a peer that has connected from `remote` is banned.
+    pub(crate) fn is_banned(&mut self, peer: PeerId, remote: &Multiaddr, now: Instant) -> bool {
+        let host = self.place(remote).map(|place| place.host);
+        self.requests.is_banned(peer, host, now)
+    }
+
+    /// Whether a connection from `remote` may begin: where banned peers keep coming back, few may.
+    pub(crate) fn may_begin(&mut self, remote: &Multiaddr, now: Instant) -> bool {
+        self.place(remote)
+            .is_none_or(|place| self.requests.may_begin(place.host, now))
+    }
+
+    fn place(&self, remote: &Multiaddr) -> Option<Place> {
+        Place::of(remote, self.config.ipv4_prefix(), self.config.ipv6_prefix())
     }
 
     /// A connection is up. Whether it is `relayed` its remote address alone does not tell: a circuit to us has none.
@@ -256,11 +268,7 @@ impl Server {
         remote: &Multiaddr,
         relayed: bool,
     ) {
-        let place = if relayed {
-            None
-        } else {
-            Place::of(remote, self.config.ipv4_prefix(), self.config.ipv6_prefix())
-        };
+        let place = self.place(remote).filter(|_| !relayed);
         self.connections.insert(
             connection,
             Connection {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    hash::Hash,
     time::Duration,
 };
 
@@ -23,8 +24,17 @@ pub(crate) struct Requests {
     circuits: Limits,
     any: Buckets<PeerId>,
     ban_duration: Duration,
-    banned: HashMap<PeerId, Instant>,
-    bans: BTreeSet<(Instant, PeerId)>,
+    banned: Until<PeerId>,
+    /// Hosts from which banned peers came back while they were banned.
+    suspect: Until<Network>,
+    beginnings: Buckets<Network>,
+}
+
+/// What holds for some keys for some time.
+#[derive(Debug)]
+struct Until<K> {
+    ends: HashMap<K, Instant>,
+    order: BTreeSet<(Instant, K)>,
 }
 
 #[derive(Debug)]
@@ -47,8 +57,9 @@ impl Requests {
             circuits: limits(),
             any: Buckets::new(config.flood(), MAX_REMEMBERED),
             ban_duration: config.ban_duration(),
-            banned: HashMap::new(),
-            bans: BTreeSet::new(),
+            banned: Until::default(),
+            suspect: Until::default(),
+            beginnings: Buckets::new(config.connections_beside_banned(), MAX_REMEMBERED),
         }
     }
 
@@ -75,32 +86,59 @@ impl Requests {
 
     /// Bans a peer; false if it is banned already.
     pub(crate) fn ban(&mut self, peer: PeerId, now: Instant) -> bool {
-        self.forgive(now);
-        if self.banned.contains_key(&peer) {
+        if self.banned.holds(&peer, now) {
             return false;
         }
-        if self.banned.len() >= MAX_REMEMBERED
-            && let Some((_, first)) = self.bans.pop_first()
-        {
-            self.banned.remove(&first);
-        }
-        let until = now + self.ban_duration;
-        self.banned.insert(peer, until);
-        self.bans.insert((until, peer));
+        self.banned.insert(peer, now + self.ban_duration);
         true
     }
 
-    pub(crate) fn is_banned(&mut self, peer: PeerId, now: Instant) -> bool {
-        self.forgive(now);
-        self.banned.contains_key(&peer)
+    /// Whether a peer that has connected from there is banned. If so, its host is suspect for as long as it was.
+    pub(crate) fn is_banned(&mut self, peer: PeerId, host: Option<Network>, now: Instant) -> bool {
+        let banned = self.banned.holds(&peer, now);
+        if let Some(host) = host.filter(|_| banned) {
+            self.suspect.insert(host, now + self.ban_duration);
+        }
+        banned
     }
 
-    fn forgive(&mut self, now: Instant) {
-        while let Some((until, peer)) = self.bans.first().copied()
+    /// Whether a connection from this host may begin, whoever it turns out to be: a handshake costs the relay more than a
+    /// flood's request, and who is banned shows only after it.
+    pub(crate) fn may_begin(&mut self, host: Network, now: Instant) -> bool {
+        !self.suspect.holds(&host, now) || self.beginnings.take(host, now)
+    }
+}
+
+impl<K: Copy + Ord + Hash> Until<K> {
+    fn holds(&mut self, key: &K, now: Instant) -> bool {
+        while let Some((until, first)) = self.order.first().copied()
             && until <= now
         {
-            self.bans.pop_first();
-            self.banned.remove(&peer);
+            self.order.pop_first();
+            self.ends.remove(&first);
+        }
+        self.ends.contains_key(key)
+    }
+
+    /// Of more than [`MAX_REMEMBERED`] the one that ends first is forgotten.
+    fn insert(&mut self, key: K, until: Instant) {
+        if let Some(before) = self.ends.insert(key, until) {
+            self.order.remove(&(before, key));
+        }
+        self.order.insert((until, key));
+        if self.ends.len() > MAX_REMEMBERED
+            && let Some((_, first)) = self.order.pop_first()
+        {
+            self.ends.remove(&first);
+        }
+    }
+}
+
+impl<K> Default for Until<K> {
+    fn default() -> Self {
+        Self {
+            ends: HashMap::new(),
+            order: BTreeSet::new(),
         }
     }
 }
@@ -120,5 +158,29 @@ impl Limits {
             self.prefixes.take(prefix, now);
         }
         self.peers.take(owner.peer, now)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_holds_for_some_time_ends_then_and_is_bounded() {
+        let mut until = Until::default();
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        until.insert(1, now + second);
+        until.insert(1, now + 3 * second);
+        until.insert(2, now + 2 * second);
+        assert!(until.holds(&1, now + second) && until.holds(&2, now + second));
+        assert!(until.holds(&1, now + 2 * second) && !until.holds(&2, now + 2 * second));
+        assert!(!until.holds(&1, now + 3 * second));
+        assert!(until.ends.is_empty() && until.order.is_empty());
+        for key in 0..2 * MAX_REMEMBERED {
+            until.insert(key, now + second);
+            assert_eq!(until.ends.len(), until.order.len());
+            assert!(until.ends.len() <= MAX_REMEMBERED);
+        }
     }
 }

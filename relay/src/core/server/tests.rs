@@ -491,13 +491,45 @@ fn a_peer_that_floods_is_disconnected_once_and_kept_out_for_a_while() {
     let bans = relay.told();
     assert_eq!(bans, [Output::Ban { peer: flooder }]);
     let now = relay.now;
-    assert!(relay.is_banned(flooder, now));
-    assert!(!relay.is_banned(honest, now));
+    let from = "/memory/1".parse().unwrap();
+    assert!(relay.is_banned(flooder, &from, now));
+    assert!(!relay.is_banned(honest, &from, now));
     assert!(relay.ask(at_honest).unwrap().renewed);
     relay.close(connection);
     assert_eq!(relay.reservations(), 1, "the flooder's went with it");
     let later = now + Config::default().ban_duration();
-    assert!(!relay.is_banned(flooder, later));
+    assert!(!relay.is_banned(flooder, &from, later));
+}
+
+/// A handshake costs more than a request: banned peers that come back at once, again and again, are a flood, too.
+#[test]
+fn where_banned_peers_keep_coming_back_few_connections_may_begin() {
+    let mut relay = Relay::new(ConfigBuilder::default());
+    let limit = Config::default().connections_beside_banned();
+    let host = Multiaddr::from(std::net::Ipv4Addr::new(203, 0, 113, 1));
+    let other = Multiaddr::from(std::net::Ipv4Addr::new(203, 0, 113, 2));
+    let now = relay.now;
+    let begin = |relay: &mut Relay, from: &Multiaddr, now| {
+        (0..1000).filter(|_| relay.may_begin(from, now)).count()
+    };
+    let connection = relay.connect_from(PeerId::random(), "/ip4/203.0.113.1/tcp/1");
+    let peer = relay.connections.get(&connection).unwrap().peer;
+    for _ in 0..=Config::default().flood().burst {
+        let _ = relay.ask(connection);
+    }
+    assert_eq!(begin(&mut relay, &host, now), 1000, "it might stay away");
+    assert!(relay.is_banned(peer, &host, now));
+    let burst = usize::try_from(limit.burst).unwrap();
+    assert_eq!(begin(&mut relay, &host, now), burst);
+    assert_eq!(begin(&mut relay, &host, now + limit.interval), 1);
+    assert_eq!(begin(&mut relay, &other, now), 1000);
+    assert_eq!(
+        begin(&mut relay, &"/memory/1".parse().unwrap(), now),
+        1000,
+        "nobody's address"
+    );
+    let later = now + Config::default().ban_duration();
+    assert_eq!(begin(&mut relay, &host, later), 1000);
 }
 
 #[test]
