@@ -10,7 +10,7 @@ use anypath_dht as dht;
 use anypath_discovery_mdns as mdns;
 use anypath_discovery_pubsub as pubsub;
 use anypath_holepunch::{self as holepunch, NatStatus};
-use anypath_relay::{self as relay, client};
+use anypath_relay::{self as relay, client, server};
 use bytes::Bytes;
 use cid::Cid;
 use libp2p::{Multiaddr, PeerId, StreamProtocol, identify, swarm::ConnectionId};
@@ -54,6 +54,8 @@ pub(crate) enum Command {
     AddAnnouncedRelays,
     /// dht: look for relays.
     FindRelays,
+    /// dht: this node relays from now on, or no longer.
+    ProvideRelay(bool),
     /// dht: a server of the DHT.
     AddDhtAddress {
         peer: PeerId,
@@ -159,6 +161,9 @@ impl Wiring {
         match event {
             BehaviourEvent::Identify(event) => self.on_identify(event),
             BehaviourEvent::RelayClient(event) => self.on_relay_client(event),
+            BehaviourEvent::RelayServer(server::Event::StatusChanged { enabled }) => {
+                vec![Command::ProvideRelay(enabled)]
+            }
             BehaviourEvent::Holepunch(event) => self.on_holepunch(event),
             BehaviourEvent::AutonatClient(verdict) => vec![Command::Verdict(verdict)],
             BehaviourEvent::Mdns(event) => on_mdns(event),

@@ -109,6 +109,9 @@ keys! {
     Flag copy enable_relay_client: bool = true, "value::plain";
     /// Relay for others. Default false (seed): it spends this machine's bandwidth on strangers.
     Flag copy enable_relay_server: bool = false, "value::plain";
+    /// Relay for others while the internet reaches this node: while a public address of it is confirmed, and only then.
+    /// Default false. With `enable_relay_server` it relays in any case.
+    Flag copy relay_when_public: bool = false, "value::plain";
     /// Punch holes, so that a relayed connection becomes a direct one (DCUtR). Default true (seed).
     Flag copy enable_dcutr: bool = true, "value::plain";
     /// Established connections, inbound and outbound together. Range 1 and up, default 1,000 (seed). Inbound ones get

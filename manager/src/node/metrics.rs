@@ -82,6 +82,12 @@ impl Metrics {
         self.peers.set(i64::try_from(peers).unwrap_or(i64::MAX));
     }
 
+    /// Looks at what no event tells.
+    pub(super) fn observe(&self, behaviour: &Behaviour) {
+        self.relay_server.observe(&behaviour.relay_server);
+        self.relay_client.observe(&behaviour.relay_client);
+    }
+
     /// OpenMetrics text.
     pub(super) fn text(&self) -> String {
         let mut text = String::new();

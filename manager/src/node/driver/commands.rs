@@ -22,7 +22,10 @@ impl Driver {
         match command {
             Command::Status(reply) => drop(reply.send(self.status())),
             Command::Peers(reply) => drop(reply.send(self.peer_statuses())),
-            Command::Metrics(reply) => drop(reply.send(self.metrics.text())),
+            Command::Metrics(reply) => {
+                self.metrics.observe(self.swarm.behaviour());
+                drop(reply.send(self.metrics.text()));
+            }
             Command::Connect { address, reply } => self.connect(address, reply),
             Command::Provide { cid, reply } => {
                 // To those who listen, unless they were told more; the DHT is for the rest.

@@ -139,6 +139,8 @@ impl Driver {
             .relay_server
             .set_status(if self.config.enable_relay_server() {
                 server::Status::Enabled
+            } else if self.config.relay_when_public() {
+                server::Status::Automatic
             } else {
                 server::Status::Disabled
             });
@@ -154,7 +156,6 @@ impl Driver {
             }
         }
         self.set_public(!self.config.external_addrs().is_empty());
-        self.provide_relay();
 
         for address in self.config.bootstrap_peers().to_vec() {
             match with_peer(&address) {

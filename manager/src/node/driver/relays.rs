@@ -16,7 +16,8 @@ const RELAYS: [u8; 32] = [
     0x2d, 0x13, 0xcb, 0xa3, 0xfa, 0x56, 0xd2, 0x08, 0xd2, 0x5c, 0xdd, 0x23, 0x42, 0x89, 0x90, 0xcc,
 ];
 
-/// How often the DHT is asked for relays at most.
+/// How often the DHT is asked for relays at most, once it knows some. Until then it is asked as often as they are wanted
+/// (after 2 s, then less and less often): this node may not have joined yet.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Relays that one search connects to. Identify makes candidates of them.
@@ -25,7 +26,9 @@ const MAX_CONNECTED: usize = 8;
 /// The search for relays in the DHT.
 #[derive(Debug, Default)]
 pub(super) struct Search {
+    /// When the last one began that found any.
     last: Option<Instant>,
+    running: bool,
     connected: usize,
 }
 
@@ -38,14 +41,16 @@ fn key() -> Option<Cid> {
 }
 
 impl Driver {
-    /// Tells the DHT that this node relays.
-    pub(super) fn provide_relay(&mut self) {
-        if self.config.enable_relay_server()
-            && let Some(key) = key()
-            && let Some(dht) = self.dht()
-        {
+    /// Tells the DHT whether this node relays.
+    pub(super) fn provide_relay(&mut self, relays: bool) {
+        let (Some(key), Some(dht)) = (key(), self.dht()) else {
+            return;
+        };
+        if relays {
             // It is kept, and told as soon as the node has joined; nobody waits for it.
             dht.provide(key);
+        } else {
+            dht.stop_providing(&key);
         }
     }
 
@@ -56,22 +61,29 @@ impl Driver {
             .relay_search
             .last
             .is_some_and(|last| now.saturating_duration_since(last) < SEARCH_INTERVAL);
-        let Some(key) = key().filter(|_| !soon) else {
+        let Some(key) = key().filter(|_| !soon && !self.relay_search.running) else {
             return;
         };
         let Some(ticket) = self.dht().map(|dht| dht.find_providers(key)) else {
             return;
         };
         self.relay_search = Search {
-            last: Some(now),
+            last: None,
+            running: true,
             connected: 0,
         };
         self.dht_waiters.insert(ticket, DhtWaiter::Relays);
     }
 
+    pub(super) fn on_relay_search_finished(&mut self) {
+        self.relay_search.running = false;
+    }
+
     /// The DHT knows these: once connected, they say themselves whether they relay.
     pub(super) fn on_relays_found(&mut self, relays: Vec<PeerId>) {
-        for relay in relays {
+        let local = *self.swarm.local_peer_id();
+        for relay in relays.into_iter().filter(|relay| *relay != local) {
+            self.relay_search.last.get_or_insert_with(now);
             if self.relay_search.connected >= MAX_CONNECTED {
                 return;
             }

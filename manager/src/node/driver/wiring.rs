@@ -44,6 +44,7 @@ impl Driver {
             Wire::AddRelayAnnouncement { announcement } => self.add_relay(&announcement),
             Wire::AddAnnouncedRelays => self.add_announced_relays(),
             Wire::FindRelays => self.find_relays(),
+            Wire::ProvideRelay(relays) => self.provide_relay(relays),
             Wire::AddDhtAddress { peer, addresses } => {
                 if let Some(dht) = behaviour.dht.as_mut().map(Unrelayed::inner_mut) {
                     for address in addresses {
@@ -119,7 +120,8 @@ impl Driver {
                     Some(DhtWaiter::Find(found, reply)) => {
                         drop(reply.send(result.map(|()| found).map_err(failed)));
                     }
-                    Some(DhtWaiter::Relays) | None => {}
+                    Some(DhtWaiter::Relays) => self.on_relay_search_finished(),
+                    None => {}
                 }
             }
             Wire::Disconnect { peer } => {
