@@ -100,6 +100,16 @@ fn of_ip(ip: IpAddr) -> Scope {
     }
 }
 
+/// Whether the address lies beyond every NAT, so that the NATs have a say in what comes from it.
+/// Loopback counts where it is allowed, for several nodes on one machine.
+pub(crate) fn is_beyond_nats(ip: IpAddr, allow_loopback: bool) -> bool {
+    match of_ip(ip) {
+        Scope::Public => true,
+        Scope::Loopback => allow_loopback,
+        Scope::Useless | Scope::Private => false,
+    }
+}
+
 /// RFC 1918, RFC 3927 (link local) and RFC 6598 (shared with a carrier's NAT).
 fn is_private_v4(ip: Ipv4Addr) -> bool {
     let [first, second, ..] = ip.octets();

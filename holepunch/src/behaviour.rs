@@ -8,8 +8,8 @@ use futures_timer::Delay;
 use libp2p_core::{ConnectedPoint, Endpoint, Multiaddr, transport::PortUse};
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
-    THandlerOutEvent, ToSwarm, behaviour::toggle::Toggle,
+    ConnectionDenied, ConnectionId, DialError, FromSwarm, NetworkBehaviour, THandler,
+    THandlerInEvent, THandlerOutEvent, ToSwarm, behaviour::toggle::Toggle,
 };
 use web_time::Instant;
 
@@ -17,7 +17,7 @@ use crate::{
     Config, Event, NatStatus, ObservedAddress, PunchError, Role, Transport,
     address::{Scope, without_peer},
     core::{
-        nat::{self, Nat},
+        nat::{self, Direction, Nat, report::NatReport},
         observations::Observations,
         punches::Punches,
     },
@@ -98,6 +98,20 @@ impl Behaviour {
         self.wake();
     }
 
+    /// As [`on_observation`](Self::on_observation), with the connection that identify spoke over.
+    /// What different peers see on connections that this node dialled from its listen port tells how
+    /// the NAT maps ports.
+    pub fn on_observed(
+        &mut self,
+        connection: ConnectionId,
+        observer: PeerId,
+        local: Option<Multiaddr>,
+        observed: Multiaddr,
+    ) {
+        self.nat.on_observed(connection, &observed, now());
+        self.on_observation(observer, local, observed);
+    }
+
     /// An AutoNAT server tried to dial one of this node's addresses, with or without success.
     pub fn on_autonat(&mut self, server: PeerId, address: Multiaddr, reachable: bool) {
         self.nat.on_verdict(server, &address, reachable, now());
@@ -108,6 +122,12 @@ impl Behaviour {
     #[must_use]
     pub fn nat_status(&self) -> NatStatus {
         self.nat.status()
+    }
+
+    /// What is known of the NATs that this node stands behind.
+    #[must_use]
+    pub fn nat_report(&self) -> NatReport {
+        *self.nat.report()
     }
 
     /// The addresses at which other peers saw this node, those with most observers first.
@@ -150,6 +170,10 @@ impl Behaviour {
             nat::Output::StatusChanged { old, new } => {
                 ToSwarm::GenerateEvent(Event::NatStatusChanged { old, new })
             }
+            nat::Output::ReportChanged { old, new } => {
+                ToSwarm::GenerateEvent(Event::Reachability { old, new })
+            }
+            nat::Output::Reprobe => return,
         });
     }
 
@@ -172,7 +196,16 @@ impl Behaviour {
             };
             self.punches.on_relayed(connection, peer, role, now());
         } else {
-            let transport = Transport::of(at.get_remote_address());
+            let direction = match at {
+                ConnectedPoint::Dialer { port_use, .. } => Direction::Outbound {
+                    own_port: *port_use == PortUse::Reuse,
+                },
+                ConnectedPoint::Listener { .. } => Direction::Inbound,
+            };
+            let remote = at.get_remote_address();
+            self.nat
+                .on_connected(connection, peer, remote, direction, now());
+            let transport = Transport::of(remote);
             self.punches.on_direct(connection, peer, transport, now());
         }
     }
@@ -229,6 +262,7 @@ impl NetworkBehaviour for Behaviour {
         addresses: &[Multiaddr],
         role: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
+        self.nat.on_dial(connection, peer, addresses, now());
         self.stock
             .handle_pending_outbound_connection(connection, peer, addresses, role)
     }
@@ -255,23 +289,36 @@ impl NetworkBehaviour for Behaviour {
                 }
                 self.on_candidate(candidate.addr);
             }
+            FromSwarm::DialFailure(event) => {
+                let failed = match event.error {
+                    DialError::Transport(errors) => errors.as_slice(),
+                    _ => &[],
+                };
+                let failed = failed.iter().map(|(address, _)| address);
+                self.nat.on_dial_failed(event.connection_id, failed, now());
+            }
             FromSwarm::ConnectionEstablished(event) => {
+                let failed = event.failed_addresses;
+                self.nat.on_dial_failed(event.connection_id, failed, now());
                 self.on_established(event.connection_id, event.peer_id, event.endpoint);
             }
             FromSwarm::ConnectionClosed(event) => {
+                self.nat.on_closed(event.connection_id, now());
                 self.punches
                     .on_closed(event.connection_id, event.peer_id, now());
             }
+            FromSwarm::NewListenAddr(event) => self.nat.on_listening(event.addr, now()),
+            FromSwarm::ExpiredListenAddr(event) => self.nat.on_not_listening(event.addr, now()),
             FromSwarm::ExternalAddrConfirmed(event) => {
                 let address = without_peer(event.addr);
                 if !self.confirmed.contains(&address) {
-                    self.nat.on_configured(&address);
+                    self.nat.on_configured(&address, now());
                 }
             }
             FromSwarm::ExternalAddrExpired(event) => {
                 let address = without_peer(event.addr);
                 self.confirmed.retain(|confirmed| *confirmed != address);
-                self.nat.on_withdrawn(&address);
+                self.nat.on_withdrawn(&address, now());
             }
             _ => {}
         }

@@ -49,6 +49,16 @@ pub struct ConfigBuilder {
     max_verdicts_per_address: usize,
     #[serde(with = "humantime_serde")]
     verdict_ttl: Option<Duration>,
+    believe_contacted_servers: bool,
+    mapping_servers: usize,
+    filtering_servers: usize,
+    prefix_v4: u8,
+    prefix_v6: u8,
+    #[serde(with = "humantime_serde")]
+    evidence_ttl: Duration,
+    max_samples: usize,
+    max_contacts: usize,
+    predicted_ports: usize,
 }
 
 macro_rules! settings {
@@ -118,6 +128,30 @@ settings! {
     /// When a verdict is forgotten unless it is repeated. Default `None`, never: libp2p-autonat
     /// 0.16 tests no address twice.
     verdict_ttl: Option<Duration>,
+    /// Whether AutoNAT servers that this node has contacted may make it public by their word
+    /// alone, although an address-restricted NAT lets them in and nobody else. Default false.
+    believe_contacted_servers: bool,
+    /// How many servers, of different prefixes, must have seen the same public socket, or different
+    /// ones, before the NAT's mapping is known. Default 2 (go-libp2p: 4), at least 1.
+    mapping_servers: usize,
+    /// How many servers, of different prefixes, must have failed to get in before the NAT's
+    /// filtering counts as address- and port-dependent. Default 2, at least 1.
+    filtering_servers: usize,
+    /// How many leading bits of a server's IPv4 address must differ from another's for both to
+    /// count. Default 32 (as in go-libp2p), from 1 to 32.
+    prefix_v4: u8,
+    /// The same for IPv6. Default 56 (as in go-libp2p), from 1 to 128.
+    prefix_v6: u8,
+    /// When evidence about the NAT is forgotten unless it is repeated. Default 15 min: identify and
+    /// AutoNAT repeat theirs every 5 min. At least 1 s.
+    evidence_ttl: Duration,
+    /// Flows of each transport whose public ports are remembered. Default 64, at least 4.
+    max_samples: usize,
+    /// Addresses remembered as sent to, for which a filter may be open. Default 4096, at least 16.
+    /// Beyond that nobody is taken for a stranger any more until the network changes.
+    max_contacts: usize,
+    /// How many ports are predicted behind a NAT that counts them up. Default 4; 0 for none.
+    predicted_ports: usize,
 }
 
 impl Default for ConfigBuilder {
@@ -138,6 +172,15 @@ impl Default for ConfigBuilder {
             max_verdict_addresses: 32,
             max_verdicts_per_address: 16,
             verdict_ttl: None,
+            believe_contacted_servers: false,
+            mapping_servers: 2,
+            filtering_servers: 2,
+            prefix_v4: 32,
+            prefix_v6: 56,
+            evidence_ttl: Duration::from_secs(15 * 60),
+            max_samples: 64,
+            max_contacts: 4096,
+            predicted_ports: 4,
         }
     }
 }
@@ -160,6 +203,8 @@ impl ConfigBuilder {
             ("public_confidence", self.public_confidence),
             ("private_confidence", self.private_confidence),
             ("max_verdict_addresses", self.max_verdict_addresses),
+            ("mapping_servers", self.mapping_servers),
+            ("filtering_servers", self.filtering_servers),
         ] {
             require(value >= 1, setting, "at least 1", value)?;
         }
@@ -186,6 +231,36 @@ impl ConfigBuilder {
             "verdict_ttl",
             "absent or more than 0 s",
             self.verdict_ttl,
+        )?;
+        require(
+            (1..=32).contains(&self.prefix_v4),
+            "prefix_v4",
+            "1 to 32",
+            self.prefix_v4,
+        )?;
+        require(
+            (1..=128).contains(&self.prefix_v6),
+            "prefix_v6",
+            "1 to 128",
+            self.prefix_v6,
+        )?;
+        require(
+            self.evidence_ttl >= Duration::from_secs(1),
+            "evidence_ttl",
+            "at least 1 s",
+            self.evidence_ttl,
+        )?;
+        require(
+            self.max_samples >= 4,
+            "max_samples",
+            "at least 4",
+            self.max_samples,
+        )?;
+        require(
+            self.max_contacts >= 16,
+            "max_contacts",
+            "at least 16",
+            self.max_contacts,
         )?;
         Ok(Config(self))
     }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use libp2p_identity::PeerId;
 use libp2p_swarm::ConnectionId;
 
-use crate::{NatStatus, Transport};
+use crate::{NatReport, NatStatus, Transport};
 
 /// What happened between this node and the NATs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +27,13 @@ pub enum Event {
         old: NatStatus,
         /// From now on.
         new: NatStatus,
+    },
+    /// What is known of this node's NATs has changed.
+    Reachability {
+        /// Before.
+        old: NatReport,
+        /// From now on.
+        new: NatReport,
     },
 }
 

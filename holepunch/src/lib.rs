@@ -11,6 +11,13 @@ pub mod metrics;
 pub use address::Transport;
 pub use behaviour::Behaviour;
 pub use config::{Config, ConfigBuilder, ConfigError, PrivateCandidates};
-pub use core::{nat::NatStatus, observations::ObservedAddress};
+pub use core::{
+    nat::{
+        NatStatus,
+        report::{Confidence, Filtering, Mapping, NatReport, NatType, TransportNat},
+    },
+    observations::ObservedAddress,
+    plan::{Client, NoPunch, Plan, Plans, Side},
+};
 pub use event::{Event, Outcome, PunchError, Role};
 pub use libp2p_dcutr::PROTOCOL_NAME;

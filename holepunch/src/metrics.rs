@@ -105,7 +105,7 @@ impl Metrics {
             Event::NatStatusChanged { new, .. } => {
                 self.public.set(i64::from(*new == NatStatus::Public));
             }
-            Event::PunchStarted { .. } => {}
+            Event::PunchStarted { .. } | Event::Reachability { .. } => {}
         }
     }
 

@@ -110,7 +110,8 @@ async fn status_change(node: &mut Running<Node>) -> (NatStatus, NatStatus) {
 
 #[tokio::test]
 async fn what_two_servers_reach_is_confirmed_to_the_swarm_and_withdrawn_again() {
-    let (mut node, _) = node(Config::default()).await;
+    let config = Config::builder().believe_contacted_servers(true);
+    let (mut node, _) = node(config.build().unwrap()).await;
     let address: Multiaddr = "/ip4/203.0.113.10/udp/40123/quic-v1".parse().unwrap();
     for _ in 0..2 {
         verdict(&node, &address, true).await;
@@ -137,6 +138,23 @@ async fn what_two_servers_reach_is_confirmed_to_the_swarm_and_withdrawn_again() 
     assert_eq!(expired, address);
     let external = node.with(|swarm| swarm.external_addresses().count()).await;
     assert_eq!(external, 0);
+}
+
+/// Servers that this node has contacted get in behind an address-restricted NAT as well.
+#[tokio::test]
+async fn the_word_of_known_servers_alone_makes_nobody_public() {
+    let (node, _) = node(Config::default()).await;
+    let address: Multiaddr = "/ip4/203.0.113.10/udp/40123/quic-v1".parse().unwrap();
+    for _ in 0..4 {
+        verdict(&node, &address, true).await;
+    }
+    let (status, external) = node
+        .with(|swarm| {
+            let status = swarm.behaviour().holepunch.nat_status();
+            (status, swarm.external_addresses().count())
+        })
+        .await;
+    assert_eq!((status, external), (NatStatus::Unknown, 0));
 }
 
 #[tokio::test]

@@ -33,6 +33,8 @@ pub use self::error::{
 pub use self::event::{Discovery, Event};
 pub use self::fetch::{Session, SessionEvent, SessionOptions, SessionProgress};
 pub use self::node::{Executor, Node};
-pub use self::status::{ConnectionCounts, ConnectionStatus, PeerStatus, ReservationStatus, Status};
+pub use self::status::{
+    ConnectionCounts, ConnectionStatus, NatTypes, PeerStatus, ReservationStatus, Status,
+};
 pub use self::strategy::Path;
 pub use self::streams::{IncomingStreams, Stream};

@@ -20,6 +20,8 @@ pub struct Status {
     pub observed_addrs: Vec<String>,
     /// `unknown`, `public` or `private`.
     pub nat_status: String,
+    /// What it stands behind.
+    pub nat: NatTypes,
     /// Relays that hold a reservation for it.
     pub reservations: Vec<ReservationStatus>,
     /// Relays that it knows, whether or not it holds a reservation there.
@@ -34,6 +36,43 @@ pub struct Status {
     pub peers: usize,
     /// Whole seconds since the start.
     pub uptime_secs: u64,
+}
+
+/// What a node stands behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct NatTypes {
+    /// `unknown`, `public`, `full_cone`, `restricted_cone`, `port_restricted_cone`, `symmetric`, or
+    /// `blocked` where no UDP passes.
+    pub udp: String,
+    /// The same for TCP.
+    pub tcp: String,
+    /// Whether bytes must be expected to go over a relay.
+    pub needs_relay: bool,
+    /// Whether there is a second NAT behind the first; `None`: unknown.
+    pub double_nat: Option<bool>,
+    /// Whether hosts behind the same NAT reach each other at public addresses; `None`: unknown.
+    pub hairpin: Option<bool>,
+    /// Whether a firewall keeps strangers from global IPv6 addresses; `None`: unknown, or there is no
+    /// such address.
+    pub ipv6_firewall: Option<bool>,
+}
+
+impl From<anypath_holepunch::NatReport> for NatTypes {
+    fn from(report: anypath_holepunch::NatReport) -> Self {
+        let of = |nat: anypath_holepunch::TransportNat| match nat.blocked {
+            true => "blocked".to_owned(),
+            false => nat.nat_type.as_str().to_owned(),
+        };
+        Self {
+            udp: of(report.udp),
+            tcp: of(report.tcp),
+            needs_relay: report.needs_relay(),
+            double_nat: report.double_nat,
+            hairpin: report.hairpin,
+            ipv6_firewall: report.ipv6_firewall,
+        }
+    }
 }
 
 /// Open connections by path.

@@ -37,6 +37,7 @@ const MAX_SEARCHES: usize = 4096;
 pub(crate) enum Command {
     /// holepunch: a peer saw us there.
     Observe {
+        connection: ConnectionId,
         observer: PeerId,
         local: Option<Multiaddr>,
         observed: Multiaddr,
@@ -193,6 +194,7 @@ impl Wiring {
         }];
         if let Some(local) = self.locals.get(&connection_id) {
             commands.push(Command::Observe {
+                connection: connection_id,
                 observer: peer_id,
                 local: local.clone(),
                 observed: info.observed_addr.clone(),

@@ -2,4 +2,5 @@
 
 pub(crate) mod nat;
 pub(crate) mod observations;
+pub(crate) mod plan;
 pub(crate) mod punches;

@@ -260,7 +260,9 @@ proptest! {
                         prop_assert!(started.contains(&relayed));
                         prop_assert!(ended.insert(relayed), "two outcomes");
                     }
-                    Event::NatStatusChanged { .. } => prop_assert!(false),
+                    Event::NatStatusChanged { .. } | Event::Reachability { .. } => {
+                        prop_assert!(false);
+                    }
                 }
             }
             prop_assert!(bench.core.pending.len() <= 3);

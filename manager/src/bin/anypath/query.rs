@@ -80,7 +80,20 @@ pub(crate) async fn status(context: &Context) -> Result<(), Error> {
             let _ = writeln!(text, "{label} {address}");
         }
     }
-    let _ = writeln!(text, "NAT          {}", string(&status, "nat_status"));
+    let nat = |transport: &str| match status
+        .get("nat")
+        .and_then(|nat| nat.get(transport)?.as_str())
+    {
+        Some(nat) => nat.replace('_', " "),
+        None => String::new(),
+    };
+    let _ = writeln!(
+        text,
+        "NAT          {} (UDP {}, TCP {})",
+        string(&status, "nat_status"),
+        nat("udp"),
+        nat("tcp")
+    );
     let count = |key: &str| {
         status
             .get("connections")

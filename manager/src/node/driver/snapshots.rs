@@ -70,6 +70,7 @@ impl Driver {
                 .map(|observed| observed.address.to_string())
                 .collect(),
             nat_status: behaviour.holepunch.nat_status().as_str().to_owned(),
+            nat: behaviour.holepunch.nat_report().into(),
             reservations: behaviour
                 .relay_client
                 .reservations()

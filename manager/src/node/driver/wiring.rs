@@ -24,13 +24,14 @@ impl Driver {
         let behaviour = self.swarm.behaviour_mut();
         match command {
             Wire::Observe {
+                connection,
                 observer,
                 local,
                 observed,
             } => {
                 behaviour
                     .holepunch
-                    .on_observation(observer, local, observed);
+                    .on_observed(connection, observer, local, observed);
                 self.strategy.on_observed(now);
             }
             Wire::Verdict(verdict) => {

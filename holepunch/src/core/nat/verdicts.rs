@@ -1,4 +1,4 @@
-//! Whether other nodes can reach this one without help, as AutoNAT servers tell.
+//! Which addresses other nodes can reach, as AutoNAT servers tell.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -16,8 +16,9 @@ use crate::{
 
 /// Whether other nodes can reach this one without help.
 ///
-/// An AutoNAT server dials back from an address that this node contacted before, so "public" may
-/// be wrong behind a NAT that lets known addresses in (an address-restricted one).
+/// An AutoNAT server dials back from an address that this node contacted before, which a NAT may
+/// let in for that very reason. So "public" needs more than its word: the address is one of this
+/// node's own, or a connection came from somebody whom it had never contacted, or a port is mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum NatStatus {
     /// Too little was tested to tell.
@@ -41,9 +42,9 @@ impl NatStatus {
     }
 }
 
-/// What the adapter is to do or to tell.
+/// What follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Output {
+pub(super) enum Output {
     /// The address can be dialled from outside: confirm it to the swarm.
     Confirm(Multiaddr),
     /// It no longer can: withdraw it.
@@ -54,11 +55,12 @@ pub(crate) enum Output {
     },
 }
 
-/// Collects verdicts and decides which addresses to believe.
+/// Collects verdicts and decides which addresses to believe. Call [`judge`](Self::judge) after every
+/// change.
 #[derive(Debug)]
-pub(crate) struct Nat {
+pub(super) struct Verdicts {
     config: Config,
-    addresses: BTreeMap<Multiaddr, Verdicts>,
+    addresses: BTreeMap<Multiaddr, OfAddress>,
     /// Addresses that the operator vouches for.
     configured: BTreeSet<Multiaddr>,
     status: NatStatus,
@@ -66,7 +68,7 @@ pub(crate) struct Nat {
 }
 
 #[derive(Debug)]
-struct Verdicts {
+struct OfAddress {
     by_server: BTreeMap<PeerId, Verdict>,
     confirmed: bool,
     last: Instant,
@@ -78,8 +80,8 @@ struct Verdict {
     at: Instant,
 }
 
-impl Nat {
-    pub(crate) fn new(config: Config) -> Self {
+impl Verdicts {
+    pub(super) fn new(config: Config) -> Self {
         Self {
             config,
             addresses: BTreeMap::new(),
@@ -90,7 +92,7 @@ impl Nat {
     }
 
     /// A server tried an address.
-    pub(crate) fn on_verdict(
+    pub(super) fn on_verdict(
         &mut self,
         server: PeerId,
         address: &Multiaddr,
@@ -109,7 +111,7 @@ impl Nat {
         {
             self.forget_oldest();
         }
-        let verdicts = self.addresses.entry(address).or_insert(Verdicts {
+        let verdicts = self.addresses.entry(address).or_insert(OfAddress {
             by_server: BTreeMap::new(),
             confirmed: false,
             last: now,
@@ -126,11 +128,10 @@ impl Nat {
         verdicts
             .by_server
             .insert(server, Verdict { reachable, at: now });
-        self.judge();
     }
 
     /// The operator vouches for an external address.
-    pub(crate) fn on_configured(&mut self, address: &Multiaddr) {
+    pub(super) fn on_configured(&mut self, address: &Multiaddr) {
         let address = without_peer(address);
         let ours = self
             .addresses
@@ -141,22 +142,20 @@ impl Nat {
         }
         // The swarm keeps them all as well; the operator is trusted with the number.
         self.configured.insert(address);
-        self.judge();
     }
 
     /// The operator, or the swarm, withdrew an external address.
-    pub(crate) fn on_withdrawn(&mut self, address: &Multiaddr) {
+    pub(super) fn on_withdrawn(&mut self, address: &Multiaddr) {
         let address = without_peer(address);
         self.configured.remove(&address);
         if let Some(verdicts) = self.addresses.get_mut(&address) {
             verdicts.confirmed = false;
             verdicts.by_server.clear();
         }
-        self.judge();
     }
 
     /// Something may be due.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
         let Some(ttl) = self.config.verdict_ttl() else {
             return;
         };
@@ -165,29 +164,30 @@ impl Nat {
                 .by_server
                 .retain(|_, verdict| now.saturating_duration_since(verdict.at) < ttl);
         }
-        self.judge();
     }
 
     /// Drain after every call that changes something.
-    pub(crate) fn poll_output(&mut self) -> Option<Output> {
+    pub(super) fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is due.
-    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let ttl: Duration = self.config.verdict_ttl()?;
         let verdicts = self.addresses.values().flat_map(|v| v.by_server.values());
         verdicts.map(|verdict| verdict.at + ttl).min()
     }
 
-    pub(crate) fn status(&self) -> NatStatus {
+    pub(super) fn status(&self) -> NatStatus {
         self.status
     }
 
-    fn judge(&mut self) {
+    /// Confirms and withdraws addresses. `is_open`: whether it is known otherwise that whoever
+    /// dials the address gets in, whether or not this node has contacted them.
+    pub(super) fn judge(&mut self, is_open: impl Fn(&Multiaddr) -> bool) {
         let needed = self.config.public_confidence();
         for (address, verdicts) in &mut self.addresses {
-            let believed = verdicts.believed(needed);
+            let believed = verdicts.believed(needed) && is_open(address);
             if believed == verdicts.confirmed {
                 continue;
             }
@@ -240,7 +240,7 @@ impl Nat {
     }
 }
 
-impl Verdicts {
+impl OfAddress {
     /// Enough servers reached it, and more than failed to. One believed already stays so on a
     /// draw, so that it does not flap.
     fn believed(&self, needed: usize) -> bool {
@@ -255,5 +255,5 @@ impl Verdicts {
 }
 
 #[cfg(test)]
-#[path = "nat_tests.rs"]
+#[path = "verdicts_tests.rs"]
 mod tests;

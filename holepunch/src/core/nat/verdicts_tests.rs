@@ -4,14 +4,14 @@ use super::*;
 use crate::ConfigBuilder;
 
 struct Bench {
-    core: Nat,
+    core: Verdicts,
     now: Instant,
 }
 
 #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
 fn bench(configure: impl FnOnce(ConfigBuilder) -> ConfigBuilder) -> Bench {
     Bench {
-        core: Nat::new(configure(Config::builder()).build().unwrap()),
+        core: Verdicts::new(configure(Config::builder()).build().unwrap()),
         now: Instant::now(),
     }
 }
@@ -20,6 +20,7 @@ impl Bench {
     fn verdict(&mut self, server: PeerId, address: &str, reachable: bool) {
         self.core
             .on_verdict(server, &address.parse().unwrap(), reachable, self.now);
+        self.core.judge(|_| true);
     }
 
     fn outputs(&mut self) -> Vec<Output> {
@@ -53,6 +54,25 @@ fn two_servers_make_an_address_believed_and_the_node_public() {
         ]
     );
     assert_eq!(bench.core.status(), NatStatus::Public);
+}
+
+#[test]
+fn an_address_that_only_known_servers_reach_is_not_believed() {
+    let mut bench = bench(|config| config);
+    for _ in 0..4 {
+        let address = parsed(TCP);
+        let server = PeerId::random();
+        bench.core.on_verdict(server, &address, true, bench.now);
+        bench.core.judge(|_| false);
+    }
+    assert_eq!(bench.outputs(), []);
+    assert_eq!(bench.core.status(), NatStatus::Unknown);
+    bench.core.judge(|_| true);
+    assert_eq!(
+        bench.core.status(),
+        NatStatus::Public,
+        "once a stranger got in"
+    );
 }
 
 #[test]
@@ -110,6 +130,7 @@ fn relayed_and_private_addresses_prove_nothing() {
     ] {
         bench.verdict(PeerId::random(), address, true);
         bench.core.on_configured(&parsed(address));
+        bench.core.judge(|_| true);
     }
     assert_eq!(bench.outputs(), []);
     assert_eq!(bench.core.status(), NatStatus::Unknown);
@@ -119,8 +140,10 @@ fn relayed_and_private_addresses_prove_nothing() {
 fn an_address_that_the_operator_vouches_for_makes_the_node_public() {
     let mut bench = bench(|config| config);
     bench.core.on_configured(&parsed(TCP));
+    bench.core.judge(|_| true);
     assert_eq!(bench.core.status(), NatStatus::Public);
     bench.core.on_withdrawn(&parsed(TCP));
+    bench.core.judge(|_| true);
     assert_eq!(bench.core.status(), NatStatus::Unknown);
 }
 
@@ -133,6 +156,7 @@ fn a_verdict_that_is_not_repeated_is_forgotten_where_that_is_wanted() {
     assert_eq!(bench.core.poll_timeout(), Some(bench.now + ttl));
     bench.now += ttl;
     bench.core.handle_timeout(bench.now);
+    bench.core.judge(|_| true);
     assert_eq!(
         bench.outputs(),
         [
