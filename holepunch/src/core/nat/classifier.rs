@@ -96,12 +96,14 @@ pub(crate) struct Classifier {
     contacts: Contacts,
     /// Connections over UDP that are up.
     udp_live: usize,
+    /// When one came up last.
+    udp_answered: Option<Instant>,
     /// Servers that UDP dials began to and that did not answer yet.
     udp_unanswered: BTreeMap<Prefix, Instant>,
     tcp_answered: BTreeSet<Prefix>,
     change: Option<Change>,
-    /// Who claimed a change that others denied.
-    doubted: BTreeSet<Prefix>,
+    /// Who claimed a change that others denied, and what to.
+    doubted: BTreeMap<Prefix, IpAddr>,
     hairpin: Option<bool>,
     gateway: Gateway,
     /// Public sockets that the gateway has agreed to.
@@ -114,6 +116,7 @@ pub(crate) struct Classifier {
 /// A first sign that the public address is another one.
 #[derive(Debug, Clone, Copy)]
 struct Change {
+    from: IpAddr,
     to: IpAddr,
     by: Prefix,
     at: Instant,
@@ -146,10 +149,11 @@ impl Classifier {
             listening: BTreeSet::new(),
             contacts,
             udp_live: 0,
+            udp_answered: None,
             udp_unanswered: BTreeMap::new(),
             tcp_answered: BTreeSet::new(),
             change: None,
-            doubted: BTreeSet::new(),
+            doubted: BTreeMap::new(),
             hairpin: None,
             gateway: Gateway::default(),
             mapped: BTreeSet::new(),
@@ -206,6 +210,7 @@ impl Classifier {
         match from.proto {
             Proto::Udp => {
                 self.udp_live += 1;
+                self.udp_answered = Some(now);
                 self.udp_unanswered.remove(&prefix);
             }
             Proto::Tcp if self.tcp_answered.len() < MAX_SERVERS => {
@@ -249,7 +254,7 @@ impl Classifier {
         }
         let by = self.prefix(destination.ip());
         self.note_change(by, sample.observed.ip(), now);
-        if self.doubted.contains(&by) {
+        if self.doubted.contains_key(&by) {
             return;
         }
         let max = self.config.max_samples();
@@ -376,6 +381,7 @@ impl Classifier {
             track.filters.retain(fresh);
         }
         self.ipv6.retain(fresh);
+        self.udp_unanswered.retain(|_, since| fresh(*since));
         self.judge(now);
     }
 
@@ -393,18 +399,27 @@ impl Classifier {
             .chain(self.ipv6.times())
             .map(|at| at + ttl);
         let change = self.change.map(|change| change.at + CHANGE_GRACE);
-        let unanswered = (!self.report.udp.blocked && self.udp_live == 0)
-            .then(|| self.unanswered_where_tcp_works().max())
-            .flatten();
-        evidence.chain(change).chain(unanswered).min()
+        let pending = self.change.is_none() && !self.report.udp.blocked;
+        let blocked = self.udp_blocked_at().filter(|_| pending);
+        evidence.chain(change).chain(blocked).min()
     }
 
-    /// When UDP to each server that TCP works with counts as unanswered.
-    fn unanswered_where_tcp_works(&self) -> impl Iterator<Item = Instant> {
-        let servers = self.udp_unanswered.iter();
-        servers
+    /// When UDP counts as blocked unless something answers: where nothing did for long, and two
+    /// servers that TCP works with do not.
+    fn udp_blocked_at(&self) -> Option<Instant> {
+        if self.udp_live > 0 {
+            return None;
+        }
+        let mut due: Vec<Instant> = self
+            .udp_unanswered
+            .iter()
             .filter(|(server, _)| self.tcp_answered.contains(server))
             .map(|(_, since)| *since + UNANSWERED)
+            .collect();
+        due.sort_unstable();
+        let due = *due.get(BLOCKED_SERVERS - 1)?;
+        let worked = self.udp_answered.map(|at| at + self.config.evidence_ttl());
+        Some(worked.map_or(due, |until| until.max(due)))
     }
 
     fn has_evidence(&self) -> bool {
@@ -420,6 +435,7 @@ impl Classifier {
         self.tcp = Track::default();
         self.ipv6 = Filters::default();
         self.contacts.clear();
+        self.udp_answered = None;
         self.udp_unanswered.clear();
         self.tcp_answered.clear();
         self.change = None;
@@ -432,21 +448,25 @@ impl Classifier {
     /// Watches for another public address. One server's word is checked with the others.
     fn note_change(&mut self, by: Prefix, seen: IpAddr, now: Instant) {
         let known = self.external();
-        match self.change {
-            None if known.is_some_and(|known| known != seen) && !self.doubted.contains(&by) => {
+        if self.doubted.get(&by) != Some(&seen) {
+            self.doubted.remove(&by);
+        }
+        match (self.change, known) {
+            (None, Some(from)) if from != seen && !self.doubted.contains_key(&by) => {
                 self.change = Some(Change {
+                    from,
                     to: seen,
                     by,
                     at: now,
                 });
                 self.outputs.push_back(Output::Reprobe);
             }
-            Some(change) if change.by == by => {}
-            Some(change) if change.to == seen => self.accept_change(change),
-            Some(change) if known == Some(seen) => {
+            (Some(change), _) if change.by == by => {}
+            (Some(change), _) if change.to == seen => self.accept_change(change),
+            (Some(change), _) if change.from == seen => {
                 self.change = None;
                 if self.doubted.len() < MAX_SERVERS {
-                    self.doubted.insert(change.by);
+                    self.doubted.insert(change.by, change.to);
                 }
                 let (v4, v6) = (self.config.prefix_v4(), self.config.prefix_v6());
                 for track in [&mut self.udp, &mut self.tcp] {
@@ -455,15 +475,13 @@ impl Classifier {
                     });
                 }
             }
-            _ if known == Some(seen) => {
-                self.doubted.remove(&by);
-            }
             _ => {}
         }
     }
 
     fn accept_change(&mut self, change: Change) {
         self.change = None;
+        self.doubted.clear();
         for track in [&mut self.udp, &mut self.tcp] {
             track.samples.retain(|(_, at)| *at >= change.at);
             track.filters = Filters::default();
@@ -511,12 +529,11 @@ impl Classifier {
     }
 
     fn judge(&mut self, now: Instant) {
-        let udp_blocked = self.udp_live == 0
-            && self
-                .unanswered_where_tcp_works()
-                .filter(|due| *due <= now)
-                .count()
-                >= BLOCKED_SERVERS;
+        if self.change.is_some() {
+            // Half of the evidence is about another network, and it is not known which half.
+            return;
+        }
+        let udp_blocked = self.udp_blocked_at().is_some_and(|at| at <= now);
         let udp = self.judge_track(Proto::Udp, None);
         let tcp = self.judge_track(Proto::Tcp, udp.mapping);
         let outer = self.gateway.outer;

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 struct Bench {
@@ -187,6 +189,11 @@ fn another_public_address_that_two_servers_see_starts_all_over() {
     bench.port_restricted();
     bench.seen(1, Proto::Udp, "203.0.113.99:9100");
     assert!(bench.reprobes(), "at the first sign");
+    assert_eq!(
+        bench.udp().nat_type,
+        NatType::PortRestrictedCone,
+        "not symmetric because old and new differ"
+    );
     bench.seen(2, Proto::Udp, "203.0.113.99:9100");
     assert_eq!(bench.udp().mapping, Some(Mapping::EndpointIndependent));
     assert_eq!(bench.udp().filtering, None, "not yet known again");
@@ -208,6 +215,22 @@ fn one_server_that_claims_another_address_is_asked_about_and_not_believed() {
     }
     assert!(!bench.reprobes(), "it said so before");
     bench.pass(CHANGE_GRACE);
+    assert_eq!(bench.udp().nat_type, NatType::PortRestrictedCone);
+}
+
+#[test]
+fn of_two_servers_the_one_that_others_deny_is_not_believed() {
+    let mut bench = bench();
+    bench.port_restricted();
+    bench.seen(2, Proto::Udp, "192.0.2.66:9100");
+    bench.seen(1, Proto::Udp, PUBLIC);
+    bench.pass(CHANGE_GRACE);
+    assert_ne!(bench.udp().nat_type, NatType::Symmetric);
+    assert_eq!(
+        bench.udp().filtering,
+        Some(Filtering::AddressAndPortDependent)
+    );
+    bench.seen(2, Proto::Udp, PUBLIC);
     assert_eq!(bench.udp().nat_type, NatType::PortRestrictedCone);
 }
 
@@ -277,6 +300,17 @@ fn servers_without_quic_do_not_make_udp_blocked() {
 }
 
 #[test]
+fn one_server_that_answers_over_tcp_alone_rings_no_alarm_for_ever() {
+    let mut bench = bench();
+    bench.core.on_contact(udp(&server(1)), bench.now);
+    bench.core.on_answer(tcp(&server(1)), bench.now);
+    assert_eq!(bench.core.poll_timeout(), None);
+    bench.pass(UNANSWERED);
+    assert!(!bench.udp().blocked);
+    assert_eq!(bench.core.poll_timeout(), None);
+}
+
+#[test]
 fn a_gateway_with_a_private_outer_address_stands_behind_another_nat() {
     let mut bench = bench();
     bench.port_restricted();
@@ -313,6 +347,39 @@ fn a_firewall_on_ipv6_is_told_by_who_gets_in() {
         None,
         "says nothing of IPv4"
     );
+}
+
+proptest! {
+    /// A deadline that is still there when it has passed would keep the adapter busy for ever.
+    #[test]
+    fn no_deadline_outlives_its_time(
+        facts in prop::collection::vec((0..9_u8, 0..5_u8, 0..4_u16, 0..4000_u64), 0..120),
+    ) {
+        let mut bench = bench();
+        bench.core.on_listening(udp(HOST), bench.now);
+        for (kind, n, port, millis) in facts {
+            let proto = if port % 2 == 0 { Proto::Udp } else { Proto::Tcp };
+            let peer = at(proto, &server(n));
+            match kind {
+                0 => bench.core.on_contact(peer, bench.now),
+                1 => bench.core.on_answer(peer, bench.now),
+                2 => bench.core.on_closed(peer, bench.now),
+                3 => bench.core.on_inbound(peer, bench.now),
+                4 => bench.seen(n, proto, &format!("203.0.113.{port}:9100")),
+                5 => bench.unreached(n, BY_PORT),
+                6 => bench.core.on_not_listening(udp(HOST), bench.now),
+                7 => bench.core.on_listening(udp(HOST), bench.now),
+                _ => bench.pass(Duration::from_millis(millis)),
+            }
+            let due = bench.core.poll_timeout().filter(|due| *due <= bench.now);
+            if due.is_some() {
+                bench.core.handle_timeout(bench.now);
+            }
+            let left = bench.core.poll_timeout();
+            prop_assert!(left.is_none_or(|due| due > bench.now), "{left:?}");
+            bench.outputs();
+        }
+    }
 }
 
 #[test]
