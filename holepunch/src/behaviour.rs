@@ -1,15 +1,18 @@
 use std::{
     collections::VecDeque,
+    net::{IpAddr, SocketAddr},
     task::{Context, Poll, Waker},
 };
 
+use either::Either;
 use futures::FutureExt;
 use futures_timer::Delay;
 use libp2p_core::{ConnectedPoint, Endpoint, Multiaddr, transport::PortUse};
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
-    ConnectionDenied, ConnectionId, DialError, FromSwarm, NetworkBehaviour, THandler,
-    THandlerInEvent, THandlerOutEvent, ToSwarm, behaviour::toggle::Toggle,
+    ConnectionDenied, ConnectionHandler, ConnectionHandlerSelect, ConnectionId, DialError,
+    FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+    behaviour::toggle::Toggle,
 };
 use web_time::Instant;
 
@@ -17,10 +20,11 @@ use crate::{
     Config, Event, NatStatus, ObservedAddress, PunchError, Role, Transport,
     address::{Scope, without_peer},
     core::{
-        nat::{self, Direction, Nat, report::NatReport},
+        nat::{self, Direction, Gateway, Nat, report::NatReport},
         observations::Observations,
         punches::Punches,
     },
+    probe,
 };
 
 type Stock = Toggle<libp2p_dcutr::Behaviour>;
@@ -43,6 +47,7 @@ pub struct Behaviour {
     observations: Observations,
     punches: Punches,
     nat: Nat,
+    probe: probe::Behaviour,
     /// Candidates given to the stock behaviour, up to as many as it keeps.
     candidates: VecDeque<Multiaddr>,
     /// External addresses that this behaviour confirmed and did not withdraw.
@@ -66,6 +71,7 @@ impl Behaviour {
             stock: Toggle::from(stock),
             observations: Observations::new(config.clone()),
             punches: Punches::new(config.clone()),
+            probe: probe::Behaviour::new(config.clone()),
             nat: Nat::new(config),
             candidates: VecDeque::new(),
             confirmed: Vec::new(),
@@ -130,6 +136,56 @@ impl Behaviour {
         *self.nat.report()
     }
 
+    /// A STUN server told where it saw what a socket of this host had sent it. `local_port`: that
+    /// socket's; it must not be the node's own. Several servers that saw one socket tell the mapping
+    /// for certain.
+    pub fn on_stun(&mut self, local_port: u16, server: SocketAddr, observed: SocketAddr) {
+        self.nat.on_stun(local_port, server, observed, now());
+        self.wake();
+    }
+
+    /// The gateway answers, or no longer does: `maps_ports` on request, by UPnP, NAT-PMP or PCP, and
+    /// `outer` is its address on the far side, if it tells. A private one means that there is another
+    /// NAT behind it.
+    pub fn on_gateway(&mut self, maps_ports: bool, outer: Option<IpAddr>) {
+        self.nat.on_gateway(Gateway { maps_ports, outer }, now());
+        self.wake();
+    }
+
+    /// The gateway sends what arrives at this public address to this node, or no longer does. AutoNAT
+    /// must find it reachable before it is confirmed to the swarm.
+    pub fn on_port_mapped(&mut self, address: &Multiaddr, mapped: bool) {
+        self.nat.on_port_mapped(address, mapped, now());
+        if mapped {
+            let candidate = ToSwarm::NewExternalAddrCandidate(address.clone());
+            self.actions.push_back(candidate);
+        }
+        self.wake();
+    }
+
+    /// A packet that this host sent to its own public address came back, or did not.
+    pub fn on_hairpin(&mut self, works: bool) {
+        self.nat.on_hairpin(works, now());
+        self.wake();
+    }
+
+    /// Where the node's next flows will be seen, behind a NAT that counts its ports up: up to
+    /// `predicted_ports` for each observed address of such a transport, the likeliest first. Peers
+    /// that are to punch should try them, in this order, at once: every flow uses one up.
+    #[must_use]
+    pub fn predicted_addresses(&self) -> Vec<Multiaddr> {
+        let observed = self.observations.addresses();
+        let mut predicted: Vec<Multiaddr> = Vec::new();
+        for seen in observed {
+            for address in self.nat.predicted(&seen.address) {
+                if !predicted.contains(&address) {
+                    predicted.push(address);
+                }
+            }
+        }
+        predicted
+    }
+
     /// The addresses at which other peers saw this node, those with most observers first.
     #[must_use]
     pub fn observed_addresses(&self) -> Vec<ObservedAddress> {
@@ -173,7 +229,10 @@ impl Behaviour {
             nat::Output::ReportChanged { old, new } => {
                 ToSwarm::GenerateEvent(Event::Reachability { old, new })
             }
-            nat::Output::Reprobe => return,
+            nat::Output::Reprobe => {
+                self.probe.on_changed();
+                return;
+            }
         });
     }
 
@@ -231,7 +290,7 @@ impl Behaviour {
 }
 
 impl NetworkBehaviour for Behaviour {
-    type ConnectionHandler = <Stock as NetworkBehaviour>::ConnectionHandler;
+    type ConnectionHandler = ConnectionHandlerSelect<THandler<Stock>, probe::Handler>;
     type ToSwarm = Event;
 
     fn handle_pending_inbound_connection(
@@ -251,8 +310,13 @@ impl NetworkBehaviour for Behaviour {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.stock
-            .handle_established_inbound_connection(connection, peer, local, remote)
+        let punching = self
+            .stock
+            .handle_established_inbound_connection(connection, peer, local, remote)?;
+        let probe = self
+            .probe
+            .handle_established_inbound_connection(connection, peer, local, remote)?;
+        Ok(punching.select(probe))
     }
 
     fn handle_pending_outbound_connection(
@@ -275,8 +339,13 @@ impl NetworkBehaviour for Behaviour {
         role: Endpoint,
         port_use: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.stock
-            .handle_established_outbound_connection(connection, peer, address, role, port_use)
+        let punching = self
+            .stock
+            .handle_established_outbound_connection(connection, peer, address, role, port_use)?;
+        let probe = self
+            .probe
+            .handle_established_outbound_connection(connection, peer, address, role, port_use)?;
+        Ok(punching.select(probe))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -322,6 +391,7 @@ impl NetworkBehaviour for Behaviour {
             }
             _ => {}
         }
+        self.probe.on_swarm_event(event);
         self.stock.on_swarm_event(event);
     }
 
@@ -331,8 +401,14 @@ impl NetworkBehaviour for Behaviour {
         connection: ConnectionId,
         event: THandlerOutEvent<Self>,
     ) {
-        self.stock
-            .on_connection_handler_event(peer, connection, event);
+        match event {
+            Either::Left(event) => self
+                .stock
+                .on_connection_handler_event(peer, connection, event),
+            Either::Right(event) => self
+                .probe
+                .on_connection_handler_event(peer, connection, event),
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Action> {
@@ -353,7 +429,21 @@ impl NetworkBehaviour for Behaviour {
                     continue;
                 }
                 Poll::Ready(action) => {
-                    return Poll::Ready(action.map_out(|_| unreachable!("matched above")));
+                    let action = action.map_out(|_| unreachable!("matched above"));
+                    return Poll::Ready(action.map_in(Either::Left));
+                }
+                Poll::Pending => {}
+            }
+            match self.probe.poll(cx) {
+                Poll::Ready(ToSwarm::GenerateEvent(probed)) => {
+                    let observed = probed.observed.as_ref();
+                    self.nat
+                        .on_probed(probed.connection, observed, &probed.answer, now());
+                    continue;
+                }
+                Poll::Ready(action) => {
+                    let action = action.map_out(|_| unreachable!("matched above"));
+                    return Poll::Ready(action.map_in(Either::Right));
                 }
                 Poll::Pending => {}
             }
@@ -382,6 +472,6 @@ fn classify(error: &libp2p_dcutr::Error) -> PunchError {
     clippy::disallowed_methods,
     reason = "the adapter reads the clock for the cores"
 )]
-fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }

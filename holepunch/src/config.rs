@@ -59,6 +59,13 @@ pub struct ConfigBuilder {
     max_samples: usize,
     max_contacts: usize,
     predicted_ports: usize,
+    probe_servers: usize,
+    #[serde(with = "humantime_serde")]
+    probe_interval: Duration,
+    probe_server: bool,
+    max_probes: usize,
+    probes_per_minute: usize,
+    probes_per_prefix: usize,
 }
 
 macro_rules! settings {
@@ -152,6 +159,20 @@ settings! {
     max_contacts: usize,
     /// How many ports are predicted behind a NAT that counts them up. Default 4; 0 for none.
     predicted_ports: usize,
+    /// Servers of `/anypath/nat-probe/1` that are asked for a dial-back, for each transport and IP
+    /// version. Default 3, so that one may fail; 0 asks none.
+    probe_servers: usize,
+    /// After how long they are asked again. Default 5 min, as AutoNAT's. At least 1 s.
+    probe_interval: Duration,
+    /// Whether this node is such a server. Default true.
+    probe_server: bool,
+    /// Dial-backs for others at a time. Default 16, at least 1.
+    max_probes: usize,
+    /// Dial-backs for others in any minute. Default 60.
+    probes_per_minute: usize,
+    /// Dial-backs in any minute for askers of one prefix (`prefix_v4`, `prefix_v6`). Default 12: two
+    /// transports of a node, that asks again when something has changed.
+    probes_per_prefix: usize,
 }
 
 impl Default for ConfigBuilder {
@@ -181,6 +202,12 @@ impl Default for ConfigBuilder {
             max_samples: 64,
             max_contacts: 4096,
             predicted_ports: 4,
+            probe_servers: 3,
+            probe_interval: Duration::from_secs(300),
+            probe_server: true,
+            max_probes: 16,
+            probes_per_minute: 60,
+            probes_per_prefix: 12,
         }
     }
 }
@@ -205,6 +232,7 @@ impl ConfigBuilder {
             ("max_verdict_addresses", self.max_verdict_addresses),
             ("mapping_servers", self.mapping_servers),
             ("filtering_servers", self.filtering_servers),
+            ("max_probes", self.max_probes),
         ] {
             require(value >= 1, setting, "at least 1", value)?;
         }
@@ -249,6 +277,12 @@ impl ConfigBuilder {
             "evidence_ttl",
             "at least 1 s",
             self.evidence_ttl,
+        )?;
+        require(
+            self.probe_interval >= Duration::from_secs(1),
+            "probe_interval",
+            "at least 1 s",
+            self.probe_interval,
         )?;
         require(
             self.max_samples >= 4,

@@ -3,4 +3,5 @@
 pub(crate) mod nat;
 pub(crate) mod observations;
 pub(crate) mod plan;
+pub(crate) mod probe;
 pub(crate) mod punches;

@@ -9,7 +9,7 @@ mod verdicts;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
@@ -22,12 +22,14 @@ use self::{
     contacts::Acquaintance,
     verdicts::Verdicts,
 };
-use crate::{Config, address::without_peer};
+use crate::{
+    Config,
+    address::without_peer,
+    core::probe::{Outcome, server::Answer},
+};
 
 pub(crate) use classifier::{Gateway, Unreached};
-pub(crate) use endpoint::Endpoint;
-#[cfg(test)]
-use endpoint::Proto;
+pub(crate) use endpoint::{Endpoint, Prefix, Proto};
 pub use verdicts::NatStatus;
 
 use report::NatReport;
@@ -252,6 +254,58 @@ impl Nat {
             self.classifier.on_unreached(server, target, unreached, now);
             self.settle(now);
         }
+    }
+
+    /// A server at the other end of a connection, which it had been asked over to dial back, told
+    /// what came of it.
+    pub(crate) fn on_probed(
+        &mut self,
+        connection: ConnectionId,
+        observed: Option<&Multiaddr>,
+        answer: &Answer,
+        now: Instant,
+    ) {
+        let Some(flow) = self.flows.get(&connection).copied() else {
+            return;
+        };
+        if let Some(observed) = observed {
+            self.on_observed(connection, observed, now);
+        }
+        let helper = answer.helper.map(|ip| Endpoint {
+            proto: flow.remote.proto,
+            socket: (ip, 0).into(),
+        });
+        // What got through was seen as a connection. The helper's failure counts if it is a stranger.
+        let is_stranger =
+            helper.is_some_and(|from| self.classifier.acquaintance(from) == Acquaintance::Stranger);
+        let unreached = Unreached {
+            from_other_port: answer.from_other_port == Outcome::Unreached,
+            from_other_address: answer.from_other_address == Outcome::Unreached && is_stranger,
+        };
+        if unreached != Unreached::default() {
+            self.on_unreached(connection, flow.remote, unreached, now);
+        }
+    }
+
+    /// A STUN server saw a socket that is not the node's.
+    pub(crate) fn on_stun(
+        &mut self,
+        local_port: u16,
+        server: SocketAddr,
+        observed: SocketAddr,
+        now: Instant,
+    ) {
+        let sample = Sample {
+            socket: LocalSocket::Probe(local_port),
+            destination: Endpoint {
+                proto: Proto::Udp,
+                socket: server,
+            },
+            observed,
+            opened: now,
+        };
+        self.classifier.on_sample(sample, now);
+        self.settle(now);
     }
 
     /// What the gateway tells of itself.
