@@ -9,6 +9,8 @@ mod hash;
 mod links;
 pub mod message;
 mod source;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 #[cfg(feature = "swarm")]
 mod behaviour;

@@ -6,11 +6,13 @@ use smallvec::SmallVec;
 use web_time::Instant;
 
 use super::{
-    Client, Output, State, WantId,
-    peer::{Change, PeerKey},
+    Client, Output,
+    peer::PeerKey,
+    wantlist::Goal,
+    wants::{Phase, WantId, ticket},
 };
 use crate::{
-    Block, Ticket,
+    Block, SessionId, Ticket,
     core::{ConnKey, Path},
     message::Message,
 };
@@ -51,56 +53,61 @@ impl Client {
         {
             for cid in &message.promised {
                 state.promise(*cid, conn);
+                self.promisers.insert(key);
             }
         }
     }
 
     /// Whether it was wanted, or may be pushed.
     fn on_block(&mut self, key: PeerKey, conn: ConnKey, block: &Block, any_version: bool) -> bool {
-        let wants: SmallVec<[WantId; 1]> = self
-            .by_hash
-            .get(block.cid().hash())
-            .into_iter()
-            .flatten()
-            .copied()
-            .filter(|id| {
-                any_version
-                    || self
-                        .wants
-                        .get(id)
-                        .is_some_and(|want| want.cid == *block.cid())
-            })
-            .collect();
+        let mut wants = self.wants_for(block.cid());
+        wants.retain(|id| {
+            let want = self.wants.get(id.0);
+            any_version || want.is_some_and(|want| want.cid == *block.cid())
+        });
         let bytes = block.data().len() as u64;
+        let (now, timeout) = (self.now, self.config.answer_timeout());
+        if self.promisers.contains(&key) {
+            self.take_promise(key, block.cid());
+        }
         let Some(peer) = self.peers.get_mut(&key) else {
             return false;
         };
-        peer.take_promise(block.cid());
         let from = peer.id;
         if wants.is_empty() {
             return self.on_unwanted(key, conn, block);
         }
         peer.useful += 1;
         peer.useful_bytes += bytes;
-        peer.miss_rate *= 0.9;
+        peer.on_hit();
+        peer.on_answer(&wants, timeout, now);
         for id in wants {
-            let Some(want) = self.wants.get_mut(&id) else {
+            let Some(want) = self.wants.get(id.0) else {
                 continue;
             };
             let block = Block::trusted(want.cid, block.data().clone());
-            let tickets = std::mem::take(&mut want.tickets);
-            let sessions = self.sessions_by(&tickets);
-            self.close(id, &sessions, Some((key, bytes)));
-            for session in sessions {
-                self.join(session, key);
-                if let Some(state) = self.sessions.get_mut(&session) {
-                    state.on_block(bytes);
-                    state.peers.insert(key, 0);
+            let wishes: SmallVec<[u32; 1]> = self.wishes_of(id).collect();
+            let mut sessions: SmallVec<[SessionId; 1]> = SmallVec::new();
+            self.dequeue(id);
+            for number in wishes {
+                if let Some(wish) = self.remove_wish(number) {
+                    let ticket = ticket(number, wish.serial);
+                    self.deliver(ticket, wish.session, block.clone(), Some((from, conn)));
+                    if !sessions.contains(&wish.session) {
+                        sessions.push(wish.session);
+                    }
                 }
             }
-            for ticket in tickets {
-                self.wishes.remove(&ticket);
-                self.deliver(ticket, block.clone(), Some((from, conn)));
+            self.close(id, Some((key, bytes)));
+            for session in sessions {
+                let is_new = self.join(session, key);
+                if let Some(state) = self.sessions.get_mut(&session) {
+                    state.on_block(key, bytes);
+                }
+                self.reprice(session);
+                if is_new {
+                    self.unpark(session, key);
+                }
             }
         }
         true
@@ -109,12 +116,13 @@ impl Client {
     pub(super) fn deliver(
         &mut self,
         ticket: Ticket,
+        session: SessionId,
         block: Block,
         from: Option<(PeerId, ConnKey)>,
     ) {
         let bytes = block.data().len() as u64;
         if bytes > 0 {
-            self.unacknowledged.insert(ticket, bytes);
+            self.unacknowledged.insert(ticket, (bytes, session));
             self.unacknowledged_bytes += bytes;
         }
         self.outputs.push_back(Output::Block {
@@ -138,7 +146,15 @@ impl Client {
                 return true;
             }
         }
-        peer.unwanted_bytes += block.data().len() as u64;
+        self.count_unwanted(key, block.data().len() as u64);
+        false
+    }
+
+    fn count_unwanted(&mut self, key: PeerKey, bytes: u64) {
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        peer.unwanted_bytes += bytes;
         if !peer.reported_unwanted && peer.unwanted_bytes > UNWANTED_BYTES.max(peer.useful_bytes) {
             peer.reported_unwanted = true;
             self.outputs.push_back(Output::UnwantedBlocks {
@@ -146,98 +162,98 @@ impl Client {
                 bytes: peer.unwanted_bytes,
             });
         }
-        false
     }
 
     /// Whether it ends an open request.
     fn on_presence(&mut self, key: PeerKey, conn: ConnKey, cid: &Cid, have: bool) -> bool {
-        let Some(ids) = self.by_hash.get(cid.hash()).cloned() else {
-            return false;
-        };
         let mut answers = false;
-        for id in ids {
-            let Some(want) = self.wants.get_mut(&id).filter(|want| want.cid == *cid) else {
+        for id in self.wants_for(cid) {
+            let Some(want) = self.wants.get(id.0).filter(|want| want.cid == *cid) else {
                 continue;
             };
+            let is_asked = want.is_asked_of(key);
+            let (now, timeout) = (self.now, self.config.answer_timeout());
             let Some(peer) = self.peers.get_mut(&key) else {
                 return false;
             };
-            let asked = peer.asked.contains(&id) || peer.registered.contains(&id);
-            let current = match want.state {
-                State::InFlight(holder, number) if holder == key => Some(number),
-                _ => None,
-            };
-            match (have, current) {
-                (true, Some(number)) => self.on_withheld(key, conn, id, number),
-                (true, None) if asked => {
-                    want.refused.retain(|k| *k != key);
-                    if !want.providers.contains(&key) {
-                        want.providers.push(key);
-                    }
-                    let sessions = self.sessions_of(id);
-                    for session in sessions {
-                        self.join(session, key);
-                        self.unpark(session);
-                    }
-                }
-                (false, Some(number)) => {
+            // What was withdrawn may still be answered.
+            let listed = peer.list.line(id).is_some();
+            peer.on_answer(&[id], timeout, now);
+            match (have, is_asked) {
+                (true, true) => self.on_withheld(key, conn, id),
+                (true, false) if listed => self.on_have(key, id),
+                (false, true) => {
                     answers = true;
-                    self.drop_request(key, number);
+                    self.drop_request(key, id);
                     self.refuse(key, id);
-                    self.set_state(id, State::Pending);
+                    self.settle(id);
                 }
-                (false, None) if asked => self.refuse(key, id),
-                (_, None) => {}
+                (false, false) if listed => self.refuse(key, id),
+                (_, false) => {}
             }
         }
         answers
     }
 
+    fn on_have(&mut self, key: PeerKey, id: WantId) {
+        let Some(want) = self.wants.get_mut(id.0) else {
+            return;
+        };
+        want.set_has(key);
+        let parked = matches!(
+            want.phase,
+            Phase::Waiting | Phase::Searching | Phase::Resting
+        );
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.on_hit();
+        }
+        if parked {
+            self.set_phase(id, Phase::Pending);
+        }
+        for session in self.sessions_of(id) {
+            if self.join(session, key) {
+                self.unpark(session, key);
+            }
+            if let Some(state) = self.sessions.get_mut(&session) {
+                state.on_hit(key);
+            }
+        }
+    }
+
     /// HAVE in answer to a want-block: the peer has it but cannot send it over this circuit. It is
     /// asked again on a better connection.
-    fn on_withheld(&mut self, key: PeerKey, conn: ConnKey, id: WantId, number: u64) {
+    fn on_withheld(&mut self, key: PeerKey, conn: ConnKey, id: WantId) {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        if !matches!(peer.paths.best(), Some((best, Path::Limited(_))) if best == conn) {
-            return;
-        }
-        if let Some(want) = self.wants.get(&id) {
-            peer.push(id, want.cid, Change::Cancel { lazy: false });
-        }
         let allowed = match peer.paths.best() {
-            Some((_, Path::Limited(left))) => left,
+            Some((best, Path::Limited(left))) if best == conn => left,
             _ => return,
         };
         peer.paths.set_path(conn, Path::Limited(0));
-        self.drop_request(key, number);
-        self.set_state(id, State::Pending);
+        self.set_line(key, id, Goal::Cancel);
+        self.drop_request(key, id);
+        self.settle(id);
         self.warn(id, key, allowed);
     }
 
+    /// The peer lacks the block, or is taken to lack it.
     pub(super) fn refuse(&mut self, key: PeerKey, id: WantId) {
-        let Some(want) = self.wants.get_mut(&id) else {
+        let Some(want) = self.wants.get_mut(id.0) else {
             return;
         };
-        want.providers.retain(|k| *k != key);
-        if !want.refused.contains(&key) {
-            want.refused.push(key);
-        }
-        let searching = matches!(want.state, State::Searching(_));
-        let cid = want.cid;
-        if let Some(peer) = self.peers.get_mut(&key) {
-            peer.miss_rate = peer.miss_rate * 0.9 + 0.1;
-            // A want-have that is searched for stays: the peer tells us when it has the block.
-            if !(searching && peer.asked.contains(&id)) {
-                peer.asked.remove(&id);
-                peer.push(id, cid, Change::Cancel { lazy: true });
-            }
+        want.set_lacks(key);
+        let searching = want.phase == Phase::Searching;
+        let goal = self.peers.get(&key).and_then(|peer| peer.list.line(id));
+        // A want-have that is searched for stays: the peer tells us when it has the block.
+        if !(searching && goal == Some(Goal::Have)) {
+            self.set_line(key, id, Goal::LazyCancel);
         }
         for session in self.sessions_of(id) {
             if let Some(state) = self.sessions.get_mut(&session)
                 && state.on_miss(key)
             {
-                state.peers.remove(&key);
+                state.members.remove(&key);
                 if let Some(peer) = self.peers.get_mut(&key) {
                     peer.sessions.remove(&session);
                 }

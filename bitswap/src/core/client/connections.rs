@@ -5,8 +5,9 @@ use smallvec::SmallVec;
 use web_time::Instant;
 
 use super::{
-    Client, State, Want, WantId,
+    Client,
     peer::{Peer, PeerKey},
+    wants::WantId,
 };
 use crate::{
     SessionId,
@@ -23,7 +24,11 @@ impl Client {
             known.paths.insert(conn, path);
             return;
         }
-        let key = PeerKey(self.id());
+        while self.peers.contains_key(&self.next_peer) {
+            self.next_peer = self.next_peer.next();
+        }
+        let key = self.next_peer;
+        self.next_peer = key.next();
         let mut state = Peer::new(peer, &self.config, now);
         state.paths.insert(conn, path);
         self.keys.insert(peer, key);
@@ -35,7 +40,7 @@ impl Client {
             .collect();
         for session in expecting {
             self.join(session, key);
-            self.unpark(session);
+            self.unpark(session, key);
         }
         self.ask_newcomer(key);
     }
@@ -55,53 +60,66 @@ impl Client {
         if !state.paths.is_empty() {
             return;
         }
+        // Also what was on order over connections that closed without a word.
+        let open: Vec<WantId> = state.requests.iter().map(|request| request.want).collect();
+        let listed: Vec<WantId> = state.list.wants().collect();
         let sessions = std::mem::take(&mut state.sessions);
+        for id in open {
+            self.drop_request(key, id);
+            self.settle(id);
+        }
         for id in sessions {
             if let Some(session) = self.sessions.get_mut(&id) {
-                session.peers.remove(&key);
+                session.members.remove(&key);
                 session.expect(peer);
             }
         }
         self.peers.remove(&key);
         self.keys.remove(&peer);
+        self.changed.remove(&key);
+        self.busy.remove(&key);
+        self.promisers.remove(&key);
+        for id in listed {
+            self.on_line_gone(key, id);
+        }
     }
 
-    /// What is sent over a connection may not have arrived: all of it is asked for again.
+    /// What is sent over a connection may not have arrived. What was on order over it is asked for
+    /// again, of whoever is best; the rest of our wantlist is repeated, as a full list.
     fn lose_connection(&mut self, key: PeerKey, conn: ConnKey, closed: bool) {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
         peer.writing = false;
+        peer.probe = None;
         if closed {
             peer.forget_promises_on(conn);
-        }
-        let only = !closed || peer.paths.best().is_none_or(|(best, _)| best == conn);
-        if only {
-            peer.registered.clear();
-            peer.drop_changes();
-            for want in std::mem::take(&mut peer.asked) {
-                // Another round of the search asks again.
-                if let Some(Want {
-                    state: State::Searching(since),
-                    ..
-                }) = self.wants.get_mut(&want)
-                {
-                    *since = None;
-                }
+            if !peer.has_promises() {
+                self.promisers.remove(&key);
             }
         }
-        let Some(peer) = self.peers.get(&key) else {
-            return;
-        };
-        let lost: Vec<(u64, WantId)> = peer
+        let carried = peer.paths.best().is_none_or(|(best, _)| best == conn);
+        let mut lost: Vec<WantId> = peer
             .requests
             .iter()
-            .filter(|(_, request)| request.conn == conn)
-            .map(|(number, request)| (*number, request.want))
+            .filter(|request| request.conn == conn)
+            .map(|request| request.want)
             .collect();
-        for (number, want) in lost {
-            self.drop_request(key, number);
-            self.set_state(want, State::Pending);
+        for id in &lost {
+            self.drop_request(key, *id);
+        }
+        if carried && let Some(peer) = self.peers.get_mut(&key) {
+            lost.sort_unstable();
+            let dropped = peer.list.restart(&lost);
+            if peer.list.has_changes() {
+                self.changed.insert(key);
+            }
+            for id in dropped {
+                self.on_line_gone(key, id);
+            }
+        }
+        for id in lost {
+            self.settle(id);
         }
     }
 

@@ -1,13 +1,18 @@
 //! What the client knows about one connected peer.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    num::NonZeroU32,
+    time::Duration,
+};
 
 use cid::Cid;
 use libp2p_identity::PeerId;
 use web_time::Instant;
 
 use super::{
-    WantId,
+    wantlist::{Goal, Wantlist},
+    wants::{Want, WantId},
     window::{Mark, Window},
 };
 use crate::{
@@ -18,35 +23,37 @@ use crate::{
 
 /// Promises remembered of one peer; a server promises at most `max_descend` blocks a want.
 const MAX_PROMISES: usize = 256;
+/// Questions after which old ones count half.
+const MEMORY: f64 = 32.0;
 
-/// A peer, by a number that is never used again; smaller than a `PeerId` where there are many.
+/// A peer, by a number of 28 bits; smaller than a `PeerId` where there are many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct PeerKey(pub(super) u64);
+pub(super) struct PeerKey(NonZeroU32);
+
+impl PeerKey {
+    pub(super) const FIRST: PeerKey = PeerKey(NonZeroU32::MIN);
+
+    pub(super) fn number(self) -> u32 {
+        self.0.get()
+    }
+
+    pub(super) fn from_number(number: u32) -> Option<Self> {
+        NonZeroU32::new(number & (u32::MAX >> 4)).map(Self)
+    }
+
+    /// The key after this one; after 2^28 they start over.
+    pub(super) fn next(self) -> Self {
+        Self::from_number(self.number() + 1).unwrap_or(Self::FIRST)
+    }
+}
 
 /// A want-block that a peer is expected to answer.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) want: WantId,
+    pub(super) estimate: u32,
     pub(super) conn: ConnKey,
-    pub(super) estimate: u64,
     pub(super) mark: Mark,
-}
-
-/// A change of our wantlist at the peer that is not sent yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
-    Block {
-        priority: i32,
-        descend: u32,
-    },
-    Have {
-        priority: i32,
-        dont_have: bool,
-    },
-    /// `lazy`: may wait for company.
-    Cancel {
-        lazy: bool,
-    },
 }
 
 #[derive(Debug)]
@@ -55,31 +62,25 @@ pub(super) struct Peer {
     pub(super) paths: Paths,
     /// Speaks 1.2.0: answers want-have, and says DONT_HAVE.
     pub(super) presences: bool,
-    /// Want-blocks on order, by the order they were sent in.
-    pub(super) requests: BTreeMap<u64, Request>,
-    /// Wants for which a want-have is out.
-    pub(super) asked: BTreeSet<WantId>,
-    /// Wants that the peer's server may hold for us, of whatever kind.
-    pub(super) registered: BTreeSet<WantId>,
+    /// Want-blocks on order, in the order in which they were sent.
+    pub(super) requests: VecDeque<Request>,
+    pub(super) list: Wantlist,
     pub(super) window: Window,
     /// The connection that `window` describes.
     pub(super) asked_over: Option<ConnKey>,
-    outbox: BTreeMap<WantId, (Cid, Change)>,
-    /// Changes in the outbox that must not wait.
-    urgent: usize,
-    /// Changes in the outbox that add an entry at the server, and that remove one.
-    fresh: usize,
-    leaving: usize,
-    /// When the lazy changes must go.
-    pub(super) flush_at: Option<Instant>,
     /// A message is on its way to the socket.
     pub(super) writing: bool,
+    /// A want-have whose answer shows the round trip.
+    pub(super) probe: Option<(WantId, Instant)>,
     pub(super) sessions: BTreeSet<SessionId>,
+    /// Priority of the block it was asked for last.
+    pub(super) last_priority: i32,
     pub(super) last_progress: Instant,
     /// How many times in a row it was silent for too long.
     pub(super) stalls: u32,
-    /// Share of our want-blocks answered with DONT_HAVE, lately.
-    pub(super) miss_rate: f64,
+    /// What it was asked, and what it had of that, the newest counting most.
+    questions: f64,
+    hits: f64,
     /// Blocks it delivered.
     pub(super) useful: u64,
     pub(super) unwanted_bytes: u64,
@@ -96,25 +97,22 @@ impl Peer {
             id,
             paths: Paths::default(),
             presences: true,
-            requests: BTreeMap::new(),
-            asked: BTreeSet::new(),
-            registered: BTreeSet::new(),
+            requests: VecDeque::new(),
+            list: Wantlist::default(),
             window: Window::new(
                 config.initial_window_bytes(),
                 config.max_window_bytes(),
                 now,
             ),
             asked_over: None,
-            outbox: BTreeMap::new(),
-            urgent: 0,
-            fresh: 0,
-            leaving: 0,
-            flush_at: None,
             writing: false,
+            probe: None,
             sessions: BTreeSet::new(),
+            last_priority: i32::MIN,
             last_progress: now,
             stalls: 0,
-            miss_rate: 0.0,
+            questions: 0.0,
+            hits: 0.0,
             useful: 0,
             unwanted_bytes: 0,
             useful_bytes: 0,
@@ -124,73 +122,57 @@ impl Peer {
         }
     }
 
-    /// Entries of ours at its server once the outbox is sent.
-    pub(super) fn outstanding(&self) -> usize {
-        (self.registered.len() + self.fresh).saturating_sub(self.leaving)
+    /// It was asked whether it has something, or for it.
+    pub(super) fn on_question(&mut self) {
+        if self.questions >= MEMORY {
+            self.questions /= 2.0;
+            self.hits /= 2.0;
+        }
+        self.questions += 1.0;
     }
 
-    /// Puts a change into the outbox; later changes of a want replace earlier ones.
-    pub(super) fn push(&mut self, want: WantId, cid: Cid, change: Change) {
-        if let Some((_, old)) = self.outbox.remove(&want) {
-            self.count(want, old, false);
-        }
-        if matches!(change, Change::Cancel { .. }) && !self.registered.contains(&want) {
-            return;
-        }
-        self.count(want, change, true);
-        self.outbox.insert(want, (cid, change));
-    }
-
-    fn count(&mut self, want: WantId, change: Change, add: bool) {
-        let counters = [
-            (&mut self.urgent, is_urgent(change)),
-            (&mut self.leaving, matches!(change, Change::Cancel { .. })),
-            (
-                &mut self.fresh,
-                !matches!(change, Change::Cancel { .. }) && !self.registered.contains(&want),
-            ),
-        ];
-        for (counter, _) in counters.into_iter().filter(|(_, counts)| *counts) {
-            *counter = if add {
-                *counter + 1
-            } else {
-                counter.saturating_sub(1)
-            };
+    /// It answered about these wants: if one of them is the probe, that shows the round trip. What
+    /// takes longer than `timeout` is no answer, but a block that the peer got later.
+    pub(super) fn on_answer(&mut self, wants: &[WantId], timeout: Duration, now: Instant) {
+        if let Some((_, sent)) = self.probe.take_if(|(id, _)| wants.contains(id)) {
+            let span = now.duration_since(sent);
+            if span <= timeout {
+                let clean = self.requests.is_empty();
+                self.window.on_round_trip(span, clean, now);
+            }
         }
     }
 
-    pub(super) fn has_changes(&self) -> bool {
-        !self.outbox.is_empty()
+    /// Whether blocks may come from it that are not unwanted.
+    pub(super) fn may_send(&self) -> bool {
+        !self.requests.is_empty()
+            || !self.list.is_empty()
+            || self.list.has_changes()
+            || !self.promises.is_empty()
+            || self.credit.values().any(|credit| *credit > 0)
     }
 
-    /// Whether the outbox is to be sent now.
-    pub(super) fn is_due(&self, now: Instant) -> bool {
-        !self.writing
-            && !self.outbox.is_empty()
-            && (self.urgent > 0
-                || self.outbox.len() >= super::LAZY_CANCELS
-                || self.flush_at.is_some_and(|at| at <= now))
+    /// It had what it was asked for.
+    pub(super) fn on_hit(&mut self) {
+        self.hits = (self.hits + 1.0).min(self.questions);
     }
 
-    /// Empties the outbox.
-    pub(super) fn take_entries(&mut self) -> Vec<Entry> {
-        let outbox = std::mem::take(&mut self.outbox);
-        self.drop_changes();
-        let mut entries = Vec::with_capacity(outbox.len());
-        for (want, (cid, change)) in outbox {
-            match change {
-                Change::Cancel { .. } => self.registered.remove(&want),
-                _ => self.registered.insert(want),
-            };
-            entries.push(entry(cid, change, self.presences));
+    /// How likely it is to have a block that nothing else is known about, 0 to 1.
+    pub(super) fn likelihood(&self) -> f64 {
+        self.hits / (self.questions + 1.0)
+    }
+
+    /// Takes a request out.
+    pub(super) fn take_request(&mut self, want: WantId) -> Option<Request> {
+        let index = self
+            .requests
+            .iter()
+            .position(|request| request.want == want)?;
+        let request = self.requests.remove(index);
+        if self.requests.is_empty() && self.requests.capacity() > 16 {
+            self.requests = VecDeque::new();
         }
-        entries
-    }
-
-    pub(super) fn drop_changes(&mut self) {
-        self.outbox.clear();
-        (self.urgent, self.fresh, self.leaving) = (0, 0, 0);
-        self.flush_at = None;
+        request
     }
 
     pub(super) fn promise(&mut self, cid: Cid, conn: ConnKey) {
@@ -203,41 +185,39 @@ impl Peer {
         self.promises.remove(cid)
     }
 
+    pub(super) fn has_promises(&self) -> bool {
+        !self.promises.is_empty()
+    }
+
     pub(super) fn forget_promises_on(&mut self, conn: ConnKey) {
         self.promises.retain(|_, on| *on != conn);
     }
 }
 
-fn is_urgent(change: Change) -> bool {
-    !matches!(change, Change::Cancel { lazy: true })
-}
-
-fn entry(cid: Cid, change: Change, presences: bool) -> Entry {
+/// The entry that makes a server's list say so.
+pub(super) fn entry(want: &Want, goal: Goal, presences: bool) -> Entry {
     let blank = Entry {
-        cid,
+        cid: want.cid,
         priority: 0,
         cancel: false,
         want_type: WantType::Block,
         send_dont_have: false,
         descend: 0,
     };
-    match change {
-        Change::Block { priority, descend } => Entry {
-            priority,
-            descend,
+    match goal {
+        Goal::Block | Goal::BlockNow => Entry {
+            priority: want.priority,
+            descend: want.descend,
             send_dont_have: presences,
             ..blank
         },
-        Change::Have {
-            priority,
-            dont_have,
-        } => Entry {
-            priority,
+        Goal::Have | Goal::HaveOrNot => Entry {
+            priority: want.priority,
             want_type: WantType::Have,
-            send_dont_have: dont_have,
+            send_dont_have: goal == Goal::HaveOrNot,
             ..blank
         },
-        Change::Cancel { .. } => Entry {
+        Goal::Cancel | Goal::LazyCancel => Entry {
             cancel: true,
             ..blank
         },

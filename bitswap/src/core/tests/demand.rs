@@ -8,7 +8,7 @@ use std::{
 use cid::Cid;
 use web_time::Instant;
 
-use super::sim::{Link, Sim, cid, cids, origin, peer, wants};
+use super::sim::{cid, cids, link, network, network_with, origin, peer, wants};
 use crate::{
     Config, Priority, Role, SessionOptions, WantOptions,
     core::{
@@ -364,14 +364,14 @@ fn a_filtered_block_does_not_exist_for_the_peer_and_counts_as_nobodys_demand() {
 #[test]
 fn r15_wants_are_not_forwarded_and_answers_do_not_amplify() {
     let config = Config::builder().role(Role::Master).build().unwrap();
-    let mut sim = Sim::with_config(3, config);
-    sim.connect(0, 1, Link::new(10, 10e6));
-    sim.connect(1, 2, Link::new(10, 10e6));
+    let mut sim = network_with(3, config);
+    sim.connect(0, 1, link(10, 10e6));
+    sim.connect(1, 2, link(10, 10e6));
     let sessions = sim.session(0, &[1]);
-    sim.want_all(0, sessions, &cids(1000));
+    sim.want(0, sessions, &cids(1000));
     sim.run_for(secs(120));
-    assert!(sim.nodes[0].messages_sent > 0);
-    let asked_of_2 = &sim.nodes[1].entries_sent;
+    assert!(sim.node(0).traffic.messages_sent > 0);
+    let asked_of_2 = &sim.node(1).entries_sent;
     assert!(
         asked_of_2.is_empty(),
         "{} entries forwarded",
@@ -391,15 +391,15 @@ fn r15_wants_are_not_forwarded_and_answers_do_not_amplify() {
 #[test]
 fn prefetch_yields_to_demand() {
     let run = |prefetch: bool| {
-        let mut sim = Sim::new(2);
+        let mut sim = network(2);
         let (hot, file) = (cids(5000), (10_000..10_500).map(cid).collect::<Vec<_>>());
         sim.give(1, &hot, CHUNK);
         sim.give(1, &file, CHUNK);
-        sim.connect(0, 1, Link::new(20, 50e6));
-        let seeder = sim.nodes[1].id;
-        let client = &mut sim.nodes[0].client;
+        sim.connect(0, 1, link(20, 50e6));
+        let (seeder, now) = (sim.node(1).id, sim.now());
+        let client = &mut sim.node_mut(0).client;
         let background = client.new_session(SessionOptions::default().background(true));
-        client.add_session_peer(background, seeder, sim.now);
+        client.add_session_peer(background, seeder, now);
         // As many as `max_prefetches`, one after the other.
         let mut next = hot.iter().copied();
         let options = WantOptions::default().priority(Priority(i32::MIN));
@@ -408,15 +408,15 @@ fn prefetch_yields_to_demand() {
         let mut fetched = 0;
         let mut running = 0;
         for wanted in file.chunks(50) {
-            let started = sim.now;
-            let mut missing: HashSet<_> = sim.want_all(0, session, wanted).into_iter().collect();
+            let started = sim.now();
+            let mut missing: HashSet<_> = sim.want(0, session, wanted).into_iter().collect();
             let mut idle_until = None;
             loop {
-                for (at, ticket, ..) in std::mem::take(&mut sim.nodes[0].got) {
-                    if missing.remove(&ticket) {
+                for got in std::mem::take(&mut sim.node_mut(0).got) {
+                    if missing.remove(&got.ticket) {
                         if missing.is_empty() {
-                            times.push(at.duration_since(started));
-                            idle_until = Some(at + Duration::from_millis(500));
+                            times.push(got.at.duration_since(started));
+                            idle_until = Some(got.at + Duration::from_millis(500));
                         }
                     } else {
                         fetched += 1;
@@ -425,12 +425,14 @@ fn prefetch_yields_to_demand() {
                 }
                 while prefetch && running < 2 {
                     let wanted = next.next().unwrap();
-                    let now = sim.now;
-                    sim.nodes[0].client.want(background, wanted, options, now);
+                    let now = sim.now();
+                    sim.node_mut(0)
+                        .client
+                        .want(background, wanted, options, now);
                     running += 1;
                 }
-                sim.drain(0);
-                let until = idle_until.unwrap_or(sim.now + secs(10));
+                sim.settle(0);
+                let until = idle_until.unwrap_or(sim.now() + secs(10));
                 if !sim.step(until) {
                     break;
                 }
