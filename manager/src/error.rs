@@ -159,6 +159,68 @@ pub enum AnnounceError {
     Stopped(#[from] Stopped),
 }
 
+/// Why a message was not published on a topic.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The node has no gossipsub.
+    #[error("this node has no gossipsub: set enable_pubsub_discovery = true")]
+    Disabled,
+    /// Not a topic for messages.
+    #[error("{0:?} is no topic for messages: use 1 to 256 bytes, and none of the discovery's own")]
+    Topic(String),
+    /// No peer that is connected directly is subscribed to the topic.
+    #[error(
+        "nobody listens to this topic: connect to a peer that is subscribed to it, or wait for one"
+    )]
+    NobodyListens,
+    /// Gossipsub would not carry it.
+    #[error(
+        "a message of {len} bytes is too large: at most {max}; publish the CID of something larger"
+    )]
+    TooLarge {
+        /// Its length.
+        len: usize,
+        /// The longest one.
+        max: usize,
+    },
+    /// What was to be published cannot be written as JSON.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// Gossipsub did not take it; if its queues are full, try again later.
+    #[error("not published: {0}")]
+    Refused(#[source] BoxError),
+    /// The node was shut down.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// Why a topic could not be subscribed to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubscribeError {
+    /// The node has no gossipsub.
+    #[error("this node has no gossipsub: set enable_pubsub_discovery = true")]
+    Disabled,
+    /// Not a topic for messages.
+    #[error("{0:?} is no topic for messages: use 1 to 256 bytes, and none of the discovery's own")]
+    Topic(String),
+    /// Other nodes would not accept more of one peer.
+    #[error("this node is subscribed to 64 topics already: drop another subscription first")]
+    TooMany,
+    /// Gossipsub does not allow it.
+    #[error("not subscribed: {0}")]
+    Refused(#[source] BoxError),
+    /// The node was shut down.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// Something is not the JSON that was expected, or cannot be written as JSON.
+#[derive(Debug, thiserror::Error)]
+#[error("JSON: {0}")]
+pub struct JsonError(#[source] pub(crate) BoxError);
+
 /// Why a block could not be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

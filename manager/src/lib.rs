@@ -18,6 +18,7 @@ mod fetch;
 mod node;
 mod status;
 mod streams;
+mod topic;
 mod transport;
 mod unrelayed;
 mod wiring;
@@ -27,8 +28,8 @@ pub use libp2p;
 
 pub use self::config::Config;
 pub use self::error::{
-    AnnounceError, BoxError, ConnectError, DhtError, FetchError, OpenStreamError, RegisterError,
-    StartError, Stopped,
+    AnnounceError, BoxError, ConnectError, DhtError, FetchError, JsonError, OpenStreamError,
+    PublishError, RegisterError, StartError, Stopped, SubscribeError,
 };
 pub use self::event::{Discovery, Event};
 pub use self::fetch::{Session, SessionEvent, SessionOptions, SessionProgress};
@@ -38,3 +39,4 @@ pub use self::status::{
 };
 pub use self::strategy::Path;
 pub use self::streams::{IncomingStreams, Stream};
+pub use self::topic::{Message, Subscription};

@@ -13,13 +13,14 @@ use anypath_holepunch::{self as holepunch, NatStatus};
 use anypath_relay::{self as relay, client, server};
 use bytes::Bytes;
 use cid::Cid;
-use libp2p::{Multiaddr, PeerId, StreamProtocol, identify, swarm::ConnectionId};
+use libp2p::{Multiaddr, PeerId, StreamProtocol, gossipsub, identify, swarm::ConnectionId};
 
 use crate::{
     autonat::Verdict,
     behaviour::BehaviourEvent,
     event::{Discovery, Event},
     strategy::Path,
+    topic::Message,
 };
 
 /// The protocol by which DHT servers are recognised.
@@ -109,6 +110,11 @@ pub(crate) enum Command {
     DhtFound {
         ticket: dht::Ticket,
         providers: Vec<PeerId>,
+    },
+    /// topics: a message for those who listen.
+    TopicMessage {
+        topic: gossipsub::TopicHash,
+        message: Message,
     },
     /// Disconnect a peer that breaks a protocol.
     Disconnect { peer: PeerId },
@@ -283,6 +289,17 @@ impl Wiring {
                         peers: vec![peer],
                     })
                     .collect()
+            }
+            pubsub::Event::Gossipsub(gossipsub::Event::Message { message, .. }) => {
+                // Only signed messages come here, so there is a source.
+                let message = message.source.map(|from| Command::TopicMessage {
+                    topic: message.topic,
+                    message: Message {
+                        from,
+                        data: message.data.into(),
+                    },
+                });
+                message.into_iter().collect()
             }
             pubsub::Event::ProtocolViolation {
                 peer, violation, ..

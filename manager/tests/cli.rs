@@ -337,6 +337,57 @@ fn commands_go_through_the_running_node() {
 }
 
 #[test]
+fn what_one_publishes_another_who_is_subscribed_prints() {
+    let (here, there) = (Home::new(), Home::new());
+    let (publisher, listener) = (here.start(), there.start());
+    let unheard = here.fails(&["publish", "news", "x"]);
+    assert!(unheard.contains("nobody listens"), "{unheard}");
+    let mut subscribe = there
+        .anypath(&["subscribe", "news", "--count", "2"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(subscribe.stdout.take().unwrap());
+    let mut line = || -> Value {
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    };
+    assert_eq!(line()["event"], "subscribed");
+    here.run(&["connect", listener.address()]);
+    let message = r#"{"task_cid": "bafy1", "timestamp": 1.5}"#;
+    eventually("a listener", || {
+        let published = here.anypath(&["publish", "news", message]).output();
+        published.unwrap().status.success()
+    });
+    let heard = line();
+    assert_eq!(heard["from"], publisher.peer_id());
+    assert_eq!(
+        (&heard["text"], &heard["json"]["task_cid"]),
+        (&message.into(), &"bafy1".into())
+    );
+    let mut publish = here.anypath(&["publish", "news", "-"]);
+    let mut publish = publish
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    publish
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"plain \x1b[31mtext")
+        .unwrap();
+    assert!(publish.wait().unwrap().success());
+    let heard = line();
+    assert_eq!(heard["text"], "plain \u{1b}[31mtext");
+    assert!(heard.get("json").is_none());
+    assert!(subscribe.wait().unwrap().success(), "it ends after two");
+    let error = there.fails(&["subscribe", "_peer-discovery._p2p._pubsub"]);
+    assert!(error.contains("none of the discovery's own"), "{error}");
+}
+
+#[test]
 fn a_server_that_is_killed_and_started_again_serves_the_rest() {
     let (serving, getting) = (Home::new(), Home::new());
     let data = content(64_000_000);

@@ -9,6 +9,8 @@
 //! | `POST /api/add?profile=…` | body: the file; answers `{"cid", "bytes", "blocks"}` |
 //! | `POST /api/get` | body: `{"cid", "output", "peers", "force"}`; answers a line of JSON an event |
 //! | `POST /api/connect` | body: `{"address"}`; answers `{"peer_id"}` |
+//! | `POST /api/publish` | body: `{"topic", "text"}` or `{"topic", "json"}`; answers `{}` |
+//! | `POST /api/subscribe` | body: `{"topic"}`; answers a line of JSON a message: `{"event": "message", "from", "text"}`, with `json` if it is JSON, with `hex` in place of `text` if it is not UTF-8 |
 //! | `POST /api/shutdown` | stops the node |
 //!
 //! **Who may.** The API listens on 127.0.0.1 only. Requests whose `Host` is not this machine are refused, so that a

@@ -22,10 +22,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Api, MAX_JSON_BYTES, guard::guard, page};
-use crate::files::{self, AddOptions, Download, DownloadEvent, Profile};
+use crate::{
+    PublishError, SubscribeError, Subscription,
+    files::{self, AddOptions, Download, DownloadEvent, Profile},
+    topic::Message,
+};
 
 /// Events of a download that wait for a slow client; progress beyond that is left out.
 const EVENTS: usize = 64;
+
+/// Answers of a line of JSON each.
+const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 
 pub(super) fn router(api: Api) -> Router {
     Router::new()
@@ -38,6 +45,8 @@ pub(super) fn router(api: Api) -> Router {
         .route("/api/add", post(add))
         .route("/api/get", post(download))
         .route("/api/connect", post(connect))
+        .route("/api/publish", post(publish))
+        .route("/api/subscribe", post(subscribe))
         .route("/api/shutdown", post(shutdown))
         .fallback(unknown)
         .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
@@ -227,7 +236,6 @@ async fn download(
     request: Result<Json<GetRequest>, JsonRejection>,
 ) -> Result<impl IntoResponse, Failure> {
     let Json(request) = request?;
-    const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
     let cid: Cid = request
         .cid
         .parse()
@@ -293,6 +301,95 @@ async fn connect(
     let peer = api.node.connect(request.address).await;
     let peer = peer.map_err(|error| Failure::new(StatusCode::BAD_GATEWAY, error))?;
     Ok(Json(json!({ "peer_id": peer.to_string() })))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PublishRequest {
+    topic: String,
+    text: Option<String>,
+    json: Option<Value>,
+}
+
+async fn publish(
+    State(api): State<Api>,
+    request: Result<Json<PublishRequest>, JsonRejection>,
+) -> Result<Json<Value>, Failure> {
+    let Json(request) = request?;
+    let data = match (request.text, request.json) {
+        (Some(text), None) => text.into_bytes(),
+        (None, Some(json)) => json.to_string().into_bytes(),
+        _ => return Err(Failure::bad_request("give either `text` or `json`")),
+    };
+    let published = api.node.publish(request.topic, data).await;
+    published.map_err(|error| {
+        let status = match error {
+            PublishError::Disabled | PublishError::NobodyListens => StatusCode::CONFLICT,
+            PublishError::Topic(_) | PublishError::TooLarge { .. } => StatusCode::BAD_REQUEST,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Failure::new(status, error)
+    })?;
+    Ok(Json(json!({})))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SubscribeRequest {
+    topic: String,
+}
+
+async fn subscribe(
+    State(api): State<Api>,
+    request: Result<Json<SubscribeRequest>, JsonRejection>,
+) -> Result<impl IntoResponse, Failure> {
+    let Json(request) = request?;
+    let subscribed = api.node.subscribe(request.topic).await;
+    let subscription = subscribed.map_err(|error| {
+        let status = match error {
+            SubscribeError::Disabled | SubscribeError::TooMany => StatusCode::CONFLICT,
+            SubscribeError::Topic(_) => StatusCode::BAD_REQUEST,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Failure::new(status, error)
+    })?;
+    let first = to_line(&json!({ "event": "subscribed", "topic": subscription.topic() }));
+    let messages = stream::unfold((subscription, 0), next_lines);
+    // The subscription ends when the client goes away.
+    let lines = stream::iter([first])
+        .chain(messages)
+        .map(Ok::<_, io::Error>);
+    Ok(([(header::CONTENT_TYPE, NDJSON)], Body::from_stream(lines)))
+}
+
+/// The next message, after what was missed before it; `told` of those have been told.
+async fn next_lines(
+    (mut subscription, told): (Subscription, u64),
+) -> Option<(Bytes, (Subscription, u64))> {
+    let message = subscription.next().await?;
+    let missed = subscription.missed();
+    let mut lines = Vec::new();
+    if missed > told {
+        lines.extend(to_line(
+            &json!({ "event": "missed", "count": missed - told }),
+        ));
+    }
+    lines.extend(to_line(&message_value(&message)));
+    Some((lines.into(), (subscription, missed)))
+}
+
+fn message_value(message: &Message) -> Value {
+    let mut fields = serde_json::Map::new();
+    fields.insert("event".to_owned(), "message".into());
+    fields.insert("from".to_owned(), message.from.to_string().into());
+    match std::str::from_utf8(&message.data) {
+        Ok(text) => fields.insert("text".to_owned(), text.into()),
+        Err(_) => fields.insert("hex".to_owned(), hex::encode(&message.data).into()),
+    };
+    if let Ok(json) = message.json::<Value>() {
+        fields.insert("json".to_owned(), json);
+    }
+    fields.into()
 }
 
 async fn shutdown(State(api): State<Api>) -> Json<Value> {

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use anypath_discovery_pubsub as pubsub;
+use bytes::Bytes;
 use cid::Cid;
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use tokio::sync::oneshot;
 
 use crate::{
-    error::{AnnounceError, ConnectError, DhtError, RegisterError},
+    error::{AnnounceError, ConnectError, DhtError, PublishError, RegisterError, SubscribeError},
     fetch::{Reply, Shared},
     status::{PeerStatus, Status},
     streams::{IncomingStreams, OpenRequest},
+    topic::Subscription,
 };
 
 /// What a handle asks of the driver.
@@ -38,6 +40,15 @@ pub(crate) enum Command {
     Discover {
         rendezvous: String,
         reply: oneshot::Sender<Result<bool, AnnounceError>>,
+    },
+    Publish {
+        topic: String,
+        data: Bytes,
+        reply: oneshot::Sender<Result<(), PublishError>>,
+    },
+    Subscribe {
+        topic: String,
+        reply: oneshot::Sender<Result<Subscription, SubscribeError>>,
     },
     FindProviders {
         cid: Cid,

@@ -18,21 +18,25 @@ use std::{
 
 use anypath_discovery_pubsub::Content;
 use anypath_tiered_store::Store;
+use bytes::Bytes;
 use cid::Cid;
 use futures::{FutureExt as _, future::Either, stream};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, identity::Keypair};
+use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 pub(crate) use self::command::Command;
 use crate::{
     config::Config,
     error::{
-        AnnounceError, ConnectError, DhtError, OpenStreamError, RegisterError, StartError, Stopped,
+        AnnounceError, ConnectError, DhtError, JsonError, OpenStreamError, PublishError,
+        RegisterError, StartError, Stopped, SubscribeError,
     },
     event::Event,
     fetch::{Session, SessionOptions},
     status::{PeerStatus, Status},
     streams::{IncomingStreams, OpenRequest, Stream},
+    topic::Subscription,
 };
 
 /// Commands on their way to the driver; a caller beyond that waits.
@@ -158,6 +162,53 @@ impl Node {
     pub async fn discover(&self, rendezvous: impl Into<String>) -> Result<bool, AnnounceError> {
         let rendezvous = rendezvous.into();
         self.ask(|reply| Command::Discover { rendezvous, reply })
+            .await?
+    }
+
+    /// Publishes a message of at most 60 KiB on a topic: signed by this node, passed on by all who are subscribed, once to each.
+    /// It need not be subscribed itself. Gossip travels on direct connections only.
+    ///
+    /// # Errors
+    ///
+    /// No directly connected peer is subscribed ([`PublishError::NobodyListens`]), the message is too large, or the node has no
+    /// gossipsub (`enable_pubsub_discovery`).
+    pub async fn publish(
+        &self,
+        topic: impl Into<String>,
+        data: impl Into<Bytes>,
+    ) -> Result<(), PublishError> {
+        let (topic, data) = (topic.into(), data.into());
+        self.ask(|reply| Command::Publish { topic, data, reply })
+            .await?
+    }
+
+    /// [`publish`](Self::publish) of a value as JSON; see [`Message::json`](crate::Message::json) for the other end.
+    ///
+    /// # Errors
+    ///
+    /// As for `publish`; or the value cannot be written as JSON.
+    pub async fn publish_json(
+        &self,
+        topic: impl Into<String>,
+        value: &impl Serialize,
+    ) -> Result<(), PublishError> {
+        let data = serde_json::to_vec(value).map_err(|error| JsonError(error.into()))?;
+        self.publish(topic, data).await
+    }
+
+    /// The messages that others publish on a topic from now on (not this node's own), until the result is dropped. A reader that
+    /// is more than 256 messages behind loses the oldest. At most 64 topics at a time; any number of subscriptions to one.
+    ///
+    /// # Errors
+    ///
+    /// The topic's name is no good or one of discovery's, there are too many, or the node has no gossipsub
+    /// (`enable_pubsub_discovery`).
+    pub async fn subscribe(
+        &self,
+        topic: impl Into<String>,
+    ) -> Result<Subscription, SubscribeError> {
+        let topic = topic.into();
+        self.ask(|reply| Command::Subscribe { topic, reply })
             .await?
     }
 

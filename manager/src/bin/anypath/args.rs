@@ -46,6 +46,21 @@ pub(crate) enum Command {
         #[arg(value_name = "MULTIADDR", value_parser = multiaddr)]
         address: Multiaddr,
     },
+    /// Publish a message on a topic, to all who are subscribed to it
+    Publish {
+        /// The topic, any name that those who listen have agreed on
+        topic: String,
+        /// The message, JSON or any other text; - for standard input
+        message: String,
+    },
+    /// Print the messages that others publish on a topic, until Ctrl-C
+    Subscribe {
+        /// The topic
+        topic: String,
+        /// End after so many messages
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        count: Option<u64>,
+    },
     /// Show what the running node is doing
     Status,
     /// Stop the running node

@@ -55,7 +55,7 @@ impl Client {
     }
 
     /// Sends JSON and returns the answer as it comes.
-    pub(crate) async fn post_for_stream(
+    async fn post_for_stream(
         &self,
         path: &str,
         value: &Value,
@@ -65,6 +65,36 @@ impl Client {
             .boxed();
         self.send(Method::POST, path, Some("application/json"), body)
             .await
+    }
+
+    /// Sends JSON and hands each line of the answer, an object of JSON, to `next` as it comes. An event of the name
+    /// `error` is one; `next` returns whether to go on.
+    pub(crate) async fn post_for_lines(
+        &self,
+        path: &str,
+        value: &Value,
+        mut next: impl FnMut(Value) -> bool,
+    ) -> Result<(), Error> {
+        let mut body = self.post_for_stream(path, value).await?.into_body();
+        let mut pending = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame?.into_data() else {
+                continue;
+            };
+            pending.extend_from_slice(&data);
+            while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<_> = pending.drain(..=end).collect();
+                let event: Value = serde_json::from_slice(&line)?;
+                let text = |key: &str| event.get(key).and_then(Value::as_str);
+                if text("event") == Some("error") {
+                    return Err(text("message").unwrap_or_default().to_owned().into());
+                }
+                if !next(event) {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Sends bytes as they come and returns the answer's JSON. `size` is their number, if known.

@@ -6,7 +6,6 @@ use anypath::{
     FetchError,
     files::{self, Download, GetError},
 };
-use http_body_util::BodyExt as _;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
@@ -59,29 +58,11 @@ async fn through_running_node(
         "cid": flags.cid.to_string(), "output": output, "peers": peers, "force": flags.force,
     });
     view.begin_search();
-    let mut body = client
-        .post_for_stream("/api/get", &request)
-        .await?
-        .into_body();
-    let mut pending = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame?.into_data() else {
-            continue;
-        };
-        pending.extend_from_slice(&data);
-        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<_> = pending.drain(..=end).collect();
-            let event: Value = serde_json::from_slice(&line)?;
-            if event.get("event").and_then(Value::as_str) == Some("error") {
-                let message = event
-                    .get("message")
-                    .and_then(Value::as_str)
-                    .unwrap_or_default();
-                return Err(message.to_owned().into());
-            }
-            view.show(event);
-        }
-    }
+    let shown = client.post_for_lines("/api/get", &request, |event| {
+        view.show(event);
+        true
+    });
+    shown.await?;
     match view.is_done {
         true => Ok(()),
         false => Err("the node stopped before the file was complete; start it and run the same command again".into()),

@@ -8,6 +8,7 @@ mod get;
 mod output;
 mod query;
 mod start;
+mod topics;
 
 use std::{io::IsTerminal as _, process::ExitCode};
 
@@ -63,6 +64,8 @@ async fn run(arguments: Arguments, output: Output) -> Result<(), Error> {
         Command::Get(flags) => get::run(&context, &flags).await,
         Command::Peers => query::peers(&context).await,
         Command::Connect { address } => query::connect(&context, &address).await,
+        Command::Publish { topic, message } => topics::publish(&context, &topic, message).await,
+        Command::Subscribe { topic, count } => topics::subscribe(&context, &topic, count).await,
         Command::Status => query::status(&context).await,
         Command::Shutdown => query::shutdown(&context).await,
     }

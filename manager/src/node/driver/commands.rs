@@ -47,6 +47,10 @@ impl Driver {
             Command::Discover { rendezvous, reply } => {
                 drop(reply.send(self.discover(&rendezvous)));
             }
+            Command::Publish { topic, data, reply } => {
+                drop(reply.send(self.publish(&topic, data)));
+            }
+            Command::Subscribe { topic, reply } => drop(reply.send(self.subscribe(&topic))),
             Command::StopProviding { cid } => {
                 if let Some(pubsub) = self.pubsub() {
                     pubsub.withdraw_content(&cid);

@@ -50,6 +50,7 @@ impl Driver {
         }
         self.next_tick = now + TICK;
         self.announce_relay();
+        self.leave_topics();
         let bitswap = &mut self.swarm.behaviour_mut().bitswap;
         for session in self.fetches.sweep(bitswap, now) {
             self.close_session(session);

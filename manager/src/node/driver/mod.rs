@@ -7,6 +7,7 @@ mod housekeeping;
 mod relays;
 mod snapshots;
 mod swarm_events;
+mod topics;
 mod wiring;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -65,6 +66,7 @@ pub(super) struct Driver {
     next_relay_announcement: Instant,
     relay_search: relays::Search,
     keypair: Keypair,
+    topics: topics::Topics,
     shutdown: Vec<oneshot::Sender<()>>,
 }
 
@@ -119,6 +121,7 @@ impl Driver {
             next_relay_announcement: now,
             relay_search: relays::Search::default(),
             keypair,
+            topics: topics::Topics::new(),
             shutdown: Vec::new(),
             config,
             swarm,

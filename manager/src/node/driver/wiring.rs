@@ -125,6 +125,9 @@ impl Driver {
                     None => {}
                 }
             }
+            Wire::TopicMessage { topic, message } => {
+                self.on_topic_message(topic.as_str(), message);
+            }
             Wire::Disconnect { peer } => {
                 let _ = self.swarm.disconnect_peer_id(peer);
             }
