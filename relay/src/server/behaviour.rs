@@ -1,5 +1,5 @@
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fmt,
     sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
@@ -20,7 +20,7 @@ use super::{
     Access, CircuitId, Config, Event, Traffic,
     exchange::Grant,
     handler::{Command, Handler, Report, RequestId},
-    pump::{PIECE_BYTES, Tally, Terms, Throttle},
+    pump::{PIECE_BYTES, SMALL_PIECE_BYTES, Tally, Terms, Throttle},
 };
 use crate::{
     Load, StatusCode,
@@ -97,6 +97,8 @@ pub struct Behaviour {
     advertised: Arc<[Multiaddr]>,
     /// The connections, to tell them whether hop is offered.
     connections: HashMap<ConnectionId, PeerId>,
+    /// Those of them that are QUIC.
+    quic: HashSet<ConnectionId>,
     actions: VecDeque<Action>,
     timer: Option<(Instant, Delay)>,
     waker: Option<Waker>,
@@ -133,6 +135,7 @@ impl Behaviour {
             listen: ListenAddresses::default(),
             advertised: Arc::new([]),
             connections: HashMap::new(),
+            quic: HashSet::new(),
             actions: VecDeque::new(),
             timer: None,
             waker: None,
@@ -425,12 +428,20 @@ impl Behaviour {
         };
         let ends = [source, destination];
         let throttle = self.bandwidth.as_ref().map(|bandwidth| {
-            let piece = self.config.rates().piece(PIECE_BYTES);
+            let piece = self.config.rates().piece(SMALL_PIECE_BYTES);
             Throttle::new(Arc::clone(bandwidth), piece, class, ends)
         });
+        let ends_in_quic = [connection, through]
+            .iter()
+            .any(|end| self.quic.contains(end));
         let terms = Terms {
             limit,
             throttle,
+            piece: if ends_in_quic {
+                SMALL_PIECE_BYTES
+            } else {
+                PIECE_BYTES
+            },
             tally: Arc::new(Tally::default()),
         };
         self.circuits.insert(
@@ -594,12 +605,16 @@ impl NetworkBehaviour for Behaviour {
                 let relayed = established.endpoint.is_relayed();
                 self.core.on_connected(connection, peer, remote, relayed);
                 self.connections.insert(connection, peer);
+                if is_quic(remote) {
+                    self.quic.insert(connection);
+                }
                 // The status may have changed since the handler was made.
                 let offered = self.core.is_offering();
                 self.notify(connection, peer, Command::Offer(offered));
             }
             FromSwarm::ConnectionClosed(closed) => {
                 self.connections.remove(&closed.connection_id);
+                self.quic.remove(&closed.connection_id);
                 self.core.on_disconnected(closed.connection_id, now());
                 self.after_core();
             }
@@ -661,6 +676,11 @@ impl NetworkBehaviour for Behaviour {
         self.waker = Some(cx.waker().clone());
         Poll::Pending
     }
+}
+
+fn is_quic(address: &Multiaddr) -> bool {
+    let mut protocols = address.iter();
+    protocols.any(|protocol| matches!(protocol, Protocol::QuicV1 | Protocol::Quic))
 }
 
 #[expect(

@@ -20,11 +20,15 @@ use web_time::Instant;
 use super::{CircuitEnd, Class, Traffic};
 use crate::{CircuitLimit, core::server::bandwidth::Bandwidth};
 
-/// What is read at once: a whole frame of the muxers in use (yamux cuts at 16 KiB), so that one frame in is one frame out.
-pub(super) const PIECE_BYTES: usize = 16 << 10;
+/// What is read at once between two muxers of frames (yamux cuts at 16 KiB): four of them, as many as one message of noise holds,
+/// so that frames which came together leave together.
+pub(super) const PIECE_BYTES: usize = 64 << 10;
+
+/// The same where bandwidth is limited, which is exact to a piece, and over QUIC, where larger pieces only come in bursts.
+pub(super) const SMALL_PIECE_BYTES: usize = 16 << 10;
 
 /// Pieces that one direction moves before others get a turn.
-const PIECES_PER_TURN: usize = 32;
+const PIECES_PER_TURN: usize = 8;
 
 /// Buffers that wait on each thread for the next circuit with bytes.
 const STASHED: usize = 4;
@@ -34,11 +38,11 @@ thread_local! {
     static STASH: RefCell<Vec<Buffer>> = const { RefCell::new(Vec::new()) };
 }
 
-type Buffer = Box<[u8; PIECE_BYTES]>;
+type Buffer = Box<[u8]>;
 
 fn take_buffer() -> Buffer {
     let stashed = STASH.with_borrow_mut(Vec::pop);
-    stashed.unwrap_or_else(|| Box::new([0; PIECE_BYTES]))
+    stashed.unwrap_or_else(|| vec![0; PIECE_BYTES].into_boxed_slice())
 }
 
 fn leave_buffer(buffer: Buffer) {
@@ -117,6 +121,8 @@ impl Tally {
 pub struct Terms {
     pub(super) limit: Option<CircuitLimit>,
     pub(super) throttle: Option<Throttle>,
+    /// What is read at once where nothing is throttled, at most [`PIECE_BYTES`].
+    pub(super) piece: usize,
     pub(super) tally: Arc<Tally>,
 }
 
@@ -143,7 +149,7 @@ where
 {
     pub(super) fn new(source: S, destination: D, terms: Terms) -> Self {
         let limit = terms.limit;
-        let lane = || Lane::new(limit.and_then(|limit| limit.bytes));
+        let lane = || Lane::new(limit.and_then(|limit| limit.bytes), terms.piece);
         Self {
             source,
             destination,
@@ -204,6 +210,8 @@ where
 /// One direction of a circuit.
 #[derive(Debug)]
 struct Lane {
+    /// What is read at once.
+    piece: usize,
     /// Bytes that it may still carry; `None`: any number.
     left: Option<u64>,
     state: State,
@@ -258,8 +266,9 @@ fn to(error: io::Error) -> Broken {
 }
 
 impl Lane {
-    fn new(left: Option<u64>) -> Self {
+    fn new(left: Option<u64>, piece: usize) -> Self {
         Self {
+            piece,
             left,
             state: State::Reading,
             buffer: None,
@@ -339,7 +348,7 @@ impl Lane {
         cx: &mut Context<'_>,
     ) -> Poll<Result<State, Broken>> {
         let buffer = self.buffer.get_or_insert_with(take_buffer);
-        let most = throttle.map_or(PIECE_BYTES, |throttle| throttle.piece);
+        let most = throttle.map_or(self.piece, |throttle| throttle.piece);
         let room = buffer.get_mut(..most).unwrap_or_default();
         let size = ready!(Pin::new(from).poll_read(cx, room));
         let size = size.map_err(|error| Broken::From(error.kind()))?;

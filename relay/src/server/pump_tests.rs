@@ -79,6 +79,7 @@ fn terms(limit: Option<CircuitLimit>) -> Terms {
     Terms {
         limit,
         throttle: None,
+        piece: PIECE_BYTES,
         tally: Arc::new(Tally::default()),
     }
 }
@@ -110,16 +111,17 @@ impl Pump<Wire, Wire> {
 #[test]
 fn bytes_go_both_ways_in_whole_frames_and_are_flushed_when_the_source_pauses() {
     let mut pump = circuit(None);
-    pump.source.incoming.extend(pattern(40_000));
+    pump.source.incoming.extend(pattern(140_000));
     pump.destination.incoming.extend(pattern(10));
     assert!(turn(&mut pump).is_pending());
-    assert_eq!(pump.destination.pieces, [16_384, 16_384, 7232]);
+    assert_eq!(pump.destination.pieces, [65_536, 65_536, 8928]);
+    assert_eq!(PIECE_BYTES % (16 << 10), 0, "frames stay whole");
     assert_eq!(pump.source.written, pattern(10).collect::<Vec<_>>());
-    assert_eq!(pump.destination.flushed, 40_000);
+    assert_eq!(pump.destination.flushed, 140_000);
     assert_eq!(pump.source.flushed, 10);
     assert!(pump.holds_nothing(), "an idle circuit has no buffer");
     let traffic = pump.tally.traffic();
-    assert_eq!((traffic.to_destination, traffic.to_source), (40_000, 10));
+    assert_eq!((traffic.to_destination, traffic.to_source), (140_000, 10));
 }
 
 #[test]
