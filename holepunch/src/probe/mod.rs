@@ -224,21 +224,26 @@ impl Behaviour {
         self.tickets.insert(ticket, (peer, connection, id));
     }
 
-    /// Direct connections to servers, those that came up last first.
+    /// Servers that this node dialled first: they are reachable, and little stands in the way of
+    /// their own dials. Of each kind those that came up last first.
     fn helpers(&self) -> Vec<Helper> {
-        self.connections
+        let mut helpers: Vec<(bool, Helper)> = self
+            .connections
             .iter()
             .rev()
             .filter(|(_, known)| known.is_server)
             .filter_map(|(connection, known)| {
-                let at = Endpoint::of(&known.direct.as_ref()?.remote)?;
-                Some(Helper {
+                let direct = known.direct.as_ref()?;
+                let helper = Helper {
                     peer: known.peer,
                     connection: *connection,
-                    ip: at.ip(),
-                })
+                    ip: Endpoint::of(&direct.remote)?.ip(),
+                };
+                Some((direct.inbound, helper))
             })
-            .collect()
+            .collect();
+        helpers.sort_by_key(|(inbound, _)| *inbound);
+        helpers.into_iter().map(|(_, helper)| helper).collect()
     }
 
     fn on_answered(&mut self, id: AskId, response: Option<Response>) {
