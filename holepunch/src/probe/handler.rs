@@ -24,10 +24,11 @@ use super::{
     protocol::{PROBE_PROTOCOL_NAME, read, write},
 };
 
-/// Requests of one connection that are served at a time; more are dropped.
-const MAX_INBOUND: usize = 4;
+/// Requests of one connection that are served at a time; more are dropped. Between two servers many
+/// clients' requests meet; the rates of `core::probe::server` bind what comes of them.
+const MAX_INBOUND: usize = 32;
 /// Requests of ours at a time.
-const MAX_OUTBOUND: usize = 4;
+const MAX_OUTBOUND: usize = 32;
 /// How long reading a request, writing an answer, or waiting for one may take: servers answer
 /// within 2.5 s.
 const TIMEOUT: Duration = Duration::from_secs(8);
