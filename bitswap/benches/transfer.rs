@@ -1,4 +1,5 @@
-//! Two swarms over libp2p's memory transport (plaintext, yamux): 64 MiB from one to the other.
+//! Two swarms over loopback TCP, Noise and Yamux, 64 MiB from one to the other: by bitswap, and as one bare
+//! stream whose receiver hashes every block.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,26 +13,66 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anypath_bitswap::{Behaviour, Block, Config, Event, MemorySource, Priority};
+use anypath_bitswap::{Behaviour, Block, Config, Event, Executor, MemorySource, Priority};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use futures::StreamExt;
-use libp2p_swarm::{Swarm, SwarmEvent};
-use libp2p_swarm_test::SwarmExt;
+use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use libp2p_core::{Transport, multiaddr::Protocol, upgrade::Version};
+use libp2p_identity::{Keypair, PeerId};
+use libp2p_swarm::{NetworkBehaviour, StreamProtocol, Swarm, SwarmEvent};
+use multihash_codetable::{Code, MultihashDigest};
 
 const TOTAL: usize = 64 * 1024 * 1024;
+const RAW: StreamProtocol = StreamProtocol::new("/anypath/bench/raw");
+
+fn swarm<B: NetworkBehaviour>(behaviour: B) -> Swarm<B> {
+    let key = Keypair::generate_ed25519();
+    let transport = libp2p_tcp::tokio::Transport::default()
+        .upgrade(Version::V1Lazy)
+        .authenticate(libp2p_noise::Config::new(&key).unwrap())
+        .multiplex(libp2p_yamux::Config::default())
+        .boxed();
+    let config = libp2p_swarm::Config::with_tokio_executor()
+        .with_idle_connection_timeout(Duration::from_secs(60));
+    Swarm::new(transport, behaviour, key.public().to_peer_id(), config)
+}
+
+/// Connects `client` to `server`, which goes on in the background.
+async fn connect<B: NetworkBehaviour<ToSwarm: Send> + Send>(
+    client: &mut Swarm<B>,
+    mut server: Swarm<B>,
+) -> (PeerId, tokio::task::JoinHandle<()>) {
+    let peer = *server.local_peer_id();
+    server
+        .listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap())
+        .unwrap();
+    let address = loop {
+        if let SwarmEvent::NewListenAddr { address, .. } = server.select_next_some().await {
+            break address.with(Protocol::P2p(peer));
+        }
+    };
+    let serving = tokio::spawn(async move {
+        loop {
+            server.select_next_some().await;
+        }
+    });
+    client.dial(address).unwrap();
+    while !matches!(
+        client.select_next_some().await,
+        SwarmEvent::ConnectionEstablished { .. }
+    ) {}
+    (peer, serving)
+}
 
 /// Time from the first want to the last block.
-async fn transfer(blocks: &[Block]) -> Duration {
+async fn bitswap(blocks: Vec<Block>) -> Duration {
     let source = Arc::new(MemorySource::new());
     blocks.iter().for_each(|block| source.insert(block.clone()));
-    let mut server = Swarm::new_ephemeral_tokio(|_| Behaviour::new(Config::default(), source));
-    let mut client = Swarm::new_ephemeral_tokio(|_| {
-        Behaviour::new(Config::default(), Arc::new(MemorySource::new()))
-    });
-    server.listen().with_memory_addr_external().await;
-    client.connect(&mut server).await;
-    let peer = *server.local_peer_id();
-    let serving = tokio::spawn(server.loop_on_next());
+    let executor = Executor::new(|work| drop(tokio::spawn(work)));
+    let config = Config::builder().executor(Some(executor)).build().unwrap();
+    let store = Arc::new(MemorySource::new());
+    let server = swarm(Behaviour::new(config.clone(), source));
+    let mut client = swarm(Behaviour::new(config, Arc::clone(&store) as _));
+    let (peer, serving) = connect(&mut client, server).await;
 
     let start = Instant::now();
     let bitswap = client.behaviour_mut();
@@ -45,11 +86,51 @@ async fn transfer(blocks: &[Block]) -> Duration {
         if let SwarmEvent::Behaviour(Event::Block { ticket, block, .. }) =
             client.select_next_some().await
         {
-            client.behaviour_mut().taken(ticket, block.data().len());
+            let bytes = block.data().len();
+            store.insert(block);
+            client.behaviour_mut().taken(ticket, bytes);
             open.remove(&ticket);
         }
     }
     let elapsed = start.elapsed();
+    serving.abort();
+    elapsed
+}
+
+/// Time from opening the stream to the last block.
+async fn raw_stream(blocks: Vec<Block>) -> Duration {
+    let server = libp2p_stream::Behaviour::new();
+    let mut streams = server.new_control().accept(RAW).unwrap();
+    let mut client = swarm(libp2p_stream::Behaviour::new());
+    let mut control = client.behaviour().new_control();
+    let (peer, serving) = connect(&mut client, swarm(server)).await;
+    let sent = blocks.clone();
+    let sending = tokio::spawn(async move {
+        let (_, mut stream) = streams.next().await.unwrap();
+        for block in &sent {
+            stream.write_all(block.data()).await.unwrap();
+        }
+        stream.close().await.unwrap();
+    });
+
+    let start = Instant::now();
+    let reading = async {
+        let mut stream = control.open_stream(peer, RAW).await.unwrap();
+        for block in &blocks {
+            let mut data = vec![0; block.data().len()];
+            stream.read_exact(&mut data).await.unwrap();
+            assert_eq!(Code::Sha2_256.digest(&data), *block.cid().hash());
+        }
+    };
+    let mut reading = std::pin::pin!(reading);
+    loop {
+        tokio::select! {
+            () = &mut reading => break,
+            _ = client.select_next_some() => {}
+        }
+    }
+    let elapsed = start.elapsed();
+    sending.await.unwrap();
     serving.abort();
     elapsed
 }
@@ -73,13 +154,32 @@ fn bench(c: &mut Criterion) {
                 Block::raw(data)
             })
             .collect();
-        group.bench_with_input(BenchmarkId::from_parameter(size), &blocks, |b, blocks| {
+        group.bench_with_input(BenchmarkId::new("bitswap", size), &blocks, |b, blocks| {
             b.iter_custom(|runs| {
                 (0..runs)
-                    .map(|_| runtime.block_on(transfer(blocks)))
+                    .map(|_| {
+                        runtime
+                            .block_on(runtime.spawn(bitswap(blocks.clone())))
+                            .unwrap()
+                    })
                     .sum::<Duration>()
             });
         });
+        group.bench_with_input(
+            BenchmarkId::new("raw_stream", size),
+            &blocks,
+            |b, blocks| {
+                b.iter_custom(|runs| {
+                    (0..runs)
+                        .map(|_| {
+                            runtime
+                                .block_on(runtime.spawn(raw_stream(blocks.clone())))
+                                .unwrap()
+                        })
+                        .sum::<Duration>()
+                });
+            },
+        );
     }
     group.finish();
 }

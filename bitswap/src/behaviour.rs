@@ -26,6 +26,7 @@ use crate::{
     BlockSource, CircuitLimit, Class, Config, Event, Ledger, MostWanted, Priority,
     ProtocolViolation, RequestFilter, SessionId, SessionOptions, Ticket, Transfers, UploadLimits,
     WantOptions, WantlistEntry,
+    budget::Budget,
     core::{
         ConnKey, Path,
         client::{self, Client},
@@ -33,6 +34,7 @@ use crate::{
     },
     handler::{Command, Handler, Protocols, Report},
     message::Message,
+    protocol::Interest,
 };
 
 type Action = ToSwarm<Event, Command>;
@@ -67,6 +69,9 @@ pub struct Behaviour {
     connections: HashMap<ConnectionId, Connection>,
     by_key: HashMap<ConnKey, ConnectionId>,
     next_key: u64,
+    budget: Budget,
+    /// Of each peer with a connection; of others that had one coming, a bounded number.
+    interests: HashMap<PeerId, Interest>,
     reads: FuturesUnordered<BoxFuture<'static, Read>>,
     /// Blocks fetched because others want them, and the session they are wanted in.
     prefetches: BTreeMap<Ticket, Prefetch>,
@@ -96,6 +101,8 @@ impl Behaviour {
             protocols: Protocols::new(&config.protocol_prefix()),
             client: Client::new(config.clone(), rand::random(), now),
             server: Server::new(config.clone(), rand::random(), now),
+            budget: Budget::new(config.max_inbound_bytes()),
+            interests: HashMap::new(),
             config: Arc::new(config),
             source,
             connections: HashMap::new(),
@@ -320,6 +327,9 @@ impl Behaviour {
         let now = now();
         self.client.on_disconnected(peer, connection.key, now);
         self.server.on_disconnected(peer, connection.key, now);
+        if remaining == 0 {
+            self.interests.remove(&peer);
+        }
         self.touched.insert(peer);
     }
 
@@ -341,7 +351,7 @@ impl Behaviour {
     fn on_report(&mut self, peer: PeerId, key: ConnKey, report: Report) {
         let now = now();
         match report {
-            Report::Received(message) => self.on_message(peer, key, &message),
+            Report::Received(message, _held) => self.on_message(peer, key, &message),
             Report::Version(version) => {
                 self.client.on_version(peer, key, version, now);
                 self.server.on_version(peer, key, now);
@@ -366,6 +376,31 @@ impl Behaviour {
             Report::Violation(violation) => self.on_violation(peer, violation),
         }
         self.touched.insert(peer);
+    }
+
+    /// Tells the readers whether blocks of the peer may be of use.
+    fn update_interest(&self, peer: &PeerId) {
+        if let Some(interest) = self.interests.get(peer) {
+            interest.set(self.client.expects_blocks(peer));
+        }
+    }
+
+    fn handler(&mut self, peer: PeerId) -> Handler {
+        // Of connections that other behaviours denied we hear no more.
+        if self.interests.len() > 2 * self.connections.len() + 64 {
+            self.interests.retain(|_, interest| interest.is_shared());
+        }
+        let expected = self.client.expects_blocks(&peer);
+        let interest = self
+            .interests
+            .entry(peer)
+            .or_insert_with(|| Interest::new(expected));
+        Handler::new(
+            Arc::clone(&self.config),
+            self.protocols.clone(),
+            self.budget.connection(),
+            interest.clone(),
+        )
     }
 
     fn on_violation(&mut self, peer: PeerId, violation: ProtocolViolation) {
@@ -396,11 +431,14 @@ impl Behaviour {
     fn on_client_output(&mut self, output: client::Output) {
         let event = match output {
             client::Output::Send {
+                peer,
                 conn,
                 entries,
                 full,
-                ..
-            } => return self.command(conn, Command::Wants { entries, full }),
+            } => {
+                self.update_interest(&peer);
+                return self.command(conn, Command::Wants { entries, full });
+            }
             client::Output::Dial(peer) => {
                 let opts = DialOpts::peer_id(peer).build();
                 self.actions.push_back(ToSwarm::Dial { opts });
@@ -539,6 +577,7 @@ impl Behaviour {
             metrics.observe(self.server.counters(), self.server.denied());
         }
         for peer in std::mem::take(&mut self.touched) {
+            self.update_interest(&peer);
             let busy = self.client.is_busy(&peer) || self.server.is_busy(&peer);
             let mut ids: Vec<ConnectionId> = Vec::new();
             #[expect(clippy::iter_over_hash_type, reason = "sorted below")]
@@ -629,28 +668,22 @@ impl NetworkBehaviour for Behaviour {
     fn handle_established_inbound_connection(
         &mut self,
         _: ConnectionId,
-        _: PeerId,
+        peer: PeerId,
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(Handler::new(
-            Arc::clone(&self.config),
-            self.protocols.clone(),
-        ))
+        Ok(self.handler(peer))
     }
 
     fn handle_established_outbound_connection(
         &mut self,
         _: ConnectionId,
-        _: PeerId,
+        peer: PeerId,
         _: &Multiaddr,
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(Handler::new(
-            Arc::clone(&self.config),
-            self.protocols.clone(),
-        ))
+        Ok(self.handler(peer))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {

@@ -1,7 +1,8 @@
 //! [`Config`]: valid by construction, through [`Config::builder`] or serde.
 
-use std::time::Duration;
+use std::{fmt, sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use serde::Deserialize;
 
 use crate::core::{demand::Role, server::UploadLimits};
@@ -30,9 +31,40 @@ pub enum ConfigError {
     BadPrefix(String),
 }
 
+/// Runs work in the background: `Executor::new(|work| drop(tokio::spawn(work)))`. Work takes some
+/// milliseconds of one core and never waits.
+#[derive(Clone)]
+pub struct Executor(Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>);
+
+impl Executor {
+    /// Hands work to `spawn`, which must run it or drop it.
+    pub fn new(spawn: impl Fn(BoxFuture<'static, ()>) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(spawn))
+    }
+
+    #[cfg(feature = "swarm")]
+    pub(crate) fn spawn(&self, work: BoxFuture<'static, ()>) {
+        (self.0)(work);
+    }
+}
+
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Executor")
+    }
+}
+
+/// Two are equal if they are clones of one another.
+impl PartialEq for Executor {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
 /// Declares `Config`, its builder with the same fields, the getters and the setters.
 macro_rules! config {
-    ($($(#[$doc:meta])* $name:ident: $type:ty = $default:expr $(, with $with:literal)?;)*) => {
+    ($($(#[$doc:meta])* $name:ident: $type:ty = $default:expr
+        $(, with $with:literal)? $(, serde $skip:ident)?;)*) => {
         /// Behaviour of a bitswap node. `Default` is right for most; every bound on memory that a
         /// peer can use is here.
         #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -49,7 +81,7 @@ macro_rules! config {
         #[derive(Debug, Clone, PartialEq, Deserialize)]
         #[serde(default, deny_unknown_fields)]
         pub struct ConfigBuilder {
-            $($(#[serde(with = $with)])? $name: $type,)*
+            $($(#[serde(with = $with)])? $(#[serde($skip)])? $name: $type,)*
         }
 
         impl Default for ConfigBuilder {
@@ -88,6 +120,13 @@ config! {
     max_entries_per_message: usize = 8192;
     /// Concurrent inbound streams of one connection; boxo opens up to 8. Default 64, 8 to 512.
     max_inbound_streams: usize = 64;
+    /// Bytes of messages that are being received, hashed or handed over, of all peers together. Who
+    /// finds them exhausted waits, and incomplete messages that take more than 2 s give way. Blocks
+    /// of peers from which nothing is wanted are not kept at all. Default 64 MiB, 4 MiB to 64 GiB.
+    max_inbound_bytes: usize = 64 * MIB;
+    /// Runs the hashing of large messages, so that a connection is read while its last blocks are
+    /// verified. Without one (the default) the connection's own task hashes. Not part of serde.
+    executor: Option<Executor> = None, serde skip;
     /// A peer that takes nothing for this long while we have something for it loses the stream and
     /// what is queued. Default 60 s.
     write_timeout: Duration = Duration::from_secs(60), with "humantime_serde";
@@ -217,6 +256,12 @@ impl ConfigBuilder {
                 self.max_inbound_streams as u64,
                 8,
                 512,
+            ),
+            (
+                "max_inbound_bytes",
+                self.max_inbound_bytes as u64,
+                4 * M,
+                64 * G,
             ),
             ("write_timeout (ms)", millis(self.write_timeout), 1000, day),
             (

@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use cid::Cid;
 use futures::{
     FutureExt, StreamExt,
+    channel::oneshot,
     future::{Ready, ready},
     stream::{self, BoxStream, SelectAll},
 };
@@ -32,13 +32,12 @@ use web_time::Instant;
 
 use crate::{
     Block, Config, ProtocolViolation,
-    message::{self, Entry, Message, Presence, Version},
-    protocol::{Budget, FrameReader, FrameWriter, ReadError},
+    budget::{ConnectionBudget, Reservation},
+    config::Executor,
+    message::{Entry, Message, Presence, Version},
+    protocol::{FrameWriter, Interest, Limits, MessageReader, ReadError, Received},
 };
 
-/// Bytes in incomplete frames that all inbound streams of a connection may hold together. boxo
-/// writes on up to 8 streams, 2 MiB each at most.
-const MAX_PARTIAL_BYTES: usize = 16 * 1024 * 1024;
 /// A message never exceeds this unless one block forces it (rust-ipfs and iroh read no more).
 const MAX_MESSAGE_BYTES: usize = 2 * 1024 * 1024;
 /// Entries or presences in one message: 10,000 of 64 bytes stay well below 2 MiB.
@@ -75,7 +74,8 @@ pub enum Report {
     Version(Version),
     /// The peer speaks no bitswap.
     Unsupported,
-    Received(Box<Message>),
+    /// A message; the memory it holds is given back once it is dealt with.
+    Received(Box<Message>, Reservation),
     /// All wants handed over so far are written.
     WantsWritten,
     /// Blocks are written.
@@ -219,9 +219,18 @@ fn now() -> Instant {
 }
 
 enum Inbound {
-    Message(Box<Message>),
+    Message(Box<Message>, Reservation),
     Violation(ProtocolViolation),
 }
+
+/// Messages with fewer bytes of blocks are hashed at once: to hand them to another thread would take
+/// longer.
+const ELSEWHERE_BYTES: usize = 32 * 1024;
+/// Messages of one stream that are hashed elsewhere at a time.
+const HASHING: usize = 4;
+/// After a message of so many bytes the muxer has its turn, so that the peer gets its window back
+/// before it has used it up.
+const YIELD_BYTES: usize = 64 * 1024;
 
 /// The connection handler.
 pub struct Handler {
@@ -231,7 +240,10 @@ pub struct Handler {
     outbound: Outbound,
     failures: u32,
     inbound: SelectAll<BoxStream<'static, Inbound>>,
-    budget: Budget,
+    budget: ConnectionBudget,
+    interest: Interest,
+    /// The muxer's turn has come.
+    yielding: bool,
     entries: VecDeque<Entry>,
     full: bool,
     wants_pending: bool,
@@ -246,7 +258,12 @@ pub struct Handler {
 type HandlerEvent = ConnectionHandlerEvent<Upgrade, (), Report>;
 
 impl Handler {
-    pub(crate) fn new(config: Arc<Config>, protocols: Protocols) -> Self {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        protocols: Protocols,
+        budget: ConnectionBudget,
+        interest: Interest,
+    ) -> Self {
         Self {
             config,
             protocols,
@@ -254,7 +271,9 @@ impl Handler {
             outbound: Outbound::Closed,
             failures: 0,
             inbound: SelectAll::new(),
-            budget: Budget::new(MAX_PARTIAL_BYTES),
+            budget,
+            interest,
+            yielding: false,
             entries: VecDeque::new(),
             full: false,
             wants_pending: false,
@@ -393,7 +412,6 @@ impl Handler {
             return;
         };
         writer.written = Some(now());
-        self.failures = 0;
         if let Some(message) = writer.writing.take()
             && !message.blocks.is_empty()
         {
@@ -437,7 +455,17 @@ impl Handler {
         }
         if refused {
             self.on_refused();
-        } else if was_busy {
+        } else if was_busy || may_have_lost {
+            self.reopen();
+        }
+    }
+
+    /// After the loss of a stream: at once the first time (old peers read one message a stream),
+    /// later and later if the peer says nothing in between.
+    fn reopen(&mut self) {
+        if self.failures == 0 {
+            self.failures = 1;
+        } else {
             self.back_off();
         }
     }
@@ -521,9 +549,23 @@ impl Handler {
         if !matches!(self.proposal, Proposal::Known(_)) {
             self.on_version_known(version);
         }
-        let reader = FrameReader::new(stream, self.config.max_frame_bytes(), self.budget.clone());
-        let max_items = self.config.max_entries_per_message();
-        self.inbound.push(messages(reader, max_items).boxed());
+        let limits = Limits {
+            frame_bytes: self.config.max_frame_bytes(),
+            items: self.config.max_entries_per_message(),
+        };
+        let reader = MessageReader::new(stream, limits, self.budget.clone(), self.interest.clone());
+        let messages = messages(reader);
+        let messages = match self.config.executor() {
+            None => messages
+                .map(|read| read.map_or_else(Inbound::Violation, verify_here))
+                .boxed(),
+            Some(executor) => messages
+                .map(move |read| verify(read, executor.clone()))
+                .buffered(HASHING)
+                .filter_map(ready)
+                .boxed(),
+        };
+        self.inbound.push(messages);
     }
 
     fn on_outbound(&mut self, version: Version, mut stream: Stream) {
@@ -564,23 +606,23 @@ impl Handler {
     }
 }
 
-/// Reads, decodes and hashes until the stream ends.
+/// Reads until the stream ends.
 fn messages(
-    reader: FrameReader<Stream>,
-    max_items: usize,
-) -> impl stream::Stream<Item = Inbound> + Send {
+    reader: MessageReader<Stream>,
+) -> impl stream::Stream<Item = Result<Received, ProtocolViolation>> + Send {
     stream::unfold(Some(reader), move |reader| async move {
         let mut reader = reader?;
         match reader.next().await {
-            Ok(Some(frame)) => Some(match decode(frame, max_items) {
-                Ok(message) => (Inbound::Message(message), Some(reader)),
-                Err(violation) => (Inbound::Violation(violation), None),
-            }),
+            Ok(Some(received)) => Some((Ok(received), Some(reader))),
             Ok(None) => {
                 let _ = reader.close().await;
                 None
             }
-            Err(ReadError::Violation(violation)) => Some((Inbound::Violation(violation), None)),
+            Err(ReadError::Violation(violation)) => Some((Err(violation), None)),
+            Err(ReadError::Evicted) => {
+                tracing::debug!("an incomplete bitswap message gave way to others");
+                None
+            }
             Err(ReadError::Io(error)) => {
                 tracing::debug!(%error, "inbound bitswap stream failed");
                 None
@@ -589,10 +631,26 @@ fn messages(
     })
 }
 
-fn decode(frame: Bytes, max_items: usize) -> Result<Box<Message>, ProtocolViolation> {
-    match message::decode(frame, max_items) {
-        Ok(message) => Ok(Box::new(message)),
-        Err(error) => Err(ProtocolViolation::Malformed(error.0)),
+fn verify_here(received: Received) -> Inbound {
+    Inbound::Message(Box::new(received.assembly.verify()), received.held)
+}
+
+/// Hashes on the executor, if it is worth it. `None`: the executor has dropped the work.
+async fn verify(read: Result<Received, ProtocolViolation>, executor: Executor) -> Option<Inbound> {
+    match read {
+        Err(violation) => Some(Inbound::Violation(violation)),
+        Ok(received) if received.assembly.payload_bytes() < ELSEWHERE_BYTES => {
+            Some(verify_here(received))
+        }
+        Ok(received) => {
+            let (sender, verified) = oneshot::channel();
+            let work = async move {
+                // Nobody waits any more if the connection is gone.
+                let _ = sender.send(verify_here(received));
+            };
+            executor.spawn(work.boxed());
+            verified.await.ok()
+        }
     }
 }
 
@@ -652,10 +710,17 @@ impl ConnectionHandler for Handler {
         if let Some(report) = self.reports.pop_front() {
             return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(report));
         }
+        if std::mem::take(&mut self.yielding) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         match self.inbound.poll_next_unpin(cx) {
-            Poll::Ready(Some(Inbound::Message(message))) => Poll::Ready(
-                ConnectionHandlerEvent::NotifyBehaviour(Report::Received(message)),
-            ),
+            Poll::Ready(Some(Inbound::Message(message, held))) => {
+                self.yielding = message.frame_bytes >= YIELD_BYTES;
+                self.failures = 0;
+                let report = Report::Received(message, held);
+                Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(report))
+            }
             Poll::Ready(Some(Inbound::Violation(violation))) => Poll::Ready(
                 ConnectionHandlerEvent::NotifyBehaviour(Report::Violation(violation)),
             ),
@@ -681,6 +746,28 @@ impl ConnectionHandler for Handler {
             },
             ConnectionEvent::RemoteProtocolsChange(change) => self.on_remote_protocols(change),
             _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_offered_in_order_of_preference_with_the_prefix_before_them() {
+        for prefix in ["", "/mine"] {
+            let offered: Vec<String> = Protocols::new(prefix)
+                .iter()
+                .map(|(_, id)| id.to_string())
+                .collect();
+            let expected = [
+                "/ipfs/bitswap/1.2.0",
+                "/ipfs/bitswap/1.1.0",
+                "/ipfs/bitswap/1.0.0",
+                "/ipfs/bitswap",
+            ];
+            assert_eq!(offered, expected.map(|id| format!("{prefix}{id}")));
         }
     }
 }

@@ -5,6 +5,9 @@ mod config;
 pub mod core;
 mod error;
 mod event;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hash;
 mod links;
 pub mod message;
@@ -14,6 +17,8 @@ pub mod testing;
 
 #[cfg(feature = "swarm")]
 mod behaviour;
+#[cfg(feature = "swarm")]
+mod budget;
 #[cfg(feature = "swarm")]
 mod handler;
 #[cfg(feature = "metrics")]
@@ -38,7 +43,7 @@ pub use self::core::{
 #[cfg(feature = "swarm")]
 pub use behaviour::Behaviour;
 pub use block::{Block, BlockError};
-pub use config::{Config, ConfigBuilder, ConfigError};
+pub use config::{Config, ConfigBuilder, ConfigError, Executor};
 pub use error::ProtocolViolation;
 #[cfg(feature = "swarm")]
 pub use event::Event;

@@ -7,11 +7,10 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use cid::{Cid, Version as CidVersion};
 use prost::{
     Message as _,
-    encoding::{
-        DecodeContext, WireType, decode_key, decode_varint, encode_varint, encoded_len_varint,
-        skip_field,
-    },
+    encoding::{WireType, decode_key, decode_varint, encode_varint, encoded_len_varint},
 };
+
+use smallvec::SmallVec;
 
 use crate::{Block, generated::pb, hash};
 
@@ -117,6 +116,8 @@ pub struct Message {
     pub promised: Vec<Cid>,
     /// Items that were skipped: malformed, unknown hash, or above the limit.
     pub skipped: usize,
+    /// Bytes of blocks that were not read because nothing was wanted from the sender.
+    pub unread_bytes: usize,
     /// Length of the frame.
     pub frame_bytes: usize,
 }
@@ -210,7 +211,14 @@ impl Message {
     }
 }
 
-/// Field key of `blocks` (2) and `payload` (3) and, inside the latter, `prefix` (1), `data` (2); all
+/// Field numbers of `Message`.
+const TAG_WANTLIST: u32 = 1;
+pub(crate) const TAG_BLOCKS: u32 = 2;
+pub(crate) const TAG_PAYLOAD: u32 = 3;
+const TAG_PRESENCES: u32 = 4;
+const TAG_PENDING_BYTES: u32 = 5;
+const TAG_PROMISED: u32 = 1000;
+/// Field key of `blocks` and `payload` and, inside the latter, of `prefix` (1) and `data` (2); all
 /// length-delimited.
 const KEY_BLOCKS: u8 = 2 << 3 | 2;
 const KEY_PAYLOAD: u8 = 3 << 3 | 2;
@@ -320,41 +328,147 @@ fn block_from_prefix(prefix: &[u8], data: Bytes) -> Option<Block> {
 /// Decodes the body of a frame (without its length prefix). Takes at most `max_items` entries,
 /// presences and blocks each. Never panics, whatever `frame` is; hashes every block.
 pub fn decode(frame: Bytes, max_items: usize) -> Result<Message, DecodeError> {
-    let mut message = Message {
-        frame_bytes: frame.len(),
-        ..Message::default()
-    };
-    let frame_bytes = frame.len();
+    let mut assembly = Assembly::new(frame.len(), max_items);
     let mut rest = frame;
     while rest.has_remaining() {
         match next_field(&mut rest)? {
-            Field::Bytes(1, wantlist) => decode_wantlist(wantlist, max_items, &mut message)?,
-            Field::Bytes(2, data) if message.legacy_blocks.len() < max_items => {
-                let data = detach(data, frame_bytes);
-                match Cid::new_v0(hash::sha2_256(&data)) {
-                    Ok(cid) => message.legacy_blocks.push(Block::trusted(cid, data)),
-                    Err(_) => message.skipped += 1,
-                }
-            }
-            Field::Bytes(3, payload) if message.blocks.len() < max_items => {
-                let block = pb::message::Block::decode(payload)
-                    .ok()
-                    .and_then(|b| block_from_prefix(&b.prefix, detach(b.data, frame_bytes)));
-                keep(block, &mut message.blocks, &mut message.skipped);
-            }
-            Field::Bytes(4, presence) if message.presences.len() < max_items => {
-                let presence = decode_presence(presence);
-                keep(presence, &mut message.presences, &mut message.skipped);
-            }
-            Field::Bytes(1000, cid) if message.promised.len() < max_items => {
-                keep(wire_cid(&cid), &mut message.promised, &mut message.skipped);
-            }
-            Field::Bytes(2 | 3 | 4 | 1000, _) => message.skipped += 1,
-            Field::Varint(5, value) => message.pending_bytes = value as i32,
-            Field::Bytes(..) | Field::Varint(..) | Field::Other => {}
+            Field::Bytes(tag, value) => assembly.field(tag, value)?,
+            Field::Varint(tag, value) => assembly.varint(tag, value),
+            Field::Other => {}
         }
     }
-    Ok(message)
+    Ok(assembly.verify())
+}
+
+/// A block that is not hashed yet.
+#[derive(Debug)]
+enum Payload {
+    /// Of 1.1.0 and later.
+    Prefixed(SmallVec<[u8; 16]>, Bytes),
+    /// Of 1.0.0.
+    Bare(Bytes),
+}
+
+/// A message put together field by field; its blocks are hashed at the end.
+#[derive(Debug)]
+pub(crate) struct Assembly {
+    message: Message,
+    payload: Vec<Payload>,
+    payload_bytes: usize,
+    max_items: usize,
+}
+
+impl Assembly {
+    pub(crate) fn new(frame_bytes: usize, max_items: usize) -> Self {
+        let message = Message {
+            frame_bytes,
+            ..Message::default()
+        };
+        Self {
+            message,
+            payload: Vec::new(),
+            payload_bytes: 0,
+            max_items,
+        }
+    }
+
+    /// A length-delimited field.
+    pub(crate) fn field(&mut self, tag: u32, value: Bytes) -> Result<(), DecodeError> {
+        let Self {
+            message, max_items, ..
+        } = self;
+        let frame_bytes = message.frame_bytes;
+        match tag {
+            TAG_WANTLIST => decode_wantlist(value, *max_items, message)?,
+            TAG_BLOCKS => self.bare_block(detach(value, frame_bytes)),
+            TAG_PAYLOAD => match pb::message::Block::decode(value) {
+                Ok(block) => self.block(&block.prefix, detach(block.data, frame_bytes)),
+                Err(_) => message.skipped += 1,
+            },
+            TAG_PRESENCES if message.presences.len() < *max_items => {
+                let presence = decode_presence(value);
+                keep(presence, &mut message.presences, &mut message.skipped);
+            }
+            TAG_PROMISED if message.promised.len() < *max_items => {
+                keep(
+                    wire_cid(&value),
+                    &mut message.promised,
+                    &mut message.skipped,
+                );
+            }
+            TAG_PRESENCES | TAG_PROMISED => message.skipped += 1,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    pub(crate) fn varint(&mut self, tag: u32, value: u64) {
+        if tag == TAG_PENDING_BYTES {
+            self.message.pending_bytes = value as i32;
+        }
+    }
+
+    /// Whether one more block may be added.
+    pub(crate) fn takes_blocks(&self) -> bool {
+        self.payload.len() < self.max_items
+    }
+
+    /// A block of 1.1.0 and later.
+    pub(crate) fn block(&mut self, prefix: &[u8], data: Bytes) {
+        // Four varints of at most ten bytes.
+        if self.takes_blocks() && prefix.len() <= 40 {
+            self.payload_bytes += data.len();
+            let prefix = SmallVec::from_slice(prefix);
+            self.payload.push(Payload::Prefixed(prefix, data));
+        } else {
+            self.message.skipped += 1;
+        }
+    }
+
+    /// A block of 1.0.0.
+    pub(crate) fn bare_block(&mut self, data: Bytes) {
+        if self.takes_blocks() {
+            self.payload_bytes += data.len();
+            self.payload.push(Payload::Bare(data));
+        } else {
+            self.message.skipped += 1;
+        }
+    }
+
+    /// A block above the limit: the reader passed over it.
+    pub(crate) fn skip(&mut self) {
+        self.message.skipped += 1;
+    }
+
+    /// A block of a peer from which nothing is wanted: the reader passed over its `bytes`.
+    pub(crate) fn leave_unread(&mut self, bytes: usize) {
+        self.message.unread_bytes += bytes;
+    }
+
+    /// Bytes to be hashed.
+    pub(crate) fn payload_bytes(&self) -> usize {
+        self.payload_bytes
+    }
+
+    /// Hashes the blocks.
+    pub(crate) fn verify(self) -> Message {
+        let mut message = self.message;
+        message.blocks.reserve_exact(self.payload.len());
+        for payload in self.payload {
+            match payload {
+                Payload::Prefixed(prefix, data) => {
+                    let block = block_from_prefix(&prefix, data);
+                    keep(block, &mut message.blocks, &mut message.skipped);
+                }
+                Payload::Bare(data) => {
+                    let block = Cid::new_v0(hash::sha2_256(&data)).ok();
+                    let block = block.map(|cid| Block::trusted(cid, data));
+                    keep(block, &mut message.legacy_blocks, &mut message.skipped);
+                }
+            }
+        }
+        message
+    }
 }
 
 fn decode_wantlist(
@@ -438,22 +552,79 @@ enum Field {
 }
 
 fn next_field(buf: &mut Bytes) -> Result<Field, DecodeError> {
-    let (tag, wire) = decode_key(buf).map_err(|_| DecodeError("field key"))?;
+    match field_head(buf)? {
+        FieldHead::Bytes { tag, head, length } if length <= buf.len() - head => {
+            buf.advance(head);
+            Ok(Field::Bytes(tag, buf.split_to(length)))
+        }
+        FieldHead::Bytes { .. } => Err(FIELD_TOO_LONG),
+        FieldHead::Varint { tag, length, value } => {
+            buf.advance(length);
+            Ok(Field::Varint(tag, value))
+        }
+        FieldHead::Other { length } if length <= buf.len() => {
+            buf.advance(length);
+            Ok(Field::Other)
+        }
+        FieldHead::Other { .. } => Err(FIELD_TOO_LONG),
+    }
+}
+
+pub(crate) const FIELD_TOO_LONG: DecodeError = DecodeError("field longer than its message");
+
+/// The key of a field and what its value needs, as far as `bytes` shows.
+pub(crate) enum FieldHead {
+    /// So many bytes of key and length, so many of value.
+    Bytes {
+        tag: u32,
+        head: usize,
+        length: usize,
+    },
+    /// The whole field is so long.
+    Varint { tag: u32, length: usize, value: u64 },
+    /// A field nobody knows of so many bytes.
+    Other { length: usize },
+}
+
+/// Longest key and length, or key and varint.
+pub(crate) const MAX_FIELD_HEAD: usize = 20;
+
+/// The field that begins at `bytes`, of which [`MAX_FIELD_HEAD`] are there or all that are left.
+pub(crate) fn field_head(bytes: &[u8]) -> Result<FieldHead, DecodeError> {
+    let mut rest = bytes;
+    let (tag, wire) = decode_key(&mut rest).map_err(|_| DecodeError("field key"))?;
     match wire {
         WireType::LengthDelimited => {
-            let length = decode_varint(buf).map_err(|_| DecodeError("field length"))?;
-            match usize::try_from(length) {
-                Ok(length) if length <= buf.remaining() => {
-                    Ok(Field::Bytes(tag, buf.split_to(length)))
-                }
-                _ => Err(DecodeError("field longer than its message")),
-            }
+            let length = decode_varint(&mut rest).map_err(|_| DecodeError("field length"))?;
+            Ok(FieldHead::Bytes {
+                tag,
+                head: bytes.len() - rest.len(),
+                length: usize::try_from(length).map_err(|_| DecodeError("field length"))?,
+            })
         }
-        WireType::Varint => decode_varint(buf)
-            .map(|value| Field::Varint(tag, value))
-            .map_err(|_| DecodeError("varint")),
-        _ => skip_field(wire, tag, buf, DecodeContext::default())
-            .map(|()| Field::Other)
-            .map_err(|_| DecodeError("unknown field")),
+        WireType::Varint => {
+            let value = decode_varint(&mut rest).map_err(|_| DecodeError("varint"))?;
+            let length = bytes.len() - rest.len();
+            Ok(FieldHead::Varint { tag, length, value })
+        }
+        WireType::ThirtyTwoBit | WireType::SixtyFourBit => {
+            let value = if wire == WireType::ThirtyTwoBit { 4 } else { 8 };
+            let length = bytes.len() - rest.len() + value;
+            Ok(FieldHead::Other { length })
+        }
+        // proto3 has no groups.
+        WireType::StartGroup | WireType::EndGroup => Err(DecodeError("group")),
     }
+}
+
+/// Of a `payload` item of `length` bytes that begins with `bytes`, in the form that everybody writes
+/// (prefix, then data to the end): the prefix, and how many bytes precede the data.
+pub(crate) fn payload_head(bytes: &[u8], length: usize) -> Option<(&[u8], usize)> {
+    let mut rest = bytes.strip_prefix(&[KEY_PREFIX])?;
+    let prefix_length = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
+    let prefix = rest.get(..prefix_length)?;
+    let mut rest = rest.get(prefix_length..)?.strip_prefix(&[KEY_DATA])?;
+    let data = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
+    let head = bytes.len() - rest.len();
+    (head.checked_add(data)? == length).then_some((prefix, head))
 }

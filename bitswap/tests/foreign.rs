@@ -8,14 +8,17 @@
     reason = "a test may panic and runs on tokio"
 )]
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use anypath_bitswap::{
     Behaviour, Block, Config, Event, MemorySource, Priority, ProtocolViolation, Ticket,
     message::{Entry, Message, Version, WantType, decode},
 };
 use bytes::Bytes;
-use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use futures::{
+    AsyncReadExt, AsyncWriteExt, FutureExt, SinkExt, StreamExt,
+    channel::{mpsc, oneshot},
+};
 use libp2p_core::{Transport, transport::MemoryTransport, upgrade};
 use libp2p_identity::{Keypair, PeerId};
 use libp2p_stream::{Control, IncomingStreams};
@@ -113,6 +116,13 @@ async fn receive(ours: &mut Swarm<Behaviour>, count: usize) -> Vec<cid::Cid> {
     got
 }
 
+/// Runs `ours` for ever.
+async fn run(ours: &mut Swarm<Behaviour>) -> Infallible {
+    loop {
+        ours.select_next_some().await;
+    }
+}
+
 async fn violation(ours: &mut Swarm<Behaviour>) -> ProtocolViolation {
     let work = async {
         loop {
@@ -170,7 +180,7 @@ async fn a_peer_that_only_speaks_1_0_0_is_served_and_asked_its_way() {
         assert_eq!(receive(&mut ours, 1).await, [*theirs.cid()]);
         let served = tokio::select! {
             served = peer => served.unwrap(),
-            _ = ours.loop_on_next() => unreachable!(),
+            never = run(&mut ours) => match never {},
         };
         assert_eq!(served, Bytes::from_static(b"mine"));
     }
@@ -320,6 +330,381 @@ async fn r13_a_corrupt_block_is_not_delivered_and_does_not_end_the_want() {
     });
     assert_eq!(receive(&mut ours, 1).await, [*block.cid()]);
     assert_eq!(ours.behaviour().ledger(id).unwrap().unwanted_bytes, 5);
+}
+
+/// Everything a peer reads of us on one stream: one stream for all messages, none above 2 MiB unless
+/// one block forces it, each block under the CID that was asked for.
+#[tokio::test]
+async fn one_stream_carries_all_messages_and_none_exceeds_two_mebibytes_without_need() {
+    let (mut ours, source) = node(upgrade::Version::V1Lazy);
+    let (_, mut control, mut incoming) = foreign(&mut ours, V1_2).await;
+    let us = *ours.local_peer_id();
+    let sizes = (0..200)
+        .map(|n| n * 200)
+        .chain([1_500_000; 3])
+        .chain([3_000_000]);
+    let blocks: Vec<Block> = sizes
+        .enumerate()
+        .map(|(n, size)| Block::raw([vec![n as u8; size], n.to_le_bytes().into()].concat()))
+        .collect();
+    blocks.iter().for_each(|block| source.insert(block.clone()));
+    let entries = blocks.iter().enumerate().map(|(n, block)| {
+        let v1 = *block.cid();
+        let v0 = cid::Cid::new_v0(*v1.hash()).unwrap();
+        Entry {
+            cid: if n % 2 == 0 { v1 } else { v0 },
+            priority: 1,
+            cancel: false,
+            want_type: WantType::Block,
+            send_dont_have: true,
+            descend: 0,
+        }
+    });
+    let wants = Message {
+        entries: entries.collect(),
+        ..Message::default()
+    };
+    let count = blocks.len();
+    let peer = tokio::spawn(async move {
+        let mut out = control.open_stream(us, V1_2).await.unwrap();
+        write(&mut out, &wants, Version::V1_2).await;
+        let (_, mut stream) = incoming.next().await.unwrap();
+        let mut got = std::collections::BTreeSet::new();
+        while got.len() < count {
+            let message = read(&mut stream).await.unwrap();
+            assert!(
+                message.frame_bytes <= 2 * 1024 * 1024 || message.blocks.len() == 1,
+                "{} bytes in {} blocks",
+                message.frame_bytes,
+                message.blocks.len()
+            );
+            for block in message.blocks {
+                assert!(got.insert(*block.cid()), "sent twice");
+            }
+        }
+        let asked = wants.entries.iter().map(|entry| entry.cid);
+        assert_eq!(got, asked.collect());
+        assert!(incoming.next().now_or_never().is_none(), "a second stream");
+    });
+    tokio::select! {
+        done = peer => done.unwrap(),
+        never = run(&mut ours) => match never {},
+    }
+}
+
+#[tokio::test]
+async fn a_network_of_its_own_puts_its_prefix_before_the_ids() {
+    let config = Config::builder().protocol_prefix("/mine".into());
+    let behaviour = Behaviour::new(config.build().unwrap(), Arc::new(MemorySource::new()));
+    let mut ours = Swarm::new_ephemeral_tokio(|_| behaviour);
+    let prefixed = StreamProtocol::new("/mine/ipfs/bitswap/1.1.0");
+    let (id, mut control, mut incoming) = foreign(&mut ours, prefixed.clone()).await;
+    let block = Block::raw("ours alone");
+    let served = block.clone();
+    let us = *ours.local_peer_id();
+    tokio::spawn(async move {
+        // The usual id is none of this network's.
+        assert!(control.open_stream(us, V1_2).await.is_err());
+        let (_, mut stream) = incoming.next().await.unwrap();
+        read(&mut stream).await.unwrap();
+        let mut out = control.open_stream(us, prefixed).await.unwrap();
+        let message = Message {
+            blocks: vec![served],
+            ..Message::default()
+        };
+        write(&mut out, &message, Version::V1_1).await;
+        futures::future::pending::<()>().await;
+    });
+    want(&mut ours, id, std::slice::from_ref(&block));
+    assert_eq!(receive(&mut ours, 1).await, [*block.cid()]);
+}
+
+#[tokio::test]
+async fn an_identity_cid_is_answered_here_and_never_travels() {
+    let (mut ours, _) = node(upgrade::Version::V1Lazy);
+    let (id, _control, mut incoming) = foreign(&mut ours, V1_2).await;
+    let hash = cid::multihash::Multihash::wrap(0, b"inside").unwrap();
+    let identity = Block::new(cid::Cid::new_v1(0x55, hash), Bytes::from_static(b"inside"));
+    want(&mut ours, id, &[identity.unwrap(), Block::raw("outside")]);
+    assert_eq!(receive(&mut ours, 1).await[0].hash().code(), 0);
+    let asked = async {
+        let (_, mut stream) = incoming.next().await.unwrap();
+        read(&mut stream).await.unwrap()
+    };
+    let message = tokio::select! {
+        message = asked => message,
+        never = run(&mut ours) => match never {},
+    };
+    assert_eq!(wanted(&message), [*Block::raw("outside").cid()]);
+}
+
+/// R13: whoever sends much that nobody wants is reported, and none of it is kept.
+#[tokio::test]
+async fn r13_a_peer_that_floods_us_with_unwanted_blocks_is_reported_once() {
+    let (mut ours, _) = node(upgrade::Version::V1);
+    let (id, mut control, _incoming) = foreign(&mut ours, V1_2).await;
+    let us = *ours.local_peer_id();
+    let flood = tokio::spawn(async move {
+        let mut out = control.open_stream(us, V1_2).await.unwrap();
+        for n in 0..24_u8 {
+            let message = Message {
+                blocks: vec![Block::raw(vec![n; 1024 * 1024])],
+                ..Message::default()
+            };
+            write(&mut out, &message, Version::V1_2).await;
+        }
+        out
+    });
+    let found = violation(&mut ours).await;
+    assert!(
+        matches!(found, ProtocolViolation::UnwantedBlocks { bytes } if bytes > 16 * 1024 * 1024),
+        "{found}"
+    );
+    let mut flood = flood;
+    let _stream = loop {
+        tokio::select! {
+            stream = &mut flood => break stream.unwrap(),
+            event = ours.select_next_some() => assert!(
+                !matches!(event, SwarmEvent::Behaviour(_)),
+                "{event:?}"
+            ),
+        }
+    };
+    let ledger = ours.behaviour().ledger(id).unwrap();
+    assert_eq!(ledger.blocks_received, 0);
+    assert!(ledger.unwanted_bytes > 16 * 1024 * 1024);
+}
+
+/// R12 on real streams: a frame that is no message costs its stream, an item that is nothing costs
+/// itself.
+#[tokio::test]
+async fn r12_malformed_messages_cost_no_more_than_their_stream() {
+    let (mut ours, source) = node(upgrade::Version::V1);
+    let (id, mut control, mut incoming) = foreign(&mut ours, V1_2).await;
+    let us = *ours.local_peer_id();
+    let block = Block::raw("abc");
+    source.insert(block.clone());
+    // So that payload is read at all.
+    want(&mut ours, id, &[Block::raw("never comes")]);
+    let broken = [
+        "020a05",
+        "01ff",
+        "0b1a0b0a040155122012036162",
+        "012a",
+        "010b",
+    ];
+    let count = broken.len();
+    let peer = tokio::spawn(async move {
+        for bytes in broken {
+            let mut stream = control.open_stream(us, V1_2).await.unwrap();
+            stream
+                .write_all(&hex::decode(bytes).unwrap())
+                .await
+                .unwrap();
+            stream.close().await.unwrap();
+            // The end of the other direction: our node has given the stream up.
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        }
+        // No wantlist; an empty CID; an unknown want type; a bad prefix; a good want.
+        let good = format!("0a260a24{}", hex::encode(block.cid().to_bytes()));
+        let unknown = format!("0a280a24{}2007", hex::encode(block.cid().to_bytes()));
+        let entries = format!("0a020a00{unknown}{good}");
+        let list = format!("0a{:02x}{entries}", entries.len() / 2);
+        let payload = "1a060a01ff120161";
+        let body = format!("{payload}{list}");
+        let mut stream = control.open_stream(us, V1_2).await.unwrap();
+        for body in ["2801".to_owned(), body] {
+            let frame = format!("{:02x}{body}", body.len() / 2);
+            stream
+                .write_all(&hex::decode(frame).unwrap())
+                .await
+                .unwrap();
+        }
+        stream.flush().await.unwrap();
+        let (_, mut answers) = incoming.next().await.unwrap();
+        loop {
+            let message = read(&mut answers).await.unwrap();
+            if !message.blocks.is_empty() {
+                return message.blocks;
+            }
+        }
+    });
+    let mut violations = 0;
+    let mut peer = peer;
+    let served = loop {
+        tokio::select! {
+            served = &mut peer => break served.unwrap(),
+            event = ours.select_next_some() => {
+                if let SwarmEvent::Behaviour(Event::ProtocolViolation { violation, .. }) = event {
+                    assert!(matches!(violation, ProtocolViolation::Malformed(_)), "{violation}");
+                    violations += 1;
+                }
+            }
+        }
+    };
+    assert_eq!(served, [Block::raw("abc")]);
+    assert_eq!(violations, count);
+}
+
+/// R14: a peer that refuses every third stream of ours, and drops the others after a message, gets
+/// what it wants and gives what it has.
+#[tokio::test]
+async fn r14_streams_that_fail_to_open_lose_neither_wants_nor_answers() {
+    let (mut ours, source) = node(upgrade::Version::V1Lazy);
+    let (id, mut control, mut incoming) = foreign(&mut ours, V1_2).await;
+    let us = *ours.local_peer_id();
+    let theirs: Vec<Block> = (0..8_u8).map(|n| Block::raw(vec![n; 1000])).collect();
+    let mine: Vec<Block> = (100..108_u8).map(|n| Block::raw(vec![n; 1000])).collect();
+    mine.iter().for_each(|block| source.insert(block.clone()));
+    let (served, asked) = (theirs.clone(), mine.clone());
+    let peer = tokio::spawn(async move {
+        let mut out = control.open_stream(us, V1_2).await.unwrap();
+        let mut missing: Vec<Block> = asked;
+        let (mut opened, mut answered) = (0, std::collections::BTreeSet::new());
+        while !missing.is_empty() || answered.len() < served.len() {
+            // Whatever was lost is asked for again.
+            let entries = missing.iter().map(|block| Entry {
+                cid: *block.cid(),
+                priority: 1,
+                cancel: false,
+                want_type: WantType::Block,
+                send_dont_have: false,
+                descend: 0,
+            });
+            let wants = Message {
+                entries: entries.collect(),
+                ..Message::default()
+            };
+            write(&mut out, &wants, Version::V1_2).await;
+            let (_, mut stream) = incoming.next().await.unwrap();
+            opened += 1;
+            if opened % 3 == 0 {
+                continue;
+            }
+            let Some(message) = read(&mut stream).await else {
+                continue;
+            };
+            missing.retain(|block| !message.blocks.contains(block));
+            for cid in wanted(&message) {
+                let block = served.iter().find(|block| *block.cid() == cid).unwrap();
+                answered.insert(cid);
+                let message = Message {
+                    blocks: vec![block.clone()],
+                    ..Message::default()
+                };
+                write(&mut out, &message, Version::V1_2).await;
+            }
+        }
+        opened
+    });
+    for block in &theirs {
+        want(&mut ours, id, std::slice::from_ref(block));
+        assert_eq!(receive(&mut ours, 1).await, [*block.cid()]);
+    }
+    let opened = tokio::select! {
+        opened = peer => opened.unwrap(),
+        never = run(&mut ours) => match never {},
+    };
+    assert!(opened >= 3, "{opened}");
+}
+
+/// R9: peers that ask for everything and never read cost the others nothing but their share of the
+/// pipelines.
+#[tokio::test]
+async fn r9_peers_that_never_read_do_not_stop_the_others() {
+    let (mut ours, source) = node(upgrade::Version::V1Lazy);
+    let blocks: Vec<Block> = (0..64_u8)
+        .map(|n| Block::raw(vec![n; 256 * 1024]))
+        .collect();
+    blocks.iter().for_each(|block| source.insert(block.clone()));
+    let entries = blocks.iter().map(|block| Entry {
+        cid: *block.cid(),
+        priority: i32::MAX,
+        cancel: false,
+        want_type: WantType::Block,
+        send_dont_have: true,
+        descend: 0,
+    });
+    let everything = Message {
+        entries: entries.collect(),
+        ..Message::default()
+    };
+    let us = *ours.local_peer_id();
+    let (stuck, mut all_stuck) = mpsc::channel(64);
+    for _ in 0..64 {
+        let (_, mut control, mut incoming) = foreign(&mut ours, V1_2).await;
+        let (everything, mut stuck) = (everything.clone(), stuck.clone());
+        tokio::spawn(async move {
+            let mut out = control.open_stream(us, V1_2).await.unwrap();
+            write(&mut out, &everything, Version::V1_2).await;
+            let held = incoming.next().await;
+            stuck.send(()).await.unwrap();
+            futures::future::pending::<()>().await;
+            drop((held, out));
+        });
+    }
+    let mut waiting = 64;
+    while waiting > 0 {
+        tokio::select! {
+            _ = all_stuck.next() => waiting -= 1,
+            _ = ours.select_next_some() => {}
+        }
+    }
+    // One of our own nodes, which reads.
+    let store = Arc::new(MemorySource::new());
+    let mut client = Swarm::new_ephemeral_tokio(|_| Behaviour::new(Config::default(), store));
+    client.listen().with_memory_addr_external().await;
+    ours.connect(&mut client).await;
+    want(&mut client, us, &blocks);
+    tokio::select! {
+        got = receive(&mut client, blocks.len()) => assert_eq!(got.len(), blocks.len()),
+        never = run(&mut ours) => match never {},
+    }
+}
+
+/// Payload that comes while nothing is wanted is passed over, also when it is announced as huge and
+/// never ends: other messages of the peer are read, and wants are answered later.
+#[tokio::test]
+async fn a_peer_from_which_nothing_is_wanted_cannot_fill_our_memory() {
+    let (mut ours, _) = node(upgrade::Version::V1);
+    let (id, mut control, mut incoming) = foreign(&mut ours, V1_2).await;
+    let us = *ours.local_peer_id();
+    let block = Block::raw("wanted later");
+    let served = block.clone();
+    let (sent, all_sent) = oneshot::channel();
+    tokio::spawn(async move {
+        let mut streams = Vec::new();
+        // 60 × 4 MiB without their last byte: four times the budget of all peers together.
+        for n in 0..60_u8 {
+            let message = Message {
+                blocks: vec![Block::raw(vec![n; 4 * 1024 * 1024 - 64])],
+                ..Message::default()
+            };
+            let mut frame = message.encode(Version::V1_2).concat();
+            frame.pop();
+            let mut stream = control.open_stream(us, V1_2).await.unwrap();
+            stream.write_all(&frame).await.unwrap();
+            stream.flush().await.unwrap();
+            streams.push(stream);
+        }
+        sent.send(()).unwrap();
+        let (_, mut asked) = incoming.next().await.unwrap();
+        read(&mut asked).await.unwrap();
+        let mut out = control.open_stream(us, V1_2).await.unwrap();
+        let message = Message {
+            blocks: vec![served],
+            ..Message::default()
+        };
+        write(&mut out, &message, Version::V1_2).await;
+        futures::future::pending::<()>().await;
+        drop(streams);
+    });
+    tokio::select! {
+        done = all_sent => done.unwrap(),
+        never = run(&mut ours) => match never {},
+    }
+    want(&mut ours, id, std::slice::from_ref(&block));
+    assert_eq!(receive(&mut ours, 1).await, [*block.cid()]);
 }
 
 #[tokio::test]

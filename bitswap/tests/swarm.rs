@@ -10,13 +10,16 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use anypath_bitswap::{
-    Behaviour, Block, CircuitLimit, Config, Event, MemorySource, Priority, Role, SessionId,
-    SessionOptions, Ticket,
+    Behaviour, Block, CircuitLimit, Config, Event, Executor, MemorySource, Priority, Role,
+    SessionId, SessionOptions, Ticket,
 };
 use cid::Cid;
 use futures::StreamExt;
@@ -201,6 +204,68 @@ async fn thousands_of_blocks_of_all_sizes_arrive() {
         (ledger.blocks_received, ledger.unwanted_bytes),
         (wanted.len() as u64, 0)
     );
+}
+
+#[tokio::test]
+async fn blocks_are_hashed_on_the_executor_if_there_is_one() {
+    let jobs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&jobs);
+    let executor = Executor::new(move |work| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        drop(tokio::spawn(work));
+    });
+    let config = Config::builder().executor(Some(executor)).build().unwrap();
+    let (mut client, _) = node_with(config);
+    let (mut server, source) = node();
+    connect(&mut client, &mut server).await;
+    let peer = *server.local_peer_id();
+    let wanted = blocks(40, 300_000);
+    wanted.iter().for_each(|block| source.insert(block.clone()));
+    let session = client.behaviour_mut().new_session();
+    client.behaviour_mut().add_session_peer(session, peer);
+    let tickets = want_all(&mut client, session, &wanted);
+    spawn(server);
+    assert_eq!(collect(&mut client, tickets).await[&peer], 40);
+    assert_eq!(jobs.load(Ordering::Relaxed), 40);
+}
+
+/// Blocks the owner does not acknowledge close the request window, and `taken` opens it again.
+#[tokio::test]
+async fn an_owner_that_does_not_keep_up_is_not_flooded() {
+    let config = Config::builder().max_unacknowledged_bytes(1024 * 1024);
+    let (mut client, _) = node_with(config.build().unwrap());
+    let (mut server, source) = node();
+    connect(&mut client, &mut server).await;
+    let (peer, us) = (*server.local_peer_id(), *client.local_peer_id());
+    let wanted = blocks(40, 100_000);
+    wanted.iter().for_each(|block| source.insert(block.clone()));
+    let session = client.behaviour_mut().new_session();
+    client.behaviour_mut().add_session_peer(session, peer);
+    let mut tickets = want_all(&mut client, session, &wanted);
+    let mut open = Vec::new();
+    while !tickets.is_empty() {
+        tokio::select! {
+            event = client.select_next_some() => {
+                if let SwarmEvent::Behaviour(Event::Block { ticket, block, .. }) = event {
+                    tickets.remove(&ticket);
+                    open.push((ticket, block.data().len()));
+                    let held: usize = open.iter().map(|(_, bytes)| bytes).sum();
+                    assert!(held <= 1024 * 1024 + 100_000, "{held}");
+                }
+            }
+            _ = server.select_next_some() => {}
+        }
+        // Nothing more is on its way: what was sent was asked for.
+        let sent = server
+            .behaviour()
+            .ledger(us)
+            .map_or(0, |ledger| ledger.bytes_sent);
+        if !open.is_empty() && sent == ((wanted.len() - tickets.len()) * 100_000) as u64 {
+            for (ticket, bytes) in open.drain(..) {
+                client.behaviour_mut().taken(ticket, bytes);
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -195,6 +195,216 @@ fn our_extensions_have_field_numbers_that_others_skip() {
     assert!(!hex::encode(body(&plain, Version::V1_2)).contains("c03e"));
 }
 
+/// Lines of a file of golden frames, in words.
+fn golden(file: &str) -> Vec<Vec<&str>> {
+    let lines = file.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| line.split_whitespace().collect())
+        .collect()
+}
+
+const BOXO: &str = include_str!("golden/boxo.txt");
+const HELIA: &str = include_str!("golden/helia.txt");
+
+/// What the frame of this name in boxo's golden file says.
+fn boxo(name: &str) -> (Message, Version) {
+    let raw = abc();
+    let v0 = Cid::new_v0(*raw.hash()).unwrap();
+    let entry = |cid, priority, want_type, send_dont_have| Entry {
+        cid,
+        priority,
+        cancel: false,
+        want_type,
+        send_dont_have,
+        descend: 0,
+    };
+    let wants = |entry| Message {
+        entries: vec![entry],
+        ..Message::default()
+    };
+    let block = |cid, data: &'static str| Message {
+        blocks: vec![Block::new(cid, data.into()).unwrap()],
+        ..Message::default()
+    };
+    let truncated = Multihash::wrap(0x12, &raw.hash().digest()[..20]).unwrap();
+    let message = match name {
+        "want_block" => wants(entry(raw, i32::MAX, WantType::Block, true)),
+        "want_have" => wants(entry(raw, 5, WantType::Have, true)),
+        "want_have_broadcast" => wants(entry(raw, 5, WantType::Have, false)),
+        "want_block_v0" => wants(entry(v0, 1, WantType::Block, true)),
+        "cancel" => wants(Entry {
+            cancel: true,
+            ..entry(raw, 0, WantType::Block, false)
+        }),
+        "full" => Message {
+            full: true,
+            ..wants(entry(raw, -3, WantType::Block, false))
+        },
+        "empty" => Message::default(),
+        "presences" => Message {
+            presences: [(raw, true), (v0, false)]
+                .map(|(cid, have)| Presence { cid, have })
+                .into(),
+            pending_bytes: i32::MAX,
+            ..Message::default()
+        },
+        "block_v0" | "block_1_0_0" => block(v0, "abc"),
+        "block_truncated_20" => block(Cid::new_v1(0x55, truncated), "abc"),
+        "block_empty" => block(Cid::new_v1(0x71, Code::Sha2_256.digest(b"")), ""),
+        _ => panic!("unknown name {name}"),
+    };
+    match name {
+        "block_1_0_0" => (message, Version::V1_0),
+        _ => (message, Version::V1_2),
+    }
+}
+
+#[test]
+fn boxos_frames_are_read_and_written_byte_for_byte() {
+    let mut count = 0;
+    for line in golden(BOXO) {
+        let [name, frame_hex] = line[..] else {
+            continue;
+        };
+        count += 1;
+        let (message, version) = boxo(name);
+        if name != "block_empty" {
+            assert_eq!(hex::encode(frame(&message, version)), frame_hex, "{name}");
+        }
+        let read = decode(bytes(&frame_hex[2..]), MAX_ITEMS).unwrap();
+        assert_eq!(read.skipped, 0, "{name}");
+        if version == Version::V1_0 {
+            assert_eq!(read.legacy_blocks, message.blocks, "{name}");
+            continue;
+        }
+        assert_eq!((read.entries, read.full), (message.entries, message.full));
+        // The order of boxo's maps is random.
+        let sorted = |mut presences: Vec<Presence>| {
+            presences.sort_by_key(|presence| presence.cid);
+            presences
+        };
+        assert_eq!(sorted(read.presences), sorted(message.presences), "{name}");
+        assert_eq!(read.blocks, message.blocks, "{name}");
+        assert_eq!(read.pending_bytes, message.pending_bytes, "{name}");
+    }
+    assert_eq!(count, 12);
+}
+
+/// SHA-1, SHA-2, SHA-3, Keccak, SHAKE, BLAKE2, BLAKE3 as go-multihash computes them.
+#[test]
+fn every_hash_of_boxo_is_computed_as_go_does() {
+    let data = Bytes::from_static(b"any peer, any path");
+    let mut count = 0;
+    for line in golden(BOXO) {
+        let [name, cid, frame] = line[..] else {
+            continue;
+        };
+        let read = decode(bytes(&frame[2..]), MAX_ITEMS).unwrap();
+        if name == "blake3_100" {
+            // Digests above 64 bytes are not ours.
+            assert_eq!((read.blocks.len(), read.skipped), (0, 1));
+            continue;
+        }
+        count += 1;
+        let cid = Cid::try_from(bytes(cid).as_ref()).unwrap();
+        let block = Block::new(cid, data.clone()).unwrap();
+        assert_eq!(read.blocks, [block], "{name}");
+        assert_eq!(
+            prefix(&cid)[..],
+            bytes(frame)[7..7 + prefix(&cid).len()],
+            "{name}"
+        );
+    }
+    assert_eq!(count, 22);
+}
+
+#[test]
+fn blake2_of_every_allowed_length_is_verified() {
+    let data = Bytes::from_static(b"any peer, any path");
+    for (code, length) in (20..=64_u64)
+        .map(|length| (0xb200 + length, length))
+        .chain((20..=32).map(|length| (0xb240 + length, length)))
+    {
+        // The digest is unknown until it is computed: by the decoder, from a prefix.
+        let mut prefix = vec![0x01, 0x55];
+        prost::encoding::encode_varint(code, &mut prefix);
+        prost::encoding::encode_varint(length, &mut prefix);
+        let mut payload = vec![0x0a, prefix.len() as u8];
+        payload.extend(&prefix);
+        payload.extend([0x12, data.len() as u8]);
+        payload.extend(&data);
+        let mut body = vec![0x1a, payload.len() as u8];
+        body.extend(&payload);
+        let read = decode(body.into(), MAX_ITEMS).unwrap();
+        let hash = read.blocks[0].cid().hash();
+        assert_eq!(
+            (hash.code(), u64::from(hash.size())),
+            (code, length),
+            "{code:x}"
+        );
+        assert!(Block::new(*read.blocks[0].cid(), data.clone()).is_ok());
+        assert!(Block::new(*read.blocks[0].cid(), Bytes::new()).is_err());
+    }
+    for (code, length) in [(0xb213_u64, 19_usize), (0xb253, 19)] {
+        let hash = Multihash::<64>::wrap(code, &vec![0; length]).unwrap();
+        assert!(Block::new(Cid::new_v1(0x55, hash), data.clone()).is_err());
+    }
+}
+
+/// `@helia/bitswap` writes enum values and flags only when they are set, as proto3 says, and an
+/// entry's CID always as bytes of a v1 or v0 CID.
+#[test]
+fn helias_frames_are_read_and_mean_what_they_say() {
+    let frames: std::collections::HashMap<&str, Bytes> = golden(HELIA)
+        .into_iter()
+        .map(|line| (line[0], bytes(line[1])))
+        .collect();
+    let read = |name: &str| decode(frames[name].clone(), MAX_ITEMS).unwrap();
+    let wants = read("full_want_have_and_cancel");
+    assert!(wants.full);
+    assert_eq!(wants.entries[0].want_type, WantType::Have);
+    assert_eq!(
+        (wants.entries[0].cid, wants.entries[0].priority),
+        (abc(), 1)
+    );
+    assert!(wants.entries[0].send_dont_have && wants.entries[1].cancel);
+    let block = read("block");
+    assert_eq!(block.blocks, [Block::raw("abc")]);
+    let v0 = Cid::new_v0(Code::Sha2_256.digest(b"abc")).unwrap();
+    assert_eq!(*read("block_v0").blocks[0].cid(), v0);
+    let presences = read("presences_and_pending_bytes");
+    let have: Vec<bool> = presences.presences.iter().map(|p| p.have).collect();
+    assert_eq!((have, presences.pending_bytes), (vec![true, false], 300));
+    let truncated = read("block_truncated_20");
+    assert_eq!(truncated.blocks[0].cid().hash().size(), 20);
+}
+
+#[test]
+fn cids_of_every_length_up_to_the_limit_travel() {
+    // 64 bytes of digest: the longest that is no identity hash here.
+    let long = Cid::new_v1(u64::from(u32::MAX), Code::Sha2_512.digest(b"abc"));
+    let message = Message {
+        entries: vec![want(long)],
+        ..Message::default()
+    };
+    let read = decode(body(&message, Version::V1_2), MAX_ITEMS).unwrap();
+    assert_eq!(read.entries, message.entries);
+}
+
+/// A 2 MiB block with its envelope, and one that fills a frame (boxo PR 1101).
+#[test]
+fn blocks_of_two_and_almost_four_mebibytes_travel() {
+    for size in [2 * 1024 * 1024, 4 * 1024 * 1024 - 64] {
+        let message = Message {
+            blocks: vec![Block::raw(vec![3; size])],
+            ..Message::default()
+        };
+        let body = body(&message, Version::V1_2);
+        assert!(body.len() <= 4 * 1024 * 1024);
+        assert_eq!(decode(body, MAX_ITEMS).unwrap().blocks, message.blocks);
+    }
+}
+
 #[test]
 fn every_allowed_hash_is_verified() {
     let data = b"any peer, any path";

@@ -31,6 +31,7 @@ impl Client {
             state.paths.spend(conn, message.frame_bytes as u64);
             self.dirty |= !message.blocks.is_empty() || !message.presences.is_empty();
         }
+        self.count_unwanted(key, message.unread_bytes as u64);
         let mut answers = false;
         for block in &message.blocks {
             answers |= self.on_block(key, conn, block, false);
