@@ -239,26 +239,28 @@ impl Drop for Reservation {
 }
 
 impl State {
-    /// Orders the oldest of the others to give way, if it had its time; when to look again.
+    /// Orders the frame that has had its time to give way; when to look again. Older frames than the
+    /// asking one have had theirs after [`PATIENCE`], younger ones after twice that: of two that wait
+    /// for one another the older one goes.
     fn evict(&mut self, asking: u64) -> Duration {
         let now = now();
-        let oldest = self
-            .incomplete
-            .iter()
-            .filter(|(id, (_, eviction))| {
-                **id != asking && !eviction.ordered.load(Ordering::Relaxed)
+        let others = self.incomplete.iter().filter(|(id, (_, eviction))| {
+            **id != asking && !eviction.ordered.load(Ordering::Relaxed)
+        });
+        let due = others
+            .map(|(id, (since, eviction))| {
+                let patience = if *id < asking { PATIENCE } else { 2 * PATIENCE };
+                (*since + patience, eviction)
             })
-            .map(|(_, entry)| entry)
-            .next();
-        let Some((since, eviction)) = oldest else {
-            return PATIENCE;
-        };
-        let left = (*since + PATIENCE).saturating_duration_since(now);
-        if left.is_zero() {
-            eviction.ordered.store(true, Ordering::Release);
-            eviction.reader.wake();
-            return PATIENCE;
+            .min_by_key(|(at, _)| *at);
+        match due {
+            Some((at, eviction)) if at <= now => {
+                eviction.ordered.store(true, Ordering::Release);
+                eviction.reader.wake();
+                PATIENCE
+            }
+            Some((at, _)) => at - now,
+            None => PATIENCE,
         }
-        left
     }
 }

@@ -3,6 +3,11 @@
 //! Framing is strict, items are lenient: a frame that is no protobuf is an error, an item in it
 //! that we cannot use (unknown hash, bad CID, bad prefix) is skipped and counted.
 
+#![cfg_attr(
+    not(feature = "swarm"),
+    expect(dead_code, reason = "the adapter reads streams item by item")
+)]
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use cid::{Cid, Version as CidVersion};
 use prost::{
