@@ -2,7 +2,7 @@
 //!
 //! Every run is a process and a directory of its own. All stores are called by the same threads through blocking calls, and all are
 //! durable in the same way: a put returns after an fdatasync that covers it. Where a peer has one commit at a time, one thread commits
-//! for all that wait ([`group`]). Runs of all stores alternate; one round before the counted ones is thrown away.
+//! for all that wait (`group`). Runs of all stores alternate; one round before the counted ones is thrown away.
 
 mod data;
 mod file_per_block;
