@@ -12,6 +12,7 @@ use crate::{
         index::Entry,
         lane::Lane,
         log::{Draft, Log, Position},
+        moves,
         record::{HEADER, Kind, MORE, put_cid},
     },
     error::WriteFailure,
@@ -84,17 +85,36 @@ impl Staged {
 struct Expiry(u64);
 
 impl Expiry {
-    /// What the index knows of it, and that is the second: this is surely not later.
-    fn at_least(entry: &Entry) -> Expiry {
-        match entry.expiry_s {
-            0 => Expiry(0),
-            // On disk it was rounded up, in the cold tier down.
-            s => Expiry((u64::from(s) * 1000).saturating_sub(999).max(1)),
+    /// What a block in the cold tier was promised there: whole seconds, and its record on disk will say no other.
+    fn of_cold(entry: &Entry) -> Expiry {
+        Expiry(u64::from(entry.expiry_s) * 1000)
+    }
+
+    /// What a block was promised, exactly if `other` is so close that it matters: the index has the seconds of one on disk, rounded up. `None` for
+    /// one whose time is over and for one that cannot be read.
+    fn promised(shared: &Shared, entry: &Entry, other: Expiry, now: u64) -> Option<Expiry> {
+        if !entry.is_present(now) {
+            return None;
         }
+        let rounded = Expiry::of_cold(entry);
+        let is_close = other.0 < rounded.0 && rounded.0 - other.0 < 1000;
+        if entry.is_cold() || !is_close || other.0 == 0 {
+            return Some(rounded);
+        }
+        let record = moves::read(shared, entry).ok().flatten()?;
+        Some(Expiry(record.expiry_ms))
     }
 
     fn is_no_earlier_than(self, other: Expiry) -> bool {
         self.0 == 0 || other.0 != 0 && self.0 >= other.0
+    }
+
+    fn later(self, other: Expiry) -> Expiry {
+        if self.is_no_earlier_than(other) {
+            self
+        } else {
+            other
+        }
     }
 }
 
@@ -282,19 +302,21 @@ fn stage(shared: &Shared, staged: &mut Staged, put: &Put, now: u64) -> Result<bo
     }
     let (key, codec) = shared.kinds.intern(&put.cid);
     let entry = shared.index.get(&key);
-    // What is pinned has to be on disk.
-    let entry = entry.filter(|entry| !entry.is_cold() || put.options.pin.is_none());
-    let expiry_ms = match put.options.ttl {
+    let asked = Expiry(match put.options.ttl {
         Some(ttl) => now
             .saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))
             .max(1),
         None => 0,
-    };
-    let is_sound = entry.is_some_and(|entry| !entry.is_damaged());
+    });
     let written = staged.written.get(&key).copied();
-    let lasts = written.or(entry.filter(|_| is_sound).as_ref().map(Expiry::at_least));
+    let promised =
+        written.or_else(|| entry.and_then(|entry| Expiry::promised(shared, &entry, asked, now)));
+    // What is pinned has to be on disk.
+    let entry = entry.filter(|entry| !entry.is_cold() || put.options.pin.is_none());
     // A block whose time would be over before is written again, even where a pin holds it for now: every put is a promise.
-    let there = lasts.is_some_and(|lasts| lasts.is_no_earlier_than(Expiry(expiry_ms)));
+    let there = (written.is_some() || entry.is_some())
+        && promised.is_some_and(|promised| promised.is_no_earlier_than(asked));
+    let Expiry(expiry_ms) = promised.map_or(asked, |promised| promised.later(asked));
     let is_held = put.options.pin.is_some()
         || entry.is_some_and(|entry| entry.pins > 0)
         || staged.pinned.contains(&key);
@@ -439,7 +461,7 @@ fn stage_promotion(
     staged.keep.insert(key);
     // The copy in the cold tier is given up for it.
     staged.needs_sync = true;
-    staged.written.insert(key, Expiry::at_least(&entry));
+    staged.written.insert(key, Expiry::of_cold(&entry));
     staged.effects.push(Effect::Block(NewBlock {
         draft: staged.drafts.len(),
         key,

@@ -7,7 +7,9 @@ use crate::{
     MAX_NAME_BYTES, PinError,
     disk::{
         compact,
+        index::Entry,
         log::{Draft, Log},
+        moves,
         record::{Kind, MORE, put_cid},
     },
     error::WriteFailure,
@@ -61,8 +63,7 @@ pub(crate) fn stage_pin(
     if !is_name(set) {
         return Err(PinError::Name);
     }
-    // The index knows whole seconds, rounded up: one whose last second runs may be over, and a pin must not bring it back.
-    let now = shared.vfs.now_ms() + 999;
+    let now = shared.vfs.now_ms();
     let (mut found, mut cold) = (Vec::with_capacity(cids.len()), Vec::new());
     for cid in cids {
         let entry = shared
@@ -70,7 +71,7 @@ pub(crate) fn stage_pin(
             .find(cid)
             .and_then(|key| shared.index.get(&key));
         let entry = entry
-            .filter(|entry| entry.is_present(now))
+            .filter(|entry| lasts(shared, entry, now))
             .ok_or(PinError::Missing { cid: *cid })?;
         if entry.is_cold() {
             cold.push(*cid);
@@ -111,6 +112,15 @@ pub(crate) fn stage_pin(
         keys,
     });
     Ok(Pinned::Done)
+}
+
+/// Whether a block is there, to the millisecond: a pin must neither bring back what is over nor refuse what was promised.
+fn lasts(shared: &Shared, entry: &Entry, now: u64) -> bool {
+    // The index has the seconds, rounded up on disk: in the last of them its record says it.
+    let is_certain = entry.is_cold() || entry.is_present(now + 999);
+    entry.is_present(now)
+        && (is_certain
+            || matches!(moves::read(shared, entry), Ok(Some(block)) if block.expiry_ms > now))
 }
 
 pub(crate) fn apply_pin(shared: &Shared, set: &str, keys: &[Key]) {

@@ -424,32 +424,43 @@ fn a_time_to_live_holds_in_the_cold_tier() {
     });
 }
 
+/// A store in virtual time whose disk holds some fifteen blocks.
+async fn in_virtual_time(dir: &Path) -> (anypath_tiered_store::vfs::SimVfs, Store) {
+    let vfs = anypath_tiered_store::vfs::SimVfs::new();
+    let config = Config::builder()
+        .path("/store")
+        .disk_capacity(MIB)
+        .memory_capacity(0)
+        .policy(Policy::builder().promote_reads(1.0).hysteresis(0.0))
+        .vfs(Arc::new(vfs.clone()))
+        .cold(ColdConfig::directory(dir).pack_bytes(MIB))
+        .build()
+        .unwrap();
+    let store = Store::open(config).await.unwrap();
+    (vfs, store)
+}
+
+/// Moves everything down that is there, by the weight of others.
+async fn push_down(store: &Store, others: &mut std::ops::RangeFrom<u32>) {
+    let cold = store.stats().cold.unwrap();
+    while store.stats().cold.unwrap().demotions < cold.demotions + 30 {
+        let (cid, data) = block(others.next().unwrap(), 65_536);
+        store.put(cid, data).await.unwrap();
+    }
+}
+
 #[test]
 fn a_time_to_live_does_not_shrink_each_time_a_block_moves() {
     let dir = tempfile::tempdir().unwrap();
     run(async {
-        let vfs = anypath_tiered_store::vfs::SimVfs::new();
-        let config = Config::builder()
-            .path("/store")
-            .disk_capacity(MIB)
-            .memory_capacity(0)
-            .policy(Policy::builder().promote_reads(1.0).hysteresis(0.0))
-            .vfs(Arc::new(vfs.clone()))
-            .cold(ColdConfig::directory(dir.path()).pack_bytes(MIB))
-            .build()
-            .unwrap();
-        let store = Store::open(config).await.unwrap();
+        let (vfs, store) = in_virtual_time(dir.path()).await;
         let (cid, data) = block(1_000_000, 65_536);
         let options = PutOptions::default().with_ttl(Duration::from_secs(20));
         store.put_with(cid, data.clone(), options).await.unwrap();
         let mut others = 0..;
         for _ in 0..6 {
-            // Down, by the weight of others, then up again, by a pin that is taken back.
-            let cold = store.stats().cold.unwrap();
-            while store.stats().cold.unwrap().demotions < cold.demotions + 30 {
-                let (cid, data) = block(others.next().unwrap(), 65_536);
-                store.put(cid, data).await.unwrap();
-            }
+            push_down(&store, &mut others).await;
+            // Up again, by a pin that is taken back.
             store.pin("up", &[cid]).await.unwrap();
             store.unpin("up", &[cid]).await.unwrap();
         }
@@ -457,6 +468,63 @@ fn a_time_to_live_does_not_shrink_each_time_a_block_moves() {
         assert_eq!(store.get(&cid).await.unwrap(), Some(data));
         vfs.advance_ms(1_500);
         assert_eq!(store.get(&cid).await.unwrap(), None);
+    });
+}
+
+#[test]
+fn a_put_for_a_shorter_time_never_shortens_what_was_promised() {
+    let dir = tempfile::tempdir().unwrap();
+    run(async {
+        let (vfs, store) = in_virtual_time(dir.path()).await;
+        let (cid, data) = block(1_000_000, 65_536);
+        let mut others = 0..;
+        let put = async |ttl_ms| {
+            let options = PutOptions::default().with_ttl(Duration::from_millis(ttl_ms));
+            store.put_with(cid, data.clone(), options).await.unwrap();
+        };
+        put(20_850).await;
+        push_down(&store, &mut others).await;
+        store.pin("up", &[cid]).await.unwrap();
+        store.unpin("up", &[cid]).await.unwrap();
+        // Its record says 20 s now, and this is less than a second before.
+        put(19_500).await;
+        push_down(&store, &mut others).await;
+        vfs.advance_ms(19_900);
+        assert_eq!(store.get(&cid).await.unwrap(), Some(data.clone()));
+        store.pin("up", &[cid]).await.expect("in its last second");
+    });
+}
+
+#[test]
+fn a_pin_with_a_time_to_live_ends_nothing_that_stays_for_good() {
+    let dir = tempfile::tempdir().unwrap();
+    run(async {
+        let (vfs, store) = in_virtual_time(dir.path()).await;
+        let (cid, data) = block(1_000_000, 65_536);
+        store.put(cid, data.clone()).await.unwrap();
+        push_down(&store, &mut (0..)).await;
+        let options = PutOptions::pinned("up").with_ttl(Duration::from_secs(3));
+        store.put_with(cid, data.clone(), options).await.unwrap();
+        store.unpin("up", &[cid]).await.unwrap();
+        vfs.advance_ms(5_000);
+        assert_eq!(store.get(&cid).await.unwrap(), Some(data));
+    });
+}
+
+#[test]
+fn a_block_is_pinned_until_the_millisecond_in_which_its_time_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    run(async {
+        let (vfs, store) = in_virtual_time(dir.path()).await;
+        let (cid, data) = block(1_000_000, 65_536);
+        let options = PutOptions::default().with_ttl(Duration::from_millis(2_500));
+        store.put_with(cid, data.clone(), options).await.unwrap();
+        vfs.advance_ms(2_499);
+        store.pin("up", &[cid]).await.expect("one more millisecond");
+        store.unpin("up", &[cid]).await.unwrap();
+        vfs.advance_ms(1);
+        let error = store.pin("up", &[cid]).await.unwrap_err();
+        assert!(matches!(error, PinError::Missing { .. }), "{error}");
     });
 }
 
