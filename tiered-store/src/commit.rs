@@ -358,10 +358,9 @@ fn is_stalled(shared: &Arc<Shared>, log: &mut Log, stall: &Stall) -> bool {
         return false;
     }
     let now = now();
+    let since = *log.lacking_since.get_or_insert(now);
     if let Some(cause) = state.demotion_failure.clone()
-        && log
-            .lacking_since
-            .is_none_or(|since| now.saturating_duration_since(since) >= patience)
+        && now.saturating_duration_since(since) >= patience
     {
         let failed: Vec<Op> = state.ops.drain(..).collect();
         drop(state);
@@ -378,10 +377,9 @@ fn is_stalled(shared: &Arc<Shared>, log: &mut Log, stall: &Stall) -> bool {
         return false;
     }
     // Without a cause nothing happens when the patience ends.
-    let end_of_patience = log
-        .lacking_since
-        .filter(|_| state.demotion_failure.is_some())
-        .and_then(|since| since.checked_add(patience));
+    let end_of_patience = since
+        .checked_add(patience)
+        .filter(|_| state.demotion_failure.is_some());
     let until = end_of_patience.map_or(stall.again_at, |end| stall.again_at.min(end));
     state.lingering = true;
     let timed_out = shared
@@ -443,7 +441,12 @@ fn run(shared: &Arc<Shared>) {
                 stalled = Some(stall(shared, &mut log, ops));
                 shared.queue.release(bytes - held);
             }
-            None => shared.queue.release(bytes),
+            None => {
+                if stalled.is_none() {
+                    log.lacking_since = None;
+                }
+                shared.queue.release(bytes);
+            }
         }
         // A closed store's directory may be somebody else's by now.
         if !shared.is_closed()

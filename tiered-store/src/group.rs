@@ -167,7 +167,10 @@ pub(crate) fn write(shared: &Shared, log: &mut Log, ops: Vec<Op>) -> Option<Vec<
         .collect();
     let result = match write_staged(shared, log, &staged) {
         Ok(positions) => {
-            log.lacking_since = None;
+            // A write that needs no room says nothing about those that wait for some.
+            if staged.live > 0 {
+                log.lacking_since = None;
+            }
             apply(shared, log, staged, &positions);
             Ok(())
         }

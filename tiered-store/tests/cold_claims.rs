@@ -10,7 +10,11 @@
 
 mod common;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anypath_tiered_store::{
     ColdConfig, Config, ConfigBuilder, GetError, OpenError, PutError, Store,
@@ -304,5 +308,57 @@ fn packs_that_are_needed_whole_are_not_written_again_however_small_their_blocks_
         while store.stats().cold.unwrap().is_moving {
             smol::Timer::after(Duration::from_millis(1)).await;
         }
+    });
+}
+
+/// Writes that need no room go on meanwhile, and say nothing about whether there is some.
+#[test]
+fn a_put_waits_for_the_cold_tier_as_long_as_it_should_whatever_else_is_written() {
+    run(async {
+        let (vfs, right, wrong) = (SimVfs::new(), Arc::default(), Arc::default());
+        let store = open(&vfs, bucket(&right)).await.unwrap();
+        fill(&store, &blocks(0, 300)).await;
+        store.close().await.unwrap();
+
+        let patience = Duration::from_millis(500);
+        let config = Config::builder()
+            .path("/store")
+            .disk_capacity(MIB)
+            .memory_capacity(0)
+            .cold(
+                bucket(&wrong)
+                    .pack_bytes(MIB)
+                    .attempts(1)
+                    .put_patience(patience),
+            )
+            .vfs(Arc::new(vfs.clone()))
+            .build()
+            .unwrap();
+        let store = Store::open(config).await.unwrap();
+        let (kept, data) = block(1_000_000, 16_384);
+        store.put(kept, data).await.unwrap();
+        let mut waited = Duration::ZERO;
+        let puts = async {
+            for (cid, data) in blocks(100_000, 100_400) {
+                let began = Instant::now();
+                match store.put(cid, data).await {
+                    Ok(()) => {}
+                    Err(PutError::ColdTier { .. }) => {
+                        waited = began.elapsed();
+                        return;
+                    }
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+            panic!("blocks went somewhere: {:?}", store.stats());
+        };
+        let others = async {
+            loop {
+                store.pin("kept", &[kept]).await.unwrap();
+                store.unpin("kept", &[kept]).await.unwrap();
+            }
+        };
+        futures::future::select(std::pin::pin!(puts), std::pin::pin!(others)).await;
+        assert!(waited >= patience * 9 / 10, "{waited:?}");
     });
 }
