@@ -97,7 +97,7 @@ impl Expiry {
             return None;
         }
         let rounded = Expiry::of_cold(entry);
-        let is_close = other.0 < rounded.0 && rounded.0 - other.0 < 1000;
+        let is_close = other.0 <= rounded.0 && rounded.0 - other.0 < 1000;
         if entry.is_cold() || !is_close || other.0 == 0 {
             return Some(rounded);
         }

@@ -496,6 +496,21 @@ fn a_put_for_a_shorter_time_never_shortens_what_was_promised() {
 }
 
 #[test]
+fn a_put_until_a_full_second_is_longer_than_what_ends_within_the_second_before() {
+    let dir = tempfile::tempdir().unwrap();
+    run(async {
+        let (vfs, store) = in_virtual_time(dir.path()).await;
+        let (cid, data) = block(1_000_000, 65_536);
+        for ttl_ms in [2_500, 3_000] {
+            let options = PutOptions::default().with_ttl(Duration::from_millis(ttl_ms));
+            store.put_with(cid, data.clone(), options).await.unwrap();
+        }
+        vfs.advance_ms(2_999);
+        assert_eq!(store.get(&cid).await.unwrap(), Some(data));
+    });
+}
+
+#[test]
 fn a_pin_with_a_time_to_live_ends_nothing_that_stays_for_good() {
     let dir = tempfile::tempdir().unwrap();
     run(async {

@@ -17,7 +17,7 @@ use std::{
 };
 
 use anypath_tiered_store::{
-    ColdConfig, Config, ConfigBuilder, GetError, OpenError, PutError, Store,
+    ColdConfig, Config, ConfigBuilder, GetError, OpenError, PutError, PutOptions, Store,
     vfs::{Fault, Image, SimVfs},
 };
 use bytes::Bytes;
@@ -318,6 +318,9 @@ fn a_put_waits_for_the_cold_tier_as_long_as_it_should_whatever_else_is_written()
         let (vfs, right, wrong) = (SimVfs::new(), Arc::default(), Arc::default());
         let store = open(&vfs, bucket(&right)).await.unwrap();
         fill(&store, &blocks(0, 300)).await;
+        let (kept, data) = block(1_000_000, 16_384);
+        let pinned = PutOptions::pinned("on disk");
+        store.put_with(kept, data, pinned).await.unwrap();
         store.close().await.unwrap();
 
         let patience = Duration::from_millis(500);
@@ -335,11 +338,10 @@ fn a_put_waits_for_the_cold_tier_as_long_as_it_should_whatever_else_is_written()
             .build()
             .unwrap();
         let store = Store::open(config).await.unwrap();
-        let (kept, data) = block(1_000_000, 16_384);
-        store.put(kept, data).await.unwrap();
         let mut waited = Duration::ZERO;
         let puts = async {
             for (cid, data) in blocks(100_000, 100_400) {
+                #[expect(clippy::disallowed_methods, reason = "patience is in real time")]
                 let began = Instant::now();
                 match store.put(cid, data).await {
                     Ok(()) => {}
