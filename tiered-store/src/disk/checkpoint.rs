@@ -41,6 +41,8 @@ const MAGIC: &[u8; 8] = b"ANYPCHKP";
 const CHUNK: usize = 256 * 1024;
 /// A longer one is damaged. A pin set's chunk is cut like all others.
 const MOST_CHUNK: u32 = 4 * 1024 * 1024;
+/// What the device reads ahead while a checkpoint is read, in bytes.
+const AHEAD: u64 = 16 * 1024 * 1024;
 /// Members of a pin set in one entry.
 const PINS_PER_ENTRY: usize = 4096;
 
@@ -201,7 +203,7 @@ pub(crate) enum Name {
         codec: u8,
         digest: [u8; 32],
     },
-    Long(Cid),
+    Long(Box<Cid>),
 }
 
 struct Writer<'a> {
@@ -608,8 +610,12 @@ fn index_byte(n: usize) -> u8 {
 pub(crate) fn read(file: &dyn VfsFile, mut each: impl FnMut(Entry)) -> io::Result<bool> {
     let end = file.len()?;
     let (mut at, mut crc, mut set) = (0, 0, String::new());
-    let mut chunk = Vec::new();
+    let (mut chunk, mut asked_for) = (Vec::new(), 0);
     while at < end {
+        if at + AHEAD / 2 >= asked_for && asked_for < end {
+            file.will_need(asked_for, AHEAD);
+            asked_for += AHEAD;
+        }
         let mut head = [0; 8];
         if at + 8 > end {
             return Ok(false);
@@ -732,12 +738,10 @@ fn codec(fields: &mut Fields<'_>) -> Option<Entry> {
 }
 
 fn block(fields: &mut Fields<'_>, tag: u8) -> Option<Block> {
-    let is_long = matches!(tag, TAG_DISK_LONG | TAG_COLD_LONG);
-    let (name, head) = if is_long {
-        (Name::Long(get_cid(fields)?), fields.u8()?)
+    let (name, head) = if matches!(tag, TAG_DISK_LONG | TAG_COLD_LONG) {
+        (Name::Long(Box::new(get_cid(fields)?)), fields.u8()?)
     } else {
-        let (hash, codec, head) = (fields.u8()?, fields.u8()?, fields.u8()?);
-        let digest = fields.bytes(32)?.try_into().ok()?;
+        let [hash, codec, head, digest @ ..]: [u8; 35] = fields.array()?;
         let name = Name::Short {
             hash,
             codec,
@@ -745,8 +749,13 @@ fn block(fields: &mut Fields<'_>, tag: u8) -> Option<Block> {
         };
         (name, head)
     };
-    let (unit, offset, len) = (fields.u32()?, fields.u32()?, fields.u32()?);
-    let (expiry_s, heat) = (fields.u32()?, f32::from_bits(fields.u32()?));
+    let words: [u8; 20] = fields.array()?;
+    let (&[unit, offset, len, expiry_s, heat], []) = words.as_chunks() else {
+        return None;
+    };
+    let [unit, offset, len, expiry_s, heat] =
+        [unit, offset, len, expiry_s, heat].map(u32::from_le_bytes);
+    let heat = f32::from_bits(heat);
     let place = if matches!(tag, TAG_COLD | TAG_COLD_LONG) {
         Place::Cold(Location {
             pack: unit,

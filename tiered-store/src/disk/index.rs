@@ -362,15 +362,22 @@ impl Index {
         from: &[Entry],
     ) -> Option<Vec<(u32, EntryId)>> {
         let mut shard = self.shards.get(number)?.lock();
-        let ids = which.iter().map(|(at, hash)| {
-            let entry = *from.get(*at as usize)?;
-            let (slot, old) = shard.insert(&self.hasher, *hash, entry)?;
-            if old.is_none() {
-                self.len.fetch_add(1, Relaxed);
-            }
-            Some((*at, id(slot, number)))
-        });
-        ids.collect()
+        let (mut ids, mut new) = (Vec::with_capacity(which.len()), 0);
+        let mut is_full = false;
+        for (at, hash) in which {
+            let Some((slot, old)) = from
+                .get(*at as usize)
+                .and_then(|entry| shard.insert(&self.hasher, *hash, *entry))
+            else {
+                is_full = true;
+                break;
+            };
+            new += usize::from(old.is_none());
+            ids.push((*at, id(slot, number)));
+        }
+        // Once for all: others add to it from other threads.
+        self.len.fetch_add(new, Relaxed);
+        (!is_full).then_some(ids)
     }
 
     fn with<T>(&self, key: &Key, f: impl FnOnce(EntryId, &mut Entry) -> T) -> Option<T> {

@@ -246,9 +246,16 @@ fn read_checkpoints(
     Ok(found.unwrap_or_default())
 }
 
-/// About how many blocks there are: too few costs a second filling of the index, too many a little memory.
+/// Bytes of the log that the device reads ahead while a checkpoint is read.
+const LOG_AHEAD: u64 = 256 << 20;
+
+/// About how many blocks there are: too few costs a second filling of the index, too many a little memory. What is read of the segments
+/// later is asked for on the way.
 fn estimate(shared: &Shared, start: &Start, segments: &[u32]) -> u64 {
     let (mut blocks, mut bytes, mut rest) = (start.blocks, 0, 0);
+    // Blocks and bytes of the segment that has the most blocks in its bytes.
+    let mut densest = (0, 1);
+    let mut ahead = LOG_AHEAD;
     for id in segments {
         // Whatever is wrong with it shows when it is read.
         let file = shared.vfs.open(&shared.dir.join(segment::file_name(*id)));
@@ -263,20 +270,37 @@ fn estimate(shared: &Shared, start: &Start, segments: &[u32]) -> u64 {
             bytes += len;
             continue;
         }
-        match segment::records(&*file, *id) {
-            Ok(records @ 1..) if settled.is_none() => {
-                blocks += records;
+        let known = settled.unwrap_or(0).min(len);
+        let outline = segment::outline(&*file, *id).ok().flatten();
+        let wanted = match &outline {
+            Some(outline) => outline.items.clone(),
+            None => known..len,
+        };
+        let wanted_bytes = (wanted.end - wanted.start).min(ahead);
+        if wanted_bytes > 0 {
+            file.will_need(wanted.start, wanted_bytes);
+            ahead -= wanted_bytes;
+        }
+        match outline.filter(|_| settled.is_none()) {
+            Some(outline) => {
+                blocks += outline.records;
                 bytes += len;
+                if u128::from(outline.records) * u128::from(densest.1)
+                    > u128::from(densest.0) * u128::from(len)
+                {
+                    densest = (outline.records, len);
+                }
             }
-            // As many as elsewhere in as many bytes.
-            _ => {
-                let known = settled.unwrap_or(0).min(len);
+            // As many as elsewhere in as many bytes, see below.
+            None => {
                 bytes += known;
                 rest += len - known;
             }
         }
     }
-    let more = u128::from(rest) * u128::from(blocks) / u128::from(bytes.max(1));
+    let at_density =
+        |(blocks, bytes)| u128::from(rest) * u128::from::<u64>(blocks) / u128::from::<u64>(bytes);
+    let more = at_density((blocks, bytes.max(1))).max(at_density(densest));
     // Never more than there are bytes for.
     let all = blocks + u64::try_from(more).unwrap_or(0).min(rest / HEADER as u64);
     all + all / 64
@@ -335,7 +359,9 @@ impl Batch {
                 .map(|(at, entry)| Some((at, shared.index.insert_at(entry)?.0)))
                 .collect();
         }
-        let mut shards: [Vec<(u32, u64)>; index::SHARDS] = Default::default();
+        let share = self.0.len() / index::SHARDS;
+        let mut shards: [Vec<(u32, u64)>; index::SHARDS] =
+            std::array::from_fn(|_| Vec::with_capacity(share + 4 * share.isqrt()));
         for (at, entry) in (0..).zip(&self.0) {
             let (hash, number) = shared.index.hash_and_shard(&entry.key());
             shards.get_mut(number)?.push((at, hash));

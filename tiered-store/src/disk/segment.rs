@@ -12,7 +12,7 @@
 //!
 //! The seqs of a segment's records rise.
 
-use std::{io, io::IoSlice, sync::Arc};
+use std::{io, io::IoSlice, ops::Range, sync::Arc};
 
 use super::{
     lane::LaneKind,
@@ -264,13 +264,21 @@ fn read_trailer(file: &dyn VfsFile, id: u32) -> io::Result<Option<Trailer>> {
     }))
 }
 
-/// About how many records a segment has: what its footer says, unchecked, or 0 without one.
-pub(crate) fn records(file: &dyn VfsFile, id: u32) -> io::Result<u64> {
+/// About how many records a segment has, and where its list of them lies: what its footer says, unchecked; `None` without one.
+pub(crate) fn outline(file: &dyn VfsFile, id: u32) -> io::Result<Option<Outline>> {
     let trailer = read_trailer(file, id)?;
-    // Never more than there are bytes for.
-    Ok(trailer.map_or(0, |trailer| {
-        u64::from(trailer.count).min(u64::from(trailer.item_bytes) / ITEM)
+    Ok(trailer.map(|trailer| Outline {
+        // Never more than there are bytes for.
+        records: u64::from(trailer.count).min(u64::from(trailer.item_bytes) / ITEM),
+        items: trailer.items_at..trailer.items_at + u64::from(trailer.item_bytes),
     }))
+}
+
+/// See [`outline`].
+#[derive(Debug)]
+pub(crate) struct Outline {
+    pub(crate) records: u64,
+    pub(crate) items: Range<u64>,
 }
 
 /// The list of records of a sealed segment; `None` if it has no whole footer.

@@ -49,4 +49,6 @@ pub trait VfsFile: Send + Sync {
     }
     /// Cuts or extends the file.
     fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Says that these bytes will be read soon, so that the device can begin. A hint: it reads nothing itself and cannot fail.
+    fn will_need(&self, _offset: u64, _len: u64) {}
 }
