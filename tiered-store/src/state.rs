@@ -217,16 +217,20 @@ impl Shared {
         self.counters.pinned.get() + self.counters.value_bytes.get()
     }
 
-    /// Bytes of records that may be live: the rest is what three checkpoints take and what compaction works with.
+    /// Bytes of records that may be live: the rest is what three checkpoints take and what compaction works with, an eighth and at least two
+    /// segments.
     pub(crate) fn live_limit(&self) -> u64 {
         let checkpoints = 3 * self.next_checkpoint();
-        self.capacity().saturating_sub(checkpoints) / 8 * 7
+        let rest = self.capacity().saturating_sub(checkpoints);
+        rest.saturating_sub((rest / 8).max(2 * self.segment_bytes()))
     }
 
     /// Bytes that the store takes on the disk, with those of the next checkpoint, which is there beside the two before it until it is whole.
+    /// A young store has not written them yet, and cannot free a segment without them.
     pub(crate) fn used(&self) -> u64 {
-        let kept = self.counters.checkpoint_bytes.get();
-        self.counters.used.get() + kept + self.next_checkpoint()
+        let next = self.next_checkpoint();
+        let kept = self.counters.checkpoint_bytes.get().max(2 * next);
+        self.counters.used.get() + kept + next
     }
 
     /// About how long it will be: as the last one, which had pins, values and long names, or longer with more blocks.

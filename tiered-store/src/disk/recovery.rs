@@ -285,10 +285,12 @@ fn estimate(shared: &Shared, start: &Start, segments: &[u32]) -> u64 {
             Some(outline) => {
                 blocks += outline.records;
                 bytes += len;
+                // What has no footer yet has more of them in as many bytes.
+                let records = outline.items.start;
                 if u128::from(outline.records) * u128::from(densest.1)
-                    > u128::from(densest.0) * u128::from(len)
+                    > u128::from(densest.0) * u128::from(records)
                 {
-                    densest = (outline.records, len);
+                    densest = (outline.records, records);
                 }
             }
             // As many as elsewhere in as many bytes, see below.
@@ -298,9 +300,10 @@ fn estimate(shared: &Shared, start: &Start, segments: &[u32]) -> u64 {
             }
         }
     }
-    let at_density =
-        |(blocks, bytes)| u128::from(rest) * u128::from::<u64>(blocks) / u128::from::<u64>(bytes);
-    let more = at_density((blocks, bytes.max(1))).max(at_density(densest));
+    let at_density = |(blocks, bytes): (u64, u64)| {
+        u128::from(rest) * u128::from(blocks) / u128::from(bytes.max(1))
+    };
+    let more = at_density((blocks, bytes)).max(at_density(densest));
     // Never more than there are bytes for.
     let all = blocks + u64::try_from(more).unwrap_or(0).min(rest / HEADER as u64);
     all + all / 64
