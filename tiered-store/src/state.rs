@@ -217,12 +217,13 @@ impl Shared {
         self.counters.pinned.get() + self.counters.value_bytes.get()
     }
 
-    /// Bytes of records that may be live: the rest is what three checkpoints take and what compaction works with, an eighth and at least two
-    /// segments.
+    /// Bytes of records that may be live: the rest is what three checkpoints take and what compaction works with, an eighth, or two segments
+    /// where that is more and there is room.
     pub(crate) fn live_limit(&self) -> u64 {
         let checkpoints = 3 * self.next_checkpoint();
         let rest = self.capacity().saturating_sub(checkpoints);
-        rest.saturating_sub((rest / 8).max(2 * self.segment_bytes()))
+        let compaction = (2 * self.segment_bytes()).min(rest / 4);
+        rest - compaction.max(rest / 8)
     }
 
     /// Bytes that the store takes on the disk, with those of the next checkpoint, which is there beside the two before it until it is whole.
