@@ -12,71 +12,87 @@ use libp2p_identity::PeerId;
 use libp2p_swarm::{
     ConnectionDenied, ConnectionHandler, ConnectionHandlerSelect, ConnectionId, DialError,
     FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
-    behaviour::toggle::Toggle,
 };
 use web_time::Instant;
 
 use crate::{
-    Config, Event, NatStatus, ObservedAddress, PunchError, Role, Transport,
+    Config, Event, NatStatus, ObservedAddress, Outcome,
     address::{Scope, without_peer},
     core::{
         nat::{self, Direction, Gateway, Nat, report::NatReport},
         observations::Observations,
-        punches::Punches,
     },
+    dcutr::Dcutr,
     probe,
 };
 
-type Stock = Toggle<libp2p_dcutr::Behaviour>;
-type Action = ToSwarm<Event, THandlerInEvent<Behaviour>>;
+type Action<P> =
+    ToSwarm<Event, Either<THandlerInEvent<P>, THandlerInEvent<probe::Behaviour>>>;
+
+/// What replaces relayed connections: the exchange and the dials.
+pub trait Punching: NetworkBehaviour<ToSwarm = Event> {
+    /// Whether this node knows an address of its own to offer.
+    fn has_candidates(&self) -> bool;
+
+    /// As peers see this node now, best first.
+    fn on_observed(&mut self, _observed: Vec<Multiaddr>) {}
+
+    /// What this node stands behind.
+    fn on_nat(&mut self, _nat: NatReport) {}
+
+    /// Addresses that packets were sent to without a dial, since the last call.
+    fn take_opened(&mut self) -> Vec<Multiaddr> {
+        Vec::new()
+    }
+
+    /// The last outcomes, the oldest first.
+    fn history(&self) -> Vec<Outcome> {
+        Vec::new()
+    }
+}
 
 /// Replaces relayed connections by direct ones and knows whether this node needs that.
 ///
-/// It wraps `libp2p_dcutr::Behaviour`, which runs the exchange and dials, and adds what that
-/// leaves out: candidates with the port that the NAT really gave, one outcome for each attempt on
-/// both sides, and reachability that only counts what a server has proven.
-///
-/// Candidates are read at the moment when a relayed connection comes up. A node that knows none
-/// by then cannot be punched on that connection: wait for
-/// [`has_candidates`](Self::has_candidates) before dialling through a relay.
+/// It speaks [DCUtR](https://github.com/libp2p/specs/blob/master/relay/DCUtR.md) with whoever does,
+/// starts by itself on every relayed connection to a peer without a direct one, and tells one
+/// [`Outcome`] for each on both sides. Candidates are gathered at the moment of the exchange; where
+/// none is known yet, the initiator waits for one ([`Config::candidate_wait`]).
 ///
 /// A successful punch leaves the relayed connection open; closing it, once nothing is on it any
 /// more, is the owner's part.
-pub struct Behaviour {
-    stock: Stock,
+///
+/// `P` is what punches: our own DCUtR, or libp2p-dcutr (`stock`, a feature).
+pub struct Behaviour<P: Punching = Dcutr> {
+    punching: P,
     observations: Observations,
-    punches: Punches,
     nat: Nat,
     probe: probe::Behaviour,
-    /// Candidates given to the stock behaviour, up to as many as it keeps.
-    candidates: VecDeque<Multiaddr>,
     /// External addresses that this behaviour confirmed and did not withdraw.
     confirmed: Vec<Multiaddr>,
-    actions: VecDeque<Action>,
-    timer: Option<(Instant, Delay)>,
+    actions: VecDeque<Action<P>>,
+    alarm: Alarm,
     waker: Option<Waker>,
 }
-
-/// How many candidates libp2p-dcutr 0.15 keeps.
-const STOCK_CANDIDATES: usize = 20;
 
 impl Behaviour {
     /// `local` is this node's own id.
     #[must_use]
     pub fn new(local: PeerId, config: Config) -> Self {
-        let stock = config
-            .enabled()
-            .then(|| libp2p_dcutr::Behaviour::new(local));
+        let punching = Dcutr::new(local, config.clone());
+        Self::with(punching, config)
+    }
+}
+
+impl<P: Punching> Behaviour<P> {
+    pub(crate) fn with(punching: P, config: Config) -> Self {
         Self {
-            stock: Toggle::from(stock),
+            punching,
             observations: Observations::new(config.clone()),
-            punches: Punches::new(config.clone()),
             probe: probe::Behaviour::new(config.clone()),
             nat: Nat::new(config),
-            candidates: VecDeque::new(),
             confirmed: Vec::new(),
             actions: VecDeque::new(),
-            timer: None,
+            alarm: Alarm::default(),
             waker: None,
         }
     }
@@ -101,6 +117,7 @@ impl Behaviour {
             self.actions
                 .push_back(ToSwarm::NewExternalAddrCandidate(candidate));
         }
+        self.inform();
         self.wake();
     }
 
@@ -192,24 +209,21 @@ impl Behaviour {
         self.observations.addresses()
     }
 
+    /// The last [`Config::max_history`] outcomes, the oldest first. Empty with `stock`.
+    #[must_use]
+    pub fn history(&self) -> Vec<Outcome> {
+        self.punching.history()
+    }
+
     /// Whether a relayed connection that came up now could be punched from this side.
     #[must_use]
     pub fn has_candidates(&self) -> bool {
-        !self.candidates.is_empty()
+        self.punching.has_candidates()
     }
 
     fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
-        }
-    }
-
-    fn on_stock_event(&mut self, event: libp2p_dcutr::Event) {
-        // A success shows as a connection, on both sides alike.
-        if let Err(error) = event.result {
-            tracing::debug!(peer = %event.remote_peer_id, %error, "punch failed");
-            self.punches
-                .on_failed(event.remote_peer_id, classify(&error), now());
         }
     }
 
@@ -227,6 +241,7 @@ impl Behaviour {
                 ToSwarm::GenerateEvent(Event::NatStatusChanged { old, new })
             }
             nat::Output::ReportChanged { old, new } => {
+                self.punching.on_nat(new);
                 ToSwarm::GenerateEvent(Event::Reachability { old, new })
             }
             nat::Output::Reprobe => {
@@ -236,61 +251,38 @@ impl Behaviour {
         });
     }
 
-    fn on_candidate(&mut self, address: &Multiaddr) {
-        if self.candidates.contains(address) {
-            return;
-        }
-        if self.candidates.len() >= STOCK_CANDIDATES {
-            self.candidates.pop_front();
-        }
-        self.candidates.push_back(address.clone());
-    }
-
     fn on_established(&mut self, connection: ConnectionId, peer: PeerId, at: &ConnectedPoint) {
         if at.is_relayed() {
-            let role = if at.is_listener() {
-                Role::Initiator
-            } else {
-                Role::Responder
-            };
-            self.punches.on_relayed(connection, peer, role, now());
-        } else {
-            let direction = match at {
-                ConnectedPoint::Dialer { port_use, .. } => Direction::Outbound {
-                    own_port: *port_use == PortUse::Reuse,
-                },
-                ConnectedPoint::Listener { .. } => Direction::Inbound,
-            };
-            let remote = at.get_remote_address();
-            self.nat
-                .on_connected(connection, peer, remote, direction, now());
-            let transport = Transport::of(remote);
-            self.punches.on_direct(connection, peer, transport, now());
+            // Predicted ports are those of this very moment.
+            self.inform();
+            return;
         }
+        let direction = match at {
+            ConnectedPoint::Dialer { port_use, .. } => Direction::Outbound {
+                own_port: *port_use == PortUse::Reuse,
+            },
+            ConnectedPoint::Listener { .. } => Direction::Inbound,
+        };
+        let remote = at.get_remote_address();
+        self.nat
+            .on_connected(connection, peer, remote, direction, now());
     }
 
-    /// Arms the timer for the next deadline of either core. True if that has passed.
-    fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
-        let deadlines = [self.punches.poll_timeout(), self.nat.poll_timeout()];
-        let Some(deadline) = deadlines.into_iter().flatten().min() else {
-            self.timer = None;
-            return false;
-        };
-        let armed = self.timer.take().filter(|(at, _)| *at == deadline);
-        let (at, mut delay) = armed.unwrap_or_else(|| {
-            let wait = deadline.saturating_duration_since(now());
-            (deadline, Delay::new(wait))
-        });
-        if delay.poll_unpin(cx).is_ready() {
-            return true;
-        }
-        self.timer = Some((at, delay));
-        false
+    /// What punches hears what the classifier found out, and the ports that it predicts.
+    fn inform(&mut self) {
+        let mut candidates = self.observations.candidates();
+        let predicted: Vec<Multiaddr> = candidates
+            .iter()
+            .flat_map(|observed| self.nat.predicted(observed))
+            .collect();
+        candidates.extend(predicted);
+        self.punching.on_observed(candidates);
+        self.punching.on_nat(*self.nat.report());
     }
 }
 
-impl NetworkBehaviour for Behaviour {
-    type ConnectionHandler = ConnectionHandlerSelect<THandler<Stock>, probe::Handler>;
+impl<P: Punching> NetworkBehaviour for Behaviour<P> {
+    type ConnectionHandler = ConnectionHandlerSelect<THandler<P>, probe::Handler>;
     type ToSwarm = Event;
 
     fn handle_pending_inbound_connection(
@@ -299,7 +291,7 @@ impl NetworkBehaviour for Behaviour {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        self.stock
+        self.punching
             .handle_pending_inbound_connection(connection, local, remote)
     }
 
@@ -311,7 +303,7 @@ impl NetworkBehaviour for Behaviour {
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
         let punching = self
-            .stock
+            .punching
             .handle_established_inbound_connection(connection, peer, local, remote)?;
         let probe = self
             .probe
@@ -327,7 +319,7 @@ impl NetworkBehaviour for Behaviour {
         role: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
         self.nat.on_dial(connection, peer, addresses, now());
-        self.stock
+        self.punching
             .handle_pending_outbound_connection(connection, peer, addresses, role)
     }
 
@@ -340,7 +332,7 @@ impl NetworkBehaviour for Behaviour {
         port_use: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
         let punching = self
-            .stock
+            .punching
             .handle_established_outbound_connection(connection, peer, address, role, port_use)?;
         let probe = self
             .probe
@@ -356,7 +348,6 @@ impl NetworkBehaviour for Behaviour {
                 if !self.observations.accepts(candidate.addr) {
                     return;
                 }
-                self.on_candidate(candidate.addr);
             }
             FromSwarm::DialFailure(event) => {
                 let failed = match event.error {
@@ -373,8 +364,6 @@ impl NetworkBehaviour for Behaviour {
             }
             FromSwarm::ConnectionClosed(event) => {
                 self.nat.on_closed(event.connection_id, now());
-                self.punches
-                    .on_closed(event.connection_id, event.peer_id, now());
             }
             FromSwarm::NewListenAddr(event) => self.nat.on_listening(event.addr, now()),
             FromSwarm::ExpiredListenAddr(event) => self.nat.on_not_listening(event.addr, now()),
@@ -392,7 +381,7 @@ impl NetworkBehaviour for Behaviour {
             _ => {}
         }
         self.probe.on_swarm_event(event);
-        self.stock.on_swarm_event(event);
+        self.punching.on_swarm_event(event);
     }
 
     fn on_connection_handler_event(
@@ -403,7 +392,7 @@ impl NetworkBehaviour for Behaviour {
     ) {
         match event {
             Either::Left(event) => self
-                .stock
+                .punching
                 .on_connection_handler_event(peer, connection, event),
             Either::Right(event) => self
                 .probe
@@ -411,28 +400,21 @@ impl NetworkBehaviour for Behaviour {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Action> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Action<P>> {
         loop {
             if let Some(action) = self.actions.pop_front() {
                 return Poll::Ready(action);
-            }
-            if let Some(event) = self.punches.poll_output() {
-                return Poll::Ready(ToSwarm::GenerateEvent(event));
             }
             if let Some(output) = self.nat.poll_output() {
                 self.on_nat_output(output);
                 continue;
             }
-            match self.stock.poll(cx) {
-                Poll::Ready(ToSwarm::GenerateEvent(event)) => {
-                    self.on_stock_event(event);
-                    continue;
-                }
-                Poll::Ready(action) => {
-                    let action = action.map_out(|_| unreachable!("matched above"));
-                    return Poll::Ready(action.map_in(Either::Left));
-                }
-                Poll::Pending => {}
+            let punching = self.punching.poll(cx);
+            for address in self.punching.take_opened() {
+                self.nat.on_contact(&address, now());
+            }
+            if let Poll::Ready(action) = punching {
+                return Poll::Ready(action.map_in(Either::Left));
             }
             match self.probe.poll(cx) {
                 Poll::Ready(ToSwarm::GenerateEvent(probed)) => {
@@ -447,10 +429,8 @@ impl NetworkBehaviour for Behaviour {
                 }
                 Poll::Pending => {}
             }
-            if self.poll_timer(cx) {
-                let now = now();
-                self.punches.handle_timeout(now);
-                self.nat.handle_timeout(now);
+            if self.alarm.rings(self.nat.poll_timeout(), cx) {
+                self.nat.handle_timeout(now());
                 continue;
             }
             self.waker = Some(cx.waker().clone());
@@ -459,12 +439,27 @@ impl NetworkBehaviour for Behaviour {
     }
 }
 
-/// libp2p-dcutr 0.15 keeps the kind of its errors private; their text is all that tells.
-fn classify(error: &libp2p_dcutr::Error) -> PunchError {
-    if error.to_string().contains("Giving up after") {
-        PunchError::DialsFailed
-    } else {
-        PunchError::ExchangeFailed
+/// One timer for a core's next deadline.
+#[derive(Default)]
+pub(crate) struct Alarm(Option<(Instant, Delay)>);
+
+impl Alarm {
+    /// Arms itself for `deadline`. True if that has passed.
+    pub(crate) fn rings(&mut self, deadline: Option<Instant>, cx: &mut Context<'_>) -> bool {
+        let Some(deadline) = deadline else {
+            self.0 = None;
+            return false;
+        };
+        let armed = self.0.take().filter(|(at, _)| *at == deadline);
+        let (at, mut delay) = armed.unwrap_or_else(|| {
+            let wait = deadline.saturating_duration_since(now());
+            (deadline, Delay::new(wait))
+        });
+        if delay.poll_unpin(cx).is_ready() {
+            return true;
+        }
+        self.0 = Some((at, delay));
+        false
     }
 }
 

@@ -1,9 +1,10 @@
 use std::time::Duration;
 
+use libp2p_core::Multiaddr;
 use libp2p_identity::PeerId;
 use libp2p_swarm::ConnectionId;
 
-use crate::{NatReport, NatStatus, Transport};
+use crate::{NatReport, NatStatus, NatType, NoPunch, Transport};
 
 /// What happened between this node and the NATs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +54,20 @@ pub struct Outcome {
     pub transport: Option<Transport>,
     /// From the relayed connection to the result.
     pub elapsed: Duration,
+    /// Attempts begun. 0 if the direct connection came before the first, and with `stock`.
+    pub attempts: u8,
+    /// Of the relayed path, as this node measured it in the last exchange that it opened.
+    pub round_trip: Option<Duration>,
+    /// The peer's addresses that this node dialled.
+    pub tried: Vec<Multiaddr>,
+    /// Why the peer ended the punch, if it said so.
+    pub peer_failure: Option<PunchError>,
+    /// Why no attempt was worth it, with [`PunchError::Impossible`].
+    pub no_punch: Option<NoPunch>,
+    /// What this node stood behind, as far as it knew.
+    pub our_nat: NatType,
+    /// What the peer stands behind, as far as it told.
+    pub peer_nat: NatType,
 }
 
 /// Which side of the DCUtR exchange a node is on.
@@ -88,13 +103,21 @@ pub enum PunchError {
     /// or one side knew no address of its own.
     #[error("the exchange with the peer failed")]
     ExchangeFailed,
-    /// Nothing happened within `outcome_timeout`. The responder is not told why: the protocol
-    /// has no message for it.
+    /// Nothing happened in time. A peer that is not one of ours has no message for telling why.
     #[error("no direct connection in time")]
     TimedOut,
     /// The relayed connection closed first.
     #[error("the relayed connection closed before a direct one was up")]
     RelayedConnectionClosed,
+    /// One side has too many punches under way.
+    #[error("too many punches at the same time")]
+    Busy,
+    /// Neither side had an address for the other to dial.
+    #[error("no address to dial")]
+    NoAddresses,
+    /// What both sides stand behind leaves only a relay; nothing was dialled.
+    #[error("no punch gets through these two NATs")]
+    Impossible,
 }
 
 impl PunchError {
@@ -106,6 +129,9 @@ impl PunchError {
             Self::ExchangeFailed => "exchange_failed",
             Self::TimedOut => "timed_out",
             Self::RelayedConnectionClosed => "relayed_connection_closed",
+            Self::Busy => "busy",
+            Self::NoAddresses => "no_addresses",
+            Self::Impossible => "impossible",
         }
     }
 }

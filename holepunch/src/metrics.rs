@@ -27,6 +27,8 @@ const WINDOW: usize = 100;
 pub struct Metrics {
     outcomes: Family<OutcomeLabels, Counter>,
     time_to_direct: Family<TransportLabels, Histogram>,
+    round_trip: Histogram,
+    tried: Histogram,
     success_rate: Gauge<f64, AtomicU64>,
     public: Gauge,
     window: Arc<Mutex<VecDeque<bool>>>,
@@ -37,6 +39,11 @@ struct OutcomeLabels {
     outcome: &'static str,
     role: &'static str,
     transport: &'static str,
+    /// `0` to `3`, and `more`.
+    attempts: &'static str,
+    our_nat: &'static str,
+    peer_nat: &'static str,
+    peer_failure: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -53,6 +60,9 @@ impl Metrics {
             time_to_direct: Family::new_with_constructor(|| {
                 Histogram::new(exponential_buckets(0.05, 2.0, 11))
             }),
+            // 5 ms to 5 s.
+            round_trip: Histogram::new(exponential_buckets(0.005, 2.0, 11)),
+            tried: Histogram::new([0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 24.0]),
             success_rate: Gauge::default(),
             public: Gauge::default(),
             window: Arc::default(),
@@ -67,6 +77,16 @@ impl Metrics {
             "time_to_direct_seconds",
             "From a relayed connection to the direct one that replaces it",
             metrics.time_to_direct.clone(),
+        );
+        registry.register(
+            "relayed_round_trip_seconds",
+            "Round trip of the relayed path, as measured by the exchange",
+            metrics.round_trip.clone(),
+        );
+        registry.register(
+            "addresses_tried",
+            "Addresses dialled for one punch",
+            metrics.tried.clone(),
         );
         registry.register(
             "success_rate",
@@ -93,8 +113,22 @@ impl Metrics {
                             .map_or_else(|error| error.as_str(), |_| "direct"),
                         role: outcome.role.as_str(),
                         transport,
+                        attempts: match outcome.attempts {
+                            0 => "0",
+                            1 => "1",
+                            2 => "2",
+                            3 => "3",
+                            _ => "more",
+                        },
+                        our_nat: outcome.our_nat.as_str(),
+                        peer_nat: outcome.peer_nat.as_str(),
+                        peer_failure: outcome.peer_failure.map_or("none", |f| f.as_str()),
                     })
                     .inc();
+                self.tried.observe(outcome.tried.len() as f64);
+                if let Some(round_trip) = outcome.round_trip {
+                    self.round_trip.observe(round_trip.as_secs_f64());
+                }
                 if outcome.result.is_ok() {
                     self.time_to_direct
                         .get_or_create(&TransportLabels { transport })
@@ -139,7 +173,7 @@ mod tests {
     use prometheus_client::encoding::text::encode;
 
     use super::*;
-    use crate::{Outcome, PunchError, Role, Transport};
+    use crate::{NatType, Outcome, PunchError, Role, Transport};
 
     #[test]
     fn the_success_rate_looks_back_on_the_last_hundred_outcomes() {
@@ -155,6 +189,13 @@ mod tests {
                 transport: result.ok().map(|_| Transport::Quic),
                 result,
                 elapsed: Duration::from_millis(360),
+                attempts: 1,
+                round_trip: Some(Duration::from_millis(100)),
+                tried: Vec::new(),
+                peer_failure: None,
+                no_punch: None,
+                our_nat: NatType::PortRestrictedCone,
+                peer_nat: NatType::Unknown,
             })
         };
         for _ in 0..100 {

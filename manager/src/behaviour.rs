@@ -146,6 +146,8 @@ pub(crate) fn relay_server_config(
 fn holepunch(config: &Config, local: PeerId) -> Result<anypath_holepunch::Behaviour, StartError> {
     let config = anypath_holepunch::Config::builder()
         .enabled(config.enable_dcutr())
+        // The strategy closes what is too much, and not before nothing is on it.
+        .close_duplicates(false)
         .build()
         .map_err(setup("hole punching"))?;
     Ok(anypath_holepunch::Behaviour::new(local, config))

@@ -4,4 +4,6 @@ pub(crate) mod nat;
 pub(crate) mod observations;
 pub(crate) mod plan;
 pub(crate) mod probe;
+pub(crate) mod punch;
+#[cfg(feature = "stock")]
 pub(crate) mod punches;

@@ -115,6 +115,21 @@ impl Observations {
         fresh.into_iter().map(|(_, address)| address).collect()
     }
 
+    /// What to offer now, best first: the addresses with most observers, of several the latest.
+    pub(crate) fn candidates(&self) -> Vec<Multiaddr> {
+        let any_public = self.has_public();
+        let mut candidates: Vec<&Seen> = self
+            .seen
+            .iter()
+            .rev()
+            .filter(|seen| seen.observers.len() >= self.config.min_observers())
+            .filter(|seen| wanted(&self.config, seen.scope, any_public))
+            .collect();
+        candidates.sort_by_key(|seen| std::cmp::Reverse(seen.observers.len()));
+        let addresses = candidates.into_iter();
+        addresses.map(|seen| seen.address.clone()).collect()
+    }
+
     /// Whether a candidate that somebody else suggests should be offered to peers.
     pub(crate) fn accepts(&self, address: &Multiaddr) -> bool {
         let scope = Scope::of(address);

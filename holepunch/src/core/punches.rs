@@ -6,7 +6,7 @@ use libp2p_identity::PeerId;
 use libp2p_swarm::ConnectionId;
 use web_time::Instant;
 
-use crate::{Config, Event, Outcome, PunchError, Role, Transport};
+use crate::{Config, Event, NatType, Outcome, PunchError, Role, Transport};
 
 /// Follows relayed connections from their beginning to their outcome.
 ///
@@ -163,6 +163,13 @@ impl Punches {
             result,
             transport,
             elapsed: now.saturating_duration_since(pending.since),
+            attempts: 0,
+            round_trip: None,
+            tried: Vec::new(),
+            peer_failure: None,
+            no_punch: None,
+            our_nat: NatType::Unknown,
+            peer_nat: NatType::Unknown,
         }));
     }
 }

@@ -72,6 +72,13 @@ fn the_first_direct_connection_is_the_outcome_with_its_time_and_transport() {
                     result: Ok(connection(2)),
                     transport: Some(Transport::Quic),
                     elapsed: Duration::from_millis(360),
+                    attempts: 0,
+                    round_trip: None,
+                    tried: Vec::new(),
+                    peer_failure: None,
+                    no_punch: None,
+                    our_nat: NatType::Unknown,
+                    peer_nat: NatType::Unknown,
                 })
             ]
         );

@@ -115,7 +115,7 @@ where
         }
     }
 
-    async fn listening(&mut self) -> Multiaddr {
+    pub async fn listening(&mut self) -> Multiaddr {
         let id = self.id;
         self.wait("listen address", |event| match event {
             SwarmEvent::NewListenAddr { address, .. } => Some(address.clone()),
@@ -218,7 +218,11 @@ pub async fn node(config: holepunch::Config) -> (Running<Node>, Multiaddr) {
 }
 
 /// Reserves at the relay and returns the relayed address.
-pub async fn reserve(node: &mut Running<Node>, relay: &Multiaddr) -> Multiaddr {
+pub async fn reserve<B>(node: &mut Running<B>, relay: &Multiaddr) -> Multiaddr
+where
+    B: NetworkBehaviour + Send,
+    B::ToSwarm: Send + std::fmt::Debug,
+{
     let circuit = relay.clone().with(Protocol::P2pCircuit);
     node.with(move |swarm| swarm.listen_on(circuit))
         .await
@@ -231,7 +235,7 @@ pub async fn reserve(node: &mut Running<Node>, relay: &Multiaddr) -> Multiaddr {
 }
 
 /// Plaintext and yamux over any transport of streams.
-fn secured<T>(
+pub fn secured<T>(
     transport: T,
     keypair: &Keypair,
 ) -> Boxed<(PeerId, libp2p_core::muxing::StreamMuxerBox)>

@@ -1,7 +1,7 @@
 //! Figures beside their peers, measured in the same run. See `interop-tests/README.md`.
 
 use anypath_interop_tests::compare::area::{Area, NotBuilt};
-use anypath_interop_tests::compare::{Effort, Error, bitswap, relay, store};
+use anypath_interop_tests::compare::{Effort, Error, bitswap, punch, relay, store};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -32,6 +32,8 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum Endpoint {
     Bitswap(bitswap::Task),
+    #[command(subcommand)]
+    Punch(punch::Task),
     Relay(relay::Task),
     #[command(subcommand)]
     Store(store::Task),
@@ -56,6 +58,7 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Result<(), Error> {
     let areas = match arguments.command {
         Some(Command::Endpoint(Endpoint::Bitswap(task))) => return task.run().await,
+        Some(Command::Endpoint(Endpoint::Punch(task))) => return task.run().await,
         Some(Command::Endpoint(Endpoint::Relay(task))) => return task.run().await,
         Some(Command::Endpoint(Endpoint::Store(task))) => return task.run(),
         Some(Command::Area(area)) => vec![area],

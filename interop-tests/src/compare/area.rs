@@ -1,6 +1,6 @@
 //! What can be compared, and what cannot yet.
 
-use super::{Effort, Error, bitswap, figure::Figure, relay, store};
+use super::{Effort, Error, bitswap, figure::Figure, punch, relay, store};
 
 /// A group of figures.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
@@ -11,8 +11,8 @@ pub enum Area {
     Relay,
     /// Our block store against raw appends, a file per block, fjall and redb: puts, gets, space, memory, reopening
     Store(store::Options),
-    /// Not built yet (issue 6)
-    Punch,
+    /// Our hole punching against stock libp2p-dcutr: every pair of NATs in the lab (Linux, nftables, iproute2, ethtool)
+    Punch(punch::Options),
     /// Not built yet (no issue planned so far)
     Dht,
     /// Not built yet (no issue planned so far)
@@ -21,7 +21,7 @@ pub enum Area {
 
 /// An area without figures.
 #[derive(Debug, thiserror::Error)]
-#[error("`compare -- {name}` is not built yet ({plan}); built are: bitswap, relay, store")]
+#[error("`compare -- {name}` is not built yet ({plan}); built are: bitswap, relay, store, punch")]
 pub struct NotBuilt {
     name: &'static str,
     plan: &'static str,
@@ -32,7 +32,13 @@ impl Area {
     #[must_use]
     pub fn all() -> Vec<Self> {
         let store = store::Options::default();
-        vec![Self::Bitswap, Self::Relay, Self::Store(store)]
+        let punch = punch::Options::default();
+        vec![
+            Self::Bitswap,
+            Self::Relay,
+            Self::Store(store),
+            Self::Punch(punch),
+        ]
     }
 
     /// Whether this area has figures.
@@ -42,8 +48,7 @@ impl Area {
     /// [`NotBuilt`] says which issue brings it.
     pub fn built(&self) -> Result<(), NotBuilt> {
         let (name, plan) = match self {
-            Self::Bitswap | Self::Relay | Self::Store(_) => return Ok(()),
-            Self::Punch => ("punch", "issue 6"),
+            Self::Bitswap | Self::Relay | Self::Store(_) | Self::Punch(_) => return Ok(()),
             Self::Dht => ("dht", "no issue planned so far"),
             Self::Select => ("select", "no issue planned so far"),
         };
@@ -64,6 +69,7 @@ impl Area {
         match self {
             Self::Bitswap => bitswap::measure(effort, report).await,
             Self::Store(options) => store::measure(options, effort, report).await,
+            Self::Punch(options) => punch::measure(&options, effort, report),
             _ => relay::measure(effort, report).await,
         }
     }

@@ -1,10 +1,10 @@
 //! One measured figure, ours beside the peer's.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// What a figure counts in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unit {
     /// 10⁶ bytes of payload a second.
     #[serde(rename = "MB/s")]
@@ -33,6 +33,9 @@ pub enum Unit {
     /// 10³ bytes of memory.
     #[serde(rename = "kB")]
     Kilobytes,
+    /// Connections.
+    #[serde(rename = "connections")]
+    Connections,
 }
 
 impl fmt::Display for Unit {
@@ -47,12 +50,13 @@ impl fmt::Display for Unit {
             Self::Times => "x",
             Self::Percent => "%",
             Self::Kilobytes => "kB",
+            Self::Connections => "connections",
         })
     }
 }
 
 /// One line of `compare --json`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
     /// `<area>.<what>.<variant>.<peer>`.
     pub figure: String,

@@ -1,4 +1,4 @@
-//! Figures beside their peers, measured in the same run: `compare -- bitswap`, `compare -- relay`, `compare -- store`.
+//! Figures beside their peers, measured in the same run: `compare -- bitswap`, `compare -- relay`, `compare -- store`, `compare -- punch`.
 //!
 //! Every endpoint of a measurement is a process of its own, ours and the peer's alike, so both sides pay the same for crossing between
 //! processes and nothing of one run (heap, caches, connections) reaches the next. Ours and the raw stream are this executable again
@@ -10,6 +10,7 @@ pub mod blocks;
 pub mod endpoint;
 pub mod figure;
 pub mod peers;
+pub mod punch;
 pub mod relay;
 pub mod store;
 pub mod swarm;

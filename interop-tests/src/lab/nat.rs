@@ -20,6 +20,10 @@ pub enum NatKind {
     AddressRestricted,
     /// Endpoint-independent mapping, address- and port-dependent filtering, ports kept.
     PortRestricted,
+    /// As [`FullCone`](Self::FullCone), but the public port differs from the host's.
+    FullConeShifting,
+    /// As [`AddressRestricted`](Self::AddressRestricted), but the public port differs from the host's.
+    AddressRestrictedShifting,
     /// As [`PortRestricted`](Self::PortRestricted), but the public port differs from the host's.
     PortRestrictedShifting,
     /// A new random port for every destination.
@@ -28,21 +32,26 @@ pub enum NatKind {
     SymmetricSequential,
     /// Two port-restricted NATs in a row: the home router and the carrier's.
     CarrierGrade,
+    /// As [`CarrierGrade`](Self::CarrierGrade), but the carrier's changes the port.
+    CarrierGradeShifting,
     /// Port-restricted for TCP; no UDP passes.
     UdpBlocked,
 }
 
 impl NatKind {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::None,
         Self::FullCone,
         Self::AddressRestricted,
         Self::PortRestricted,
+        Self::FullConeShifting,
+        Self::AddressRestrictedShifting,
         Self::PortRestrictedShifting,
         Self::Symmetric,
         Self::SymmetricSequential,
         Self::CarrierGrade,
+        Self::CarrierGradeShifting,
         Self::UdpBlocked,
     ];
 
@@ -53,10 +62,13 @@ impl NatKind {
             Self::FullCone => "full-cone",
             Self::AddressRestricted => "address-restricted",
             Self::PortRestricted => "port-restricted",
+            Self::FullConeShifting => "full-cone-shifting",
+            Self::AddressRestrictedShifting => "address-restricted-shifting",
             Self::PortRestrictedShifting => "port-restricted-shifting",
             Self::Symmetric => "symmetric",
             Self::SymmetricSequential => "symmetric-sequential",
             Self::CarrierGrade => "carrier-grade",
+            Self::CarrierGradeShifting => "carrier-grade-shifting",
             Self::UdpBlocked => "udp-blocked",
         }
     }
@@ -85,7 +97,11 @@ impl NatKind {
             Self::PortRestricted | Self::CarrierGrade => {
                 class(M::EndpointIndependent, F::AddressAndPortDependent, true)
             }
-            Self::PortRestrictedShifting => {
+            Self::FullConeShifting => class(M::EndpointIndependent, F::EndpointIndependent, false),
+            Self::AddressRestrictedShifting => {
+                class(M::EndpointIndependent, F::AddressDependent, false)
+            }
+            Self::PortRestrictedShifting | Self::CarrierGradeShifting => {
                 class(M::EndpointIndependent, F::AddressAndPortDependent, false)
             }
             Self::Symmetric => class(
@@ -112,8 +128,13 @@ impl NatKind {
         }
     }
 
+    /// Whether the customer's own router stands before the box.
+    pub(crate) fn has_home_router(self) -> bool {
+        matches!(self, Self::CarrierGrade | Self::CarrierGradeShifting)
+    }
+
     /// The rule set of a box with this public address; none where no box stands.
-    /// A carrier-grade NAT is two boxes with this same rule set.
+    /// A carrier-grade NAT is this box, the carrier's, behind a port-restricted one at home.
     pub(crate) fn rules(self, public: Ipv4Addr) -> Option<String> {
         let masquerade = "oifname \"wan\" masquerade;";
         let body = match self {
@@ -133,7 +154,19 @@ impl NatKind {
                 postrouting(masquerade),
                 learning(&format!("{LEARN_SEEN}\n{LEARN_INBOUND}")),
             ),
-            Self::PortRestrictedShifting => {
+            Self::FullConeShifting => format!(
+                "{EIM_OUT}\n{EIM}\n{}\n{}\n{}",
+                prerouting(""),
+                postrouting(SHIFTED),
+                learning(&format!("{LEARN_OUTBOUND}\n{LEARN_INBOUND}")),
+            ),
+            Self::AddressRestrictedShifting => format!(
+                "{EIM_OUT}\n{EIM}\n{SEEN}\n{}\n{}\n{}",
+                prerouting("meta l4proto . th dport . ip saddr @seen"),
+                postrouting(SHIFTED),
+                learning(&format!("{LEARN_SEEN}\n{LEARN_OUTBOUND}\n{LEARN_INBOUND}")),
+            ),
+            Self::PortRestrictedShifting | Self::CarrierGradeShifting => {
                 format!(
                     "{EIM_OUT}\n{}\n{}",
                     postrouting(SHIFTED),

@@ -219,7 +219,7 @@ impl Network {
         };
         routing(&edge)?;
         edge.nft(&rules)?;
-        let router = if site.kind == NatKind::CarrierGrade {
+        let router = if site.kind.has_home_router() {
             self.add_home_router(index, &edge)?
         } else {
             edge.clone()
