@@ -26,30 +26,7 @@ use crate::{
     probe,
 };
 
-type Action<P> =
-    ToSwarm<Event, Either<THandlerInEvent<P>, THandlerInEvent<probe::Behaviour>>>;
-
-/// What replaces relayed connections: the exchange and the dials.
-pub trait Punching: NetworkBehaviour<ToSwarm = Event> {
-    /// Whether this node knows an address of its own to offer.
-    fn has_candidates(&self) -> bool;
-
-    /// As peers see this node now, best first.
-    fn on_observed(&mut self, _observed: Vec<Multiaddr>) {}
-
-    /// What this node stands behind.
-    fn on_nat(&mut self, _nat: NatReport) {}
-
-    /// Addresses that packets were sent to without a dial, since the last call.
-    fn take_opened(&mut self) -> Vec<Multiaddr> {
-        Vec::new()
-    }
-
-    /// The last outcomes, the oldest first.
-    fn history(&self) -> Vec<Outcome> {
-        Vec::new()
-    }
-}
+type Action = ToSwarm<Event, THandlerInEvent<Behaviour>>;
 
 /// Replaces relayed connections by direct ones and knows whether this node needs that.
 ///
@@ -60,16 +37,14 @@ pub trait Punching: NetworkBehaviour<ToSwarm = Event> {
 ///
 /// A successful punch leaves the relayed connection open; closing it, once nothing is on it any
 /// more, is the owner's part.
-///
-/// `P` is what punches: our own DCUtR, or libp2p-dcutr (`stock`, a feature).
-pub struct Behaviour<P: Punching = Dcutr> {
-    punching: P,
+pub struct Behaviour {
+    dcutr: Dcutr,
     observations: Observations,
     nat: Nat,
     probe: probe::Behaviour,
     /// External addresses that this behaviour confirmed and did not withdraw.
     confirmed: Vec<Multiaddr>,
-    actions: VecDeque<Action<P>>,
+    actions: VecDeque<Action>,
     alarm: Alarm,
     waker: Option<Waker>,
 }
@@ -78,15 +53,8 @@ impl Behaviour {
     /// `local` is this node's own id.
     #[must_use]
     pub fn new(local: PeerId, config: Config) -> Self {
-        let punching = Dcutr::new(local, config.clone());
-        Self::with(punching, config)
-    }
-}
-
-impl<P: Punching> Behaviour<P> {
-    pub(crate) fn with(punching: P, config: Config) -> Self {
         Self {
-            punching,
+            dcutr: Dcutr::new(local, config.clone()),
             observations: Observations::new(config.clone()),
             probe: probe::Behaviour::new(config.clone()),
             nat: Nat::new(config),
@@ -209,16 +177,16 @@ impl<P: Punching> Behaviour<P> {
         self.observations.addresses()
     }
 
-    /// The last [`Config::max_history`] outcomes, the oldest first. Empty with `stock`.
+    /// The last [`Config::max_history`] outcomes, the oldest first.
     #[must_use]
     pub fn history(&self) -> Vec<Outcome> {
-        self.punching.history()
+        self.dcutr.history()
     }
 
     /// Whether a relayed connection that came up now could be punched from this side.
     #[must_use]
     pub fn has_candidates(&self) -> bool {
-        self.punching.has_candidates()
+        self.dcutr.has_candidates()
     }
 
     fn wake(&mut self) {
@@ -241,7 +209,7 @@ impl<P: Punching> Behaviour<P> {
                 ToSwarm::GenerateEvent(Event::NatStatusChanged { old, new })
             }
             nat::Output::ReportChanged { old, new } => {
-                self.punching.on_nat(new);
+                self.dcutr.on_nat(new);
                 ToSwarm::GenerateEvent(Event::Reachability { old, new })
             }
             nat::Output::Reprobe => {
@@ -276,13 +244,13 @@ impl<P: Punching> Behaviour<P> {
             .flat_map(|observed| self.nat.predicted(observed))
             .collect();
         candidates.extend(predicted);
-        self.punching.on_observed(candidates);
-        self.punching.on_nat(*self.nat.report());
+        self.dcutr.on_observed(candidates);
+        self.dcutr.on_nat(*self.nat.report());
     }
 }
 
-impl<P: Punching> NetworkBehaviour for Behaviour<P> {
-    type ConnectionHandler = ConnectionHandlerSelect<THandler<P>, probe::Handler>;
+impl NetworkBehaviour for Behaviour {
+    type ConnectionHandler = ConnectionHandlerSelect<THandler<Dcutr>, probe::Handler>;
     type ToSwarm = Event;
 
     fn handle_pending_inbound_connection(
@@ -291,7 +259,7 @@ impl<P: Punching> NetworkBehaviour for Behaviour<P> {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        self.punching
+        self.dcutr
             .handle_pending_inbound_connection(connection, local, remote)
     }
 
@@ -303,7 +271,7 @@ impl<P: Punching> NetworkBehaviour for Behaviour<P> {
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
         let punching = self
-            .punching
+            .dcutr
             .handle_established_inbound_connection(connection, peer, local, remote)?;
         let probe = self
             .probe
@@ -319,7 +287,7 @@ impl<P: Punching> NetworkBehaviour for Behaviour<P> {
         role: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
         self.nat.on_dial(connection, peer, addresses, now());
-        self.punching
+        self.dcutr
             .handle_pending_outbound_connection(connection, peer, addresses, role)
     }
 
@@ -332,7 +300,7 @@ impl<P: Punching> NetworkBehaviour for Behaviour<P> {
         port_use: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
         let punching = self
-            .punching
+            .dcutr
             .handle_established_outbound_connection(connection, peer, address, role, port_use)?;
         let probe = self
             .probe
@@ -344,10 +312,10 @@ impl<P: Punching> NetworkBehaviour for Behaviour<P> {
         match event {
             // Comes from identify, from us, or from a port mapping. What no peer can use would
             // push out what it can.
-            FromSwarm::NewExternalAddrCandidate(candidate) => {
-                if !self.observations.accepts(candidate.addr) {
-                    return;
-                }
+            FromSwarm::NewExternalAddrCandidate(candidate)
+                if !self.observations.accepts(candidate.addr) =>
+            {
+                return;
             }
             FromSwarm::DialFailure(event) => {
                 let failed = match event.error {
@@ -381,7 +349,7 @@ impl<P: Punching> NetworkBehaviour for Behaviour<P> {
             _ => {}
         }
         self.probe.on_swarm_event(event);
-        self.punching.on_swarm_event(event);
+        self.dcutr.on_swarm_event(event);
     }
 
     fn on_connection_handler_event(
@@ -392,7 +360,7 @@ impl<P: Punching> NetworkBehaviour for Behaviour<P> {
     ) {
         match event {
             Either::Left(event) => self
-                .punching
+                .dcutr
                 .on_connection_handler_event(peer, connection, event),
             Either::Right(event) => self
                 .probe
@@ -400,7 +368,7 @@ impl<P: Punching> NetworkBehaviour for Behaviour<P> {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Action<P>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Action> {
         loop {
             if let Some(action) = self.actions.pop_front() {
                 return Poll::Ready(action);
@@ -409,8 +377,8 @@ impl<P: Punching> NetworkBehaviour for Behaviour<P> {
                 self.on_nat_output(output);
                 continue;
             }
-            let punching = self.punching.poll(cx);
-            for address in self.punching.take_opened() {
+            let punching = self.dcutr.poll(cx);
+            for address in self.dcutr.take_opened() {
                 self.nat.on_contact(&address, now());
             }
             if let Poll::Ready(action) = punching {

@@ -32,10 +32,6 @@ pub enum PrivateCandidates {
 #[serde(default, deny_unknown_fields)]
 pub struct ConfigBuilder {
     enabled: bool,
-    #[serde(with = "humantime_serde")]
-    outcome_timeout: Duration,
-    #[serde(with = "humantime_serde")]
-    failure_grace: Duration,
     attempts: u8,
     #[serde(with = "humantime_serde")]
     attempt_timeout: Duration,
@@ -115,13 +111,6 @@ settings! {
     /// Whether DCUtR runs at all. Default true. Candidates and reachability are tracked either
     /// way.
     enabled: bool,
-    /// With libp2p-dcutr (`stock`): how long an attempt may take before it counts as failed. Default
-    /// 35 s (a stock initiator gives up after 30.8 s over TCP; the responder is never told), at
-    /// least 1 s.
-    outcome_timeout: Duration,
-    /// With libp2p-dcutr (`stock`): how long to wait for the peer's dials after our own failed.
-    /// Default 1 s.
-    failure_grace: Duration,
     /// Attempts of one punch. Default 3 (as libp2p-dcutr and go-libp2p), 1 to 10. 97.6 % of all
     /// punches that succeed do so at the first one (arXiv 2510.27500).
     attempts: u8,
@@ -157,8 +146,8 @@ settings! {
     max_exchanges: u32,
     /// Outcomes remembered. Default 100.
     max_history: usize,
-    /// Whether a second direct connection that a punch leads to is closed at once. Default true. An
-    /// owner that looks after connections itself does it when nothing is on them.
+    /// Whether a second direct connection that a punch leads to is closed, half a second later.
+    /// Default true. An owner that looks after connections itself does it when nothing is on them.
     close_duplicates: bool,
     /// Punches tracked at the same time. Default 256, at least 1. Beyond that the oldest one fails.
     max_pending: usize,
@@ -236,8 +225,6 @@ impl Default for ConfigBuilder {
     fn default() -> Self {
         Self {
             enabled: true,
-            outcome_timeout: Duration::from_secs(35),
-            failure_grace: Duration::from_secs(1),
             attempts: 3,
             attempt_timeout: Duration::from_secs(2),
             exchange_timeout: Duration::from_secs(3),
@@ -311,12 +298,6 @@ impl ConfigBuilder {
         ] {
             require(value >= 1, setting, "at least 1", value)?;
         }
-        require(
-            self.outcome_timeout >= Duration::from_secs(1),
-            "outcome_timeout",
-            "at least 1 s",
-            self.outcome_timeout,
-        )?;
         require(
             (1..=10).contains(&self.attempts),
             "attempts",
@@ -471,10 +452,7 @@ mod tests {
         let config: Config = serde_json::from_str(text).unwrap();
         assert_eq!(config.verdict_ttl(), Some(Duration::from_secs(15 * 60)));
         assert_eq!(config.private_candidates(), PrivateCandidates::Never);
-        assert_eq!(
-            config.outcome_timeout(),
-            Config::default().outcome_timeout()
-        );
+        assert_eq!(config.punch_timeout(), Config::default().punch_timeout());
         assert!(serde_json::from_str::<Config>(r#"{"enable": true}"#).is_err());
     }
 }

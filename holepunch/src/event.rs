@@ -54,7 +54,7 @@ pub struct Outcome {
     pub transport: Option<Transport>,
     /// From the relayed connection to the result.
     pub elapsed: Duration,
-    /// Attempts begun. 0 if the direct connection came before the first, and with `stock`.
+    /// Attempts begun. 0 if the direct connection came before the first.
     pub attempts: u8,
     /// Of the relayed path, as this node measured it in the last exchange that it opened.
     pub round_trip: Option<Duration>,

@@ -5,5 +5,3 @@ pub(crate) mod observations;
 pub(crate) mod plan;
 pub(crate) mod probe;
 pub(crate) mod punch;
-#[cfg(feature = "stock")]
-pub(crate) mod punches;

@@ -20,7 +20,7 @@ use libp2p_swarm::{
 use crate::{
     Config, Event, NatReport, Outcome, Role, Transport,
     address::{Scope, without_peer},
-    behaviour::{Alarm, Punching, now},
+    behaviour::{Alarm, now},
     core::punch::{As, DialId, Exchange, Opener, Output, Own, Punches},
 };
 use handler::{Command, Handler, Report};
@@ -62,6 +62,33 @@ impl Dcutr {
             opened: Vec::new(),
             alarm: Alarm::default(),
         }
+    }
+
+    /// Whether this node knows an address of its own to offer.
+    pub(crate) fn has_candidates(&self) -> bool {
+        !self.core.own().candidates.is_empty()
+    }
+
+    /// As peers see this node now, best first.
+    pub(crate) fn on_observed(&mut self, observed: Vec<Multiaddr>) {
+        self.observed = observed;
+        self.update();
+    }
+
+    /// What this node stands behind.
+    pub(crate) fn on_nat(&mut self, nat: NatReport) {
+        self.nat = nat;
+        self.update();
+    }
+
+    /// Addresses that packets were sent to without a dial, since the last call.
+    pub(crate) fn take_opened(&mut self) -> Vec<Multiaddr> {
+        std::mem::take(&mut self.opened)
+    }
+
+    /// The last outcomes, the oldest first.
+    pub(crate) fn history(&self) -> Vec<Outcome> {
+        self.core.history().cloned().collect()
     }
 
     /// Everything that we know of ourselves, best first, each address once.
@@ -174,30 +201,6 @@ impl Dcutr {
             },
             Output::Event(event) => ToSwarm::GenerateEvent(event),
         })
-    }
-}
-
-impl Punching for Dcutr {
-    fn has_candidates(&self) -> bool {
-        !self.core.own().candidates.is_empty()
-    }
-
-    fn on_observed(&mut self, observed: Vec<Multiaddr>) {
-        self.observed = observed;
-        self.update();
-    }
-
-    fn on_nat(&mut self, nat: NatReport) {
-        self.nat = nat;
-        self.update();
-    }
-
-    fn take_opened(&mut self) -> Vec<Multiaddr> {
-        std::mem::take(&mut self.opened)
-    }
-
-    fn history(&self) -> Vec<Outcome> {
-        self.core.history().cloned().collect()
     }
 }
 

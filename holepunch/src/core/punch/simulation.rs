@@ -238,7 +238,7 @@ pub(super) fn run(scenario: &Scenario, seed: u64) -> Report {
     };
     let mut ids = [PeerId::random(), PeerId::random()];
     ids.sort();
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         ids.swap(0, 1);
     }
     let mut world = World {
@@ -553,11 +553,10 @@ impl World {
                 self.connect(dial, taken.map(|(index, _)| index));
             }
             // Simultaneous open: one of the two begins.
-            (_, Some((other, how))) => {
-                if begins != matches!(how, As::Client | As::Stranger) {
-                    self.connect(dial, Some(other));
-                }
+            (_, Some((other, how))) if begins != matches!(how, As::Client | As::Stranger) => {
+                self.connect(dial, Some(other));
             }
+            (_, Some(_)) => {}
             // The listener's: the one who came begins.
             (_, None) if begins => self.connect(dial, None),
             _ => {}

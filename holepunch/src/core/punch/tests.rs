@@ -1,10 +1,7 @@
 use proptest::prelude::*;
 
 use super::{simulation::*, *};
-use crate::{
-    ConfigBuilder,
-    core::nat::report::{NatType, TransportNat},
-};
+use crate::{ConfigBuilder, core::nat::report::NatType};
 
 const KINDS: [NatType; 5] = [
     NatType::Public,
