@@ -93,6 +93,8 @@ fn of_ip(ip: IpAddr) -> Scope {
     // `::ffff:a.b.c.d` is the IPv4 address in disguise.
     match ip.to_canonical() {
         ip if ip.is_unspecified() || ip.is_multicast() => Scope::Useless,
+        // RFC 6890: "this network", and what is reserved or reaches everybody.
+        IpAddr::V4(ip) if matches!(ip.octets(), [0 | 240.., ..]) => Scope::Useless,
         ip if ip.is_loopback() => Scope::Loopback,
         IpAddr::V4(ip) if is_private_v4(ip) => Scope::Private,
         IpAddr::V6(ip) if is_private_v6(ip) => Scope::Private,

@@ -134,8 +134,8 @@ settings! {
     /// Addresses offered to a peer, and looked at of those that it offers. Default 20 (as
     /// libp2p-dcutr), 1 to 64.
     max_candidates: usize,
-    /// Dials to one peer at the same time, whatever it offers. Default 8 (go-libp2p's limit for one
-    /// peer), at least 1.
+    /// Dials to one peer at the same time, whatever it offers, and `attempts` times as many in all
+    /// for one relayed connection. Default 8 (go-libp2p's limit for one peer), at least 1.
     max_dials_per_peer: usize,
     /// Public addresses known by other means that are dialled beside the exchange. Default 2.
     max_direct_dials: usize,

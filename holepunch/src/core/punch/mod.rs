@@ -149,6 +149,9 @@ struct Relayed {
     role: Role,
     /// Exchanges that the peer has opened.
     opened_by_peer: u32,
+    /// Dials made for it, at most [`Config::max_dials_per_peer`] for each of
+    /// [`Config::attempts`], however quickly they fail.
+    dials: usize,
 }
 
 #[derive(Debug)]
@@ -272,6 +275,7 @@ impl Punches {
             peer,
             role,
             opened_by_peer: 0,
+            dials: 0,
         };
         self.relayed.insert(connection, relayed);
         if self.direct.contains_key(&peer) || self.punches.contains_key(&peer) {
@@ -788,9 +792,15 @@ impl Punches {
                     _ => true,
                 }
         });
-        if repeats || under_way().count() >= self.config.max_dials_per_peer() {
+        let max = self.config.max_dials_per_peer();
+        let Some(relayed) = self.relayed.get_mut(&punch.relayed) else {
+            return;
+        };
+        let spent = relayed.dials >= max * usize::from(self.config.attempts());
+        if repeats || spent || under_way().count() >= max {
             return;
         }
+        relayed.dials += 1;
         if !punch.tried.contains(address) && punch.tried.len() < MAX_TRIED {
             punch.tried.push(address.clone());
         }

@@ -264,6 +264,27 @@ fn however_many_addresses_and_exchanges_a_peer_sends_it_gets_eight_dials() {
 }
 
 #[test]
+fn dials_that_fail_at_once_make_no_room_for_ever() {
+    let mut bench = bench(|config| config.early(false));
+    let peer = PeerId::random();
+    bench.relayed(1, peer, Role::Responder);
+    let mut made = 0;
+    for number in 0..1000 {
+        let addresses = (0..60).map(|n| format!("/ip4/203.0.{}.{n}/udp/53/quic-v1", number % 200));
+        bench.opened(1, number, &connect(addresses));
+        bench.synchronised(1, number);
+        let outputs = bench.outputs();
+        made += dials(&outputs);
+        for output in outputs {
+            if let Output::Dial { dial, .. } = output {
+                bench.core.on_dial_failed(dial, bench.now);
+            }
+        }
+    }
+    assert_eq!(made, 24, "8 for each of 3 attempts");
+}
+
+#[test]
 fn exchanges_beyond_the_bound_of_a_connection_are_reset() {
     let mut bench = bench(|config| config.early(false).max_exchanges(3));
     let peer = PeerId::random();
