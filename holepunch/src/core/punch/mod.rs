@@ -823,11 +823,13 @@ impl Punches {
         });
     }
 
-    /// "Low TTL" openers, for what will be dialled from the port that we listen on.
+    /// "Low TTL" openers, where the peer begins: its SYN then finds our listener, however late we
+    /// are. Where we begin, an open NAT would let in the peer's SYN before ours is out, and of that
+    /// connection both sides would be the listener.
     fn open(&mut self, targets: &[Target]) {
         let addresses: Vec<Multiaddr> = targets
             .iter()
-            .filter(|target| matches!(target.how, As::Client | As::Server))
+            .filter(|target| target.how == As::Server)
             .filter(|target| Transport::of(&target.address) == Transport::Tcp)
             .take(MAX_OPENERS)
             .map(|target| target.address.clone())

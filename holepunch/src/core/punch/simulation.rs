@@ -2,7 +2,8 @@
 //!
 //! The model of a NAT is that of RFC 4787; that of dials is what libp2p-quic and the kernel do: a QUIC handshake repeats its
 //! first packet after 1 s and 3 s, a SYN as well; two SYNs that cross become one connection, in which exactly one side must
-//! begin; a SYN that finds only a listener becomes one in which the other side must.
+//! begin; a SYN that finds only a listener becomes one in which the other side must, and if it does not, the two ports are
+//! stuck.
 
 use std::{
     cmp::Reverse,
@@ -66,8 +67,10 @@ impl Scenario {
 /// What came of it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Report {
-    /// Each node's outcome and when.
+    /// Each node's result and when.
     pub(super) outcomes: [Option<(Duration, Result<(), PunchError>)>; 2],
+    /// All that each node tells.
+    pub(super) told: [Option<Outcome>; 2],
     /// Direct connections at the end.
     pub(super) connections: usize,
     /// Dials that were made.
@@ -220,6 +223,9 @@ struct World {
     acts: Vec<Output>,
     next_connection: usize,
     links: [BTreeSet<ConnectionId>; 2],
+    /// Whose listening port is bound up with which remote one, in a TCP connection that waits for
+    /// its other end to begin.
+    stuck: BTreeSet<(usize, Port)>,
     report: Report,
 }
 
@@ -256,6 +262,7 @@ pub(super) fn run(scenario: &Scenario, seed: u64) -> Report {
         acts: Vec::new(),
         next_connection: 1,
         links: Default::default(),
+        stuck: BTreeSet::new(),
         report: Report::default(),
         scenario: scenario.clone(),
     };
@@ -483,6 +490,7 @@ impl World {
                 let result = outcome.result.map(|_| ());
                 assert!(self.report.outcomes[side].is_none(), "two outcomes");
                 self.report.outcomes[side] = Some((elapsed, result));
+                self.report.told[side] = Some(outcome);
             }
             Output::Event(_) => {}
         }
@@ -524,6 +532,9 @@ impl World {
             return;
         }
         let (side, to) = (attempt.side, attempt.to);
+        if attempt.local == LISTENING && self.stuck.contains(&(side, to)) {
+            return;
+        }
         let public = self.boxes[side].leaves(attempt.local, to);
         if self.random.random_bool(self.scenario.loss) {
             return;
@@ -559,7 +570,11 @@ impl World {
             (_, Some(_)) => {}
             // The listener's: the one who came begins.
             (_, None) if begins => self.connect(dial, None),
-            _ => {}
+            (_, None) => {
+                self.stuck.insert((there, from));
+                let (side, to) = (attempt.side, attempt.to);
+                self.stuck.insert((side, to));
+            }
         }
     }
 

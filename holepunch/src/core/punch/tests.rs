@@ -88,6 +88,12 @@ fn what_cannot_be_punched_is_not_dialled_and_both_know_why() {
     let scenario = Scenario::new(NatType::Symmetric, NatType::Symmetric, Transport::Quic);
     let report = run(&scenario, 1);
     assert_eq!(report.dials, [0, 0]);
+    for outcome in report.told {
+        let outcome = outcome.unwrap();
+        assert_eq!(outcome.no_punch, Some(NoPunch::BothSymmetric));
+        let nats = (outcome.our_nat, outcome.peer_nat);
+        assert_eq!(nats, (NatType::Symmetric, NatType::Symmetric));
+    }
     for outcome in report.outcomes {
         let (at, result) = outcome.unwrap();
         assert_eq!(result, Err(PunchError::Impossible));
@@ -110,6 +116,41 @@ fn a_failed_punch_is_known_to_both_sides_within_six_seconds() {
         }
         assert!(report.dials.iter().all(|dials| *dials >= 1));
     }
+}
+
+#[test]
+fn each_side_hears_what_the_other_stands_behind() {
+    let (ours, theirs) = (NatType::PortRestrictedCone, NatType::RestrictedCone);
+    let report = run(&Scenario::new(ours, theirs, Transport::Quic), 1);
+    let nats = report.told.map(|outcome| {
+        let outcome = outcome.unwrap();
+        (outcome.our_nat, outcome.peer_nat)
+    });
+    assert_eq!(nats, [(ours, theirs), (theirs, ours)]);
+}
+
+#[test]
+fn a_peer_that_gives_up_says_why() {
+    let mut bench = bench(|config| config.early(false));
+    let peer = PeerId::random();
+    bench.relayed(1, peer, Role::Responder);
+    let addresses = ["/ip4/203.0.113.20/udp/9100/quic-v1".to_owned()];
+    bench.opened(1, 0, &connect(addresses));
+    bench.synchronised(1, 0);
+    assert_eq!(dials(&bench.outputs()), 1);
+    let farewell = Message {
+        kind: Kind::Sync,
+        addresses: Vec::new(),
+        extras: Some(Extras {
+            failure: Some(PunchError::DialsFailed),
+            ..Extras::default()
+        }),
+    };
+    bench.opened(1, 1, &farewell);
+    let outcome = bench.core.history().next().unwrap();
+    assert_eq!(outcome.result, Err(PunchError::DialsFailed));
+    assert_eq!(outcome.peer_failure, Some(PunchError::DialsFailed));
+    assert_eq!(outcome.elapsed, Duration::ZERO, "no wait for our own dials");
 }
 
 /// Issue 6: ≥ 98 % at 3 %, ≥ 95 % at 8 %; here at once for each cell.
