@@ -138,24 +138,32 @@ impl Running<Node> {
         .await
     }
 
-    /// Closes every connection to `peer` and counts the outcomes until they are closed.
+    /// Closes every connection to `peer`, those included that come up meanwhile, and counts the
+    /// outcomes until none is left.
     pub async fn outcomes_until_disconnected(&mut self, peer: PeerId) -> usize {
-        // It may have happened from the other side.
-        let _ = self.with(move |swarm| swarm.disconnect_peer_id(peer)).await;
         let mut outcomes = 0;
-        self.wait("disconnection", |event| match event {
-            SwarmEvent::Behaviour(NodeEvent::Holepunch(holepunch::Event::Outcome(_))) => {
-                outcomes += 1;
-                None
-            }
-            SwarmEvent::ConnectionClosed {
-                peer_id,
-                num_established: 0,
-                ..
-            } => (*peer_id == peer).then_some(()),
-            _ => None,
-        })
-        .await;
+        let mut connected = true;
+        while connected {
+            // It may have happened from the other side.
+            let _ = self.with(move |swarm| swarm.disconnect_peer_id(peer)).await;
+            connected = self
+                .wait("disconnection", |event| match event {
+                    SwarmEvent::Behaviour(NodeEvent::Holepunch(holepunch::Event::Outcome(_))) => {
+                        outcomes += 1;
+                        None
+                    }
+                    SwarmEvent::ConnectionEstablished { peer_id, .. } if *peer_id == peer => {
+                        Some(true)
+                    }
+                    SwarmEvent::ConnectionClosed {
+                        peer_id,
+                        num_established: 0,
+                        ..
+                    } if *peer_id == peer => Some(false),
+                    _ => None,
+                })
+                .await;
+        }
         outcomes
     }
 
