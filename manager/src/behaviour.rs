@@ -9,12 +9,14 @@ use libp2p::{
     identity::Keypair,
     peer_store::{self, memory_store::MemoryStore},
     ping,
+    pnet::PreSharedKey,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
 };
 use libp2p_connection_limits as connection_limits;
 
 use crate::{
-    autonat as autonat_client, config::Config, error::StartError, streams, unrelayed::Unrelayed,
+    autonat as autonat_client, config::Config, error::StartError, streams, swarm_key,
+    unrelayed::Unrelayed,
 };
 
 /// Name and version as identify sends it.
@@ -49,6 +51,7 @@ impl Behaviour {
     pub(crate) fn new(
         config: &Config,
         keypair: &Keypair,
+        swarm_key: Option<PreSharedKey>,
         store: Store,
         relay_client: anypath_relay::client::Behaviour,
     ) -> Result<Self, StartError> {
@@ -86,7 +89,7 @@ impl Behaviour {
                 .then(|| autonat::v2::server::Behaviour::new(rand::make_rng()))
                 .into(),
             autonat_v1: config.enable_autonat().then(|| autonat_v1(local)).into(),
-            mdns: mdns(config, local)?.into(),
+            mdns: mdns(config, swarm_key, local)?.into(),
             pubsub: pubsub(config, keypair)?.map(Unrelayed::new).into(),
             dht: dht(config, local)?.map(Unrelayed::new).into(),
             bitswap: anypath_bitswap::Behaviour::new(
@@ -170,15 +173,18 @@ fn autonat_v1(local: PeerId) -> autonat::v1::Behaviour {
 
 fn mdns(
     config: &Config,
+    swarm_key: Option<PreSharedKey>,
     local: PeerId,
 ) -> Result<Option<anypath_discovery_mdns::Behaviour>, StartError> {
     if !config.enable_mdns() {
         return Ok(None);
     }
-    let config = anypath_discovery_mdns::Config::builder()
-        .query_interval(config.mdns_query_interval())
-        .build()
-        .map_err(setup("mDNS"))?;
+    let mut builder =
+        anypath_discovery_mdns::Config::builder().query_interval(config.mdns_query_interval());
+    if let Some(key) = swarm_key {
+        builder = builder.private_network(swarm_key::fingerprint(&key));
+    }
+    let config = builder.build().map_err(setup("mDNS"))?;
     Ok(without_network(
         "mDNS",
         anypath_discovery_mdns::Behaviour::new(local, config),

@@ -16,6 +16,7 @@ use crate::config::DEFAULT_API_PORT;
 /// |---|---|
 /// | `config.toml` | the configuration file, see [`crate::config`] |
 /// | `identity.key` | the private key, mode 0600, see [`crate::identity`] |
+/// | `swarm.key` | the key of a private network, put there by its user, see [`crate::swarm_key`] |
 /// | `store/` | blocks, pins and small values, see `anypath-tiered-store` |
 /// | `api.json` | address and token of the running node's API, mode 0600 |
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +75,12 @@ impl DataDir {
     #[must_use]
     pub fn identity_file(&self) -> PathBuf {
         self.0.join("identity.key")
+    }
+
+    /// The key of a private network, which need not exist.
+    #[must_use]
+    pub fn swarm_key_file(&self) -> PathBuf {
+        self.0.join("swarm.key")
     }
 
     /// Says where the running node's API is.

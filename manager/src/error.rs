@@ -17,13 +17,15 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The P2P port that was asked for is taken.
+    /// The port that was asked for is taken.
     #[error(
-        "P2P port {port} is in use: stop the other program, or choose another port with p2p_port (0 lets the system choose)"
+        "port {port} is in use: stop the other program, or choose another port with {key} (0 lets the system choose)"
     )]
     PortInUse {
         /// The port.
         port: u16,
+        /// The key of the configuration that names it.
+        key: &'static str,
     },
     /// None of the ports that are tried by default is free.
     #[error("no P2P port from {first} to {last} is free: set p2p_port, 0 lets the system choose")]
@@ -42,6 +44,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The key of the private network cannot be had.
+    #[error(transparent)]
+    SwarmKey(#[from] crate::swarm_key::SwarmKeyError),
     /// A relay's address cannot be used.
     #[error("cannot use the relay {address}: {source}")]
     Relay {

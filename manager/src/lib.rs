@@ -8,6 +8,7 @@ pub mod files;
 pub mod http;
 pub mod identity;
 pub mod strategy;
+pub mod swarm_key;
 
 mod autonat;
 mod behaviour;

@@ -1,8 +1,8 @@
-//! The node's sockets: TCP and QUIC behind DNS, and circuits through relays.
+//! The node's sockets: TCP, QUIC and WebSocket behind DNS, and circuits through relays.
 
 use std::{io, time::Duration};
 
-use futures::{AsyncRead, AsyncWrite};
+use futures::{AsyncRead, AsyncWrite, io::BufWriter};
 use libp2p::{
     PeerId, Transport as _,
     core::{
@@ -13,7 +13,9 @@ use libp2p::{
     },
     dns,
     identity::Keypair,
-    noise, quic, tcp, tls, yamux,
+    noise,
+    pnet::{PnetConfig, PreSharedKey},
+    quic, tcp, tls, yamux,
 };
 use multistream_select::{dialer_select_proto, listener_select_proto};
 
@@ -22,6 +24,9 @@ pub(crate) type Transport = Boxed<(PeerId, StreamMuxerBox)>;
 
 /// From the first packet to an authenticated, multiplexed connection; libp2p's own default.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is sent in a private network gathers up to here, or until it is flushed: as much as Noise makes of one write.
+const PRIVATE_NETWORK_BUFFER: usize = 64 * 1024;
 
 /// Why the transports could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -36,57 +41,127 @@ pub(crate) enum BuildError {
 pub(crate) fn build(
     keypair: &Keypair,
     circuits: anypath_relay::client::Transport,
+    swarm_key: Option<PreSharedKey>,
 ) -> Result<Transport, BuildError> {
     let security = Security {
         noise: noise::Config::new(keypair)?,
         tls: tls::Config::new(keypair)?,
+        private_network: swarm_key.map(PnetConfig::new),
     };
-    let circuits = circuits.and_then({
-        let security = security.clone();
-        move |stream, point| security.upgrade(stream, point)
-    });
-    // Circuits come first: their addresses begin with a TCP or QUIC address of the relay.
-    let all = match dns::tokio::Transport::system(direct(keypair, security.clone())) {
-        Ok(named) => OrTransport::new(circuits, named)
-            .map(|either, _| either.into_inner())
-            .boxed(),
+    // Circuits come first: their addresses begin with an address of the relay.
+    let mut all = secured(circuits, security.clone());
+    #[cfg(feature = "websocket")]
+    {
+        all = either(all, websocket(security.clone()));
+    }
+    let direct = || direct(keypair, security.clone());
+    let named = match dns::tokio::Transport::system(direct()) {
+        Ok(named) => named.boxed(),
         Err(error) => {
             tracing::warn!(%error, "no usable name server configuration: /dns addresses will not resolve");
-            OrTransport::new(circuits, direct(keypair, security))
-                .map(|either, _| either.into_inner())
-                .boxed()
+            direct()
         }
     };
-    Ok(TransportTimeout::new(all, TIMEOUT).boxed())
+    Ok(TransportTimeout::new(either(all, named), TIMEOUT).boxed())
 }
 
-/// TCP and QUIC on numeric addresses.
-fn direct(keypair: &Keypair, security: Security) -> Transport {
-    // Nagle's algorithm and delayed acknowledgements together cost 40 ms a small message.
-    let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
-        .and_then(move |stream, point| security.upgrade(stream, point));
-    let quic = quic::tokio::Transport::new(quic::Config::new(keypair))
-        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)));
-    OrTransport::new(quic, tcp)
+/// The first one that takes an address has it.
+fn either(first: Transport, second: Transport) -> Transport {
+    OrTransport::new(first, second)
         .map(|either, _| either.into_inner())
         .boxed()
 }
 
-/// Noise and TLS under one identity.
+fn secured<T>(streams: T, security: Security) -> Transport
+where
+    T: libp2p::Transport + Send + Unpin + 'static,
+    T::Output: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    T::Error: Send + Sync + 'static,
+    T::Dial: Send,
+    T::ListenerUpgrade: Send,
+{
+    streams
+        .and_then(move |stream, point| security.upgrade(stream, point))
+        .boxed()
+}
+
+fn tcp() -> tcp::tokio::Transport {
+    // Nagle's algorithm and delayed acknowledgements together cost 40 ms a small message.
+    tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+}
+
+/// TCP and, but in a private network, QUIC on numeric addresses.
+fn direct(keypair: &Keypair, security: Security) -> Transport {
+    let is_private_network = security.private_network.is_some();
+    let tcp = secured(tcp(), security);
+    if is_private_network {
+        return tcp;
+    }
+    let quic = quic::tokio::Transport::new(quic::Config::new(keypair))
+        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)));
+    either(quic.boxed(), tcp)
+}
+
+/// The largest WebSocket message that is taken. Noise frames, which one message holds, end at 64 KiB.
+#[cfg(feature = "websocket")]
+const MAX_WEBSOCKET_MESSAGE: usize = 1024 * 1024;
+
+/// WebSocket on TCP: `/ws`, and for dials also `/tls/ws` and `/tls/sni/<name>/ws`, where the certificate must be one that a browser
+/// would accept. Names are resolved below it, for the certificate is the name's.
+#[cfg(feature = "websocket")]
+fn websocket(security: Security) -> Transport {
+    fn over<T>(streams: T, security: Security) -> Transport
+    where
+        T: libp2p::Transport + Send + Unpin + 'static,
+        T::Output: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        T::Error: Send + Sync + 'static,
+        T::Dial: Send,
+        T::ListenerUpgrade: Send,
+    {
+        let mut websocket = libp2p::websocket::Config::new(streams);
+        websocket.set_max_data_size(MAX_WEBSOCKET_MESSAGE);
+        secured(websocket, security)
+    }
+    match dns::tokio::Transport::system(tcp()) {
+        Ok(named) => over(named, security),
+        // The caller says so.
+        Err(_) => over(tcp(), security),
+    }
+}
+
+/// Noise and TLS under one identity; in a private network, within the cipher of its key.
 #[derive(Clone)]
 struct Security {
     noise: noise::Config,
     tls: tls::Config,
+    private_network: Option<PnetConfig>,
 }
 
 impl Security {
+    async fn upgrade<S>(
+        self,
+        stream: S,
+        point: ConnectedPoint,
+    ) -> io::Result<(PeerId, StreamMuxerBox)>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let Some(network) = self.private_network else {
+            return self.negotiate(stream, point).await;
+        };
+        // libp2p-pnet writes a kilobyte at a time.
+        let stream = BufWriter::with_capacity(PRIVATE_NETWORK_BUFFER, stream);
+        let stream = network.handshake(stream).await.map_err(io::Error::other)?;
+        self.negotiate(stream, point).await
+    }
+
     /// Negotiates security, then Yamux, on a fresh connection.
     ///
     /// The dialler proposes Noise alone, lazily (`V1Lazy`): a single proposal waits for no answer,
     /// so neither security nor multiplexer costs a negotiation round trip, which the figures in
     /// round trips of this project rest on. Every libp2p implementation speaks Noise; as listener
     /// we take TLS as well.
-    async fn upgrade<S>(
+    async fn negotiate<S>(
         self,
         stream: S,
         point: ConnectedPoint,

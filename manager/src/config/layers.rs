@@ -7,7 +7,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{Config, ConfigBuilder, ConfigError, KEYS};
+use super::{Config, ConfigBuilder, ConfigError, KEYS, value::Kind};
 
 /// The prefix of environment variables; the rest is the key in upper case.
 const ENVIRONMENT_PREFIX: &str = "ANYPATH_";
@@ -181,8 +181,8 @@ impl Layered {
         if let Err(error) = ConfigBuilder::deserialize(alone) {
             let reason = format!("expected {} ({})", kind.expected(), error.message());
             return Err(LoadError::Invalid {
+                value: shown(&key, &value),
                 key,
-                value: value.to_string(),
                 origin,
                 reason,
             });
@@ -194,9 +194,11 @@ impl Layered {
 
     fn build(self) -> Result<Config, LoadError> {
         let builder = ConfigBuilder::deserialize(self.values.clone()).map_err(|error| {
+            let shown =
+                |(key, value): (&String, &toml::Value)| format!("{key} = {}", shown(key, value));
             LoadError::Invalid {
                 key: "configuration".to_owned(),
-                value: self.values.to_string(),
+                value: self.values.iter().map(shown).collect::<Vec<_>>().join(", "),
                 origin: Origin::Default,
                 reason: error.message().to_owned(),
             }
@@ -207,11 +209,19 @@ impl Layered {
                 value: self
                     .values
                     .get(key)
-                    .map_or_else(|| "default".to_owned(), ToString::to_string),
+                    .map_or_else(|| "default".to_owned(), |value| shown(key, value)),
                 origin: self.origins.get(key).cloned().unwrap_or(Origin::Default),
                 reason: reason.to_owned(),
             },
         )
+    }
+}
+
+/// The value as an error may show it.
+fn shown(key: &str, value: &toml::Value) -> String {
+    match KEYS.iter().find(|(name, _)| *name == key) {
+        Some((_, Kind::Secret)) => "(not shown)".to_owned(),
+        _ => value.to_string(),
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use libp2p::{Multiaddr, multiaddr::Protocol};
+use libp2p::{Multiaddr, multiaddr::Protocol, pnet::PreSharedKey};
 use serde::Deserialize;
 
 pub use self::layers::{Flag, LoadError, Origin, Sources, load};
@@ -86,6 +86,8 @@ macro_rules! keys {
             pub fn build(self) -> Result<Config, ConfigError> {
                 let mut config = Config::default();
                 $(if let Some(value) = self.$name { config.$name = value; })*
+                // Nobody of the public network has the key.
+                config.private |= config.has_swarm_key();
                 config.validate()?;
                 Ok(config)
             }
@@ -144,12 +146,24 @@ keys! {
     /// Stay away from the public IPFS network: no public bootstrap, no public DHT; only explicit peers, mDNS and
     /// the file registry. Default false.
     Flag copy private: bool = false, "value::plain";
-    /// Where to listen. Default none, which means TCP and QUIC on `p2p_port` on all interfaces, IPv4 and IPv6.
+    /// The key of a private network (libp2p PSK v1), which all of its nodes have and nobody else: the text of kubo's `swarm.key`, or
+    /// only its 64 hexadecimal digits. Default none. With a key the node is `private`, and speaks TCP and WebSocket only: QUIC and
+    /// WebRTC cannot carry it.
+    Secret copy swarm_key: Option<PreSharedKey> = None, "value::swarm_key";
+    /// The file with that key, in kubo's format. Default none; the command takes `swarm.key` in the data directory where there is one,
+    /// as kubo does.
+    Path path swarm_key_file: Option<PathBuf> = None, "value::some";
+    /// Where to listen. Default none, which means TCP and QUIC on `p2p_port` on all interfaces, IPv4 and IPv6, and what
+    /// `ws_port` adds; TCP alone with a swarm key. WebSocket addresses end in `/ws`.
     Addresses addresses listen_addrs: Vec<Multiaddr> = Vec::new(), "value::plain";
     /// Addresses under which this node is known to be reachable from outside, announced as they are. Default none.
     Addresses addresses external_addrs: Vec<Multiaddr> = Vec::new(), "value::plain";
     /// P2P port for TCP and UDP; 0 lets the system choose. Default none: 9100 (seed), else the next free one.
     Port copy p2p_port: Option<u16> = None, "value::some";
+    /// Port for WebSocket (`/ws`) on all interfaces, for browsers and others that speak nothing else; 0 lets the system choose. Not that of
+    /// `p2p_port`. Default none: no WebSocket, because browsers allow it to pages without TLS only, so that a public node needs a
+    /// web server with a certificate before it (its `/dns4/…/tcp/443/tls/ws` goes into `external_addrs`).
+    Port copy ws_port: Option<u16> = None, "value::some";
     /// Relays to hold a reservation on for ever, each ending in `/p2p/<peer id>`. Default none.
     Addresses addresses relays: Vec<Multiaddr> = Vec::new(), "value::plain";
     /// Bytes of blocks kept in memory. Default 100 MiB (seed).
@@ -196,6 +210,12 @@ impl Config {
         self.enable_dht_discovery && !self.private
     }
 
+    /// Whether the node is one of a private network: `swarm_key` or `swarm_key_file` is set.
+    #[must_use]
+    pub fn has_swarm_key(&self) -> bool {
+        self.swarm_key.is_some() || self.swarm_key_file.is_some()
+    }
+
     fn validate(&self) -> Result<(), ConfigError> {
         let error = |key, reason| Err(ConfigError::OutOfRange { key, reason });
         for (key, interval) in [
@@ -223,6 +243,44 @@ impl Config {
         {
             return error("cold_capacity", "must be 128MiB or more");
         }
+        if self.swarm_key.is_some() && self.swarm_key_file.is_some() {
+            return error("swarm_key_file", "and `swarm_key` are two keys; set one");
+        }
+        if self.has_swarm_key() {
+            for (key, addresses) in [
+                ("listen_addrs", &self.listen_addrs),
+                ("external_addrs", &self.external_addrs),
+                ("bootstrap_peers", &self.bootstrap_peers),
+                ("relays", &self.relays),
+            ] {
+                if addresses.iter().any(is_over_udp) {
+                    return error(
+                        key,
+                        "must be TCP or WebSocket addresses in a private network: QUIC and WebRTC cannot carry its swarm key",
+                    );
+                }
+            }
+        }
+        if let Some(port) = self.ws_port {
+            if !cfg!(feature = "websocket") {
+                return error("ws_port", "needs the feature `websocket` of the crate");
+            }
+            if !self.listen_addrs.is_empty() {
+                return error(
+                    "ws_port",
+                    "is for listening everywhere; with `listen_addrs`, add one that ends in /tcp/<port>/ws there",
+                );
+            }
+            if port != 0 && self.p2p_port == Some(port) {
+                return error("ws_port", "must be another port than `p2p_port`");
+            }
+        }
+        if share_a_port(&self.listen_addrs) {
+            return error(
+                "listen_addrs",
+                "must not have TCP and WebSocket on the same port: connections would reach either",
+            );
+        }
         if !self.relays.iter().all(ends_in_peer_id) {
             return error(
                 "relays",
@@ -235,6 +293,27 @@ impl Config {
 
 fn ends_in_peer_id(address: &Multiaddr) -> bool {
     matches!(address.iter().last(), Some(Protocol::P2p(_)))
+}
+
+/// Whether two addresses are on one TCP port: libp2p shares its ports, and the system would deal connections out at random.
+fn share_a_port(addresses: &[Multiaddr]) -> bool {
+    let socket = |address: &Multiaddr| {
+        let mut parts = address.iter();
+        match (parts.next(), parts.next()) {
+            (Some(ip), Some(Protocol::Tcp(port))) if port != 0 => Some((ip.to_string(), port)),
+            _ => None,
+        }
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    addresses
+        .iter()
+        .filter_map(socket)
+        .any(|socket| !seen.insert(socket))
+}
+
+/// QUIC, WebTransport and WebRTC, also of a relay.
+fn is_over_udp(address: &Multiaddr) -> bool {
+    address.iter().any(|part| matches!(part, Protocol::Udp(_)))
 }
 
 impl TryFrom<ConfigBuilder> for Config {

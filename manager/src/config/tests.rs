@@ -1,6 +1,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{Config, Flag, LoadError, Origin, Sources, load};
+use crate::swarm_key;
+
+/// The one that go-ipfs' fingerprint is known of (libp2p-pnet's test).
+const SWARM_KEY: &str = "6189c5cf0b87fb800c1a9feeda73c6ab5e998db48fb9e6a978575c770ceef683";
 
 fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
@@ -160,7 +164,7 @@ fn lists_are_separated_by_commas_and_times_take_units_or_seconds() {
 #[test]
 fn every_key_can_be_set_from_the_environment() {
     for (key, kind) in super::KEYS {
-        use super::Kind::{Addresses, Count, Flag, Path, Port, Size, Time};
+        use super::Kind::{Addresses, Count, Flag, Path, Port, Secret, Size, Time};
         let text = match kind {
             Flag => "true",
             Count | Port => "7",
@@ -170,6 +174,7 @@ fn every_key_can_be_set_from_the_environment() {
                 "/ip4/192.0.2.1/tcp/1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
             }
             Path => "/somewhere",
+            Secret => SWARM_KEY,
         };
         let name = format!("ANYPATH_{}", key.to_ascii_uppercase());
         load(&Sources {
@@ -177,6 +182,47 @@ fn every_key_can_be_set_from_the_environment() {
             ..Sources::default()
         })
         .unwrap();
+    }
+}
+
+#[test]
+fn a_swarm_key_makes_the_node_private_and_keeps_it_off_udp() {
+    let text = format!("/key/swarm/psk/1.0.0/\n/base16/\n{SWARM_KEY}\n");
+    let from_text = Config::builder().swarm_key(swarm_key::parse(&text).ok());
+    let config = from_text.clone().private(false).build().unwrap();
+    assert!(config.private() && config.has_swarm_key() && !config.dials_public_bootstrap());
+    let quic: Vec<_> = vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()];
+    let error = from_text.clone().listen_addrs(quic.clone()).build();
+    assert!(error.unwrap_err().to_string().contains("TCP or WebSocket"));
+    let relay =
+        "/ip4/192.0.2.1/udp/1/quic-v1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+    let relays = vec![relay.parse().unwrap()];
+    assert!(from_text.clone().relays(relays).build().is_err());
+    let tcp = vec!["/ip4/127.0.0.1/tcp/0/ws".parse().unwrap()];
+    assert!(from_text.clone().listen_addrs(tcp).build().is_ok());
+    let two = from_text.swarm_key_file(Some("swarm.key".into())).build();
+    assert!(two.is_err());
+    // Only the digits, from the file and the environment.
+    let (_directory, path) = file(&format!("swarm_key = \"{SWARM_KEY}\""));
+    let sources = Sources {
+        file: Some(path),
+        ..Sources::default()
+    };
+    assert_eq!(load(&sources).unwrap().swarm_key(), config.swarm_key());
+}
+
+#[test]
+fn a_swarm_key_is_shown_by_no_error_and_no_debug_text() {
+    let config = Config::builder().swarm_key(swarm_key::parse(SWARM_KEY).ok());
+    assert!(!format!("{:?}", config.build().unwrap()).contains("6189c5"));
+    for wrong in [format!("{SWARM_KEY}0"), SWARM_KEY.replace('6', "g")] {
+        let error = load(&Sources {
+            environment: environment(&[("ANYPATH_SWARM_KEY", &wrong)]),
+            ..Sources::default()
+        });
+        let text = error.unwrap_err().to_string();
+        assert!(!text.contains("189c5cf0b87"), "{text}");
+        assert!(text.contains("64 hexadecimal digits"), "{text}");
     }
 }
 

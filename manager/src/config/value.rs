@@ -2,7 +2,10 @@
 
 use std::{fmt, time::Duration};
 
+use libp2p::pnet::PreSharedKey;
 use serde::{Deserialize, Deserializer, de};
+
+use crate::swarm_key;
 
 /// What a key takes, and so how text from the environment or a flag becomes a TOML value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +17,8 @@ pub(super) enum Kind {
     Time,
     Addresses,
     Path,
+    /// Text that no message may repeat.
+    Secret,
 }
 
 impl Kind {
@@ -30,7 +35,7 @@ impl Kind {
                 .trim()
                 .parse()
                 .map_or_else(|_| as_text(), toml::Value::Integer),
-            Self::Size | Self::Time | Self::Path => as_text(),
+            Self::Size | Self::Time | Self::Path | Self::Secret => as_text(),
             Self::Addresses => toml::Value::Array(
                 text.split(',')
                     .map(str::trim)
@@ -51,6 +56,7 @@ impl Kind {
             Self::Time => "a time, as in 90, \"90s\" or \"5m\" (plain numbers are seconds)",
             Self::Addresses => "multiaddrs, as in /ip4/192.0.2.1/tcp/9100/p2p/12D3Koo…",
             Self::Path => "a path",
+            Self::Secret => "64 hexadecimal digits, or the text of a swarm.key file",
         }
     }
 }
@@ -83,6 +89,14 @@ pub(super) fn time<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Duration>, D::Error> {
     deserializer.deserialize_any(TimeVisitor).map(Some)
+}
+
+pub(super) fn swarm_key<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<PreSharedKey>>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let key = swarm_key::parse(&text).map_err(de::Error::custom)?;
+    Ok(Some(Some(key)))
 }
 
 struct SizeVisitor;

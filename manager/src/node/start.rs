@@ -18,7 +18,7 @@ use crate::{
     bootstrap::{KnownPeers, known},
     config::Config,
     error::StartError,
-    transport,
+    swarm_key, transport,
 };
 
 /// Long enough for a stream every now and then, short enough that strangers do not pile up.
@@ -100,12 +100,17 @@ fn swarm(
             part: "the relay client",
             source: source.into(),
         })?;
+    let swarm_key = match config.swarm_key_file() {
+        Some(path) => Some(swarm_key::load(path)?),
+        None => config.swarm_key(),
+    };
     let (circuits, relay_client) = anypath_relay::client::new(local, relay_config);
-    let transport = transport::build(keypair, circuits).map_err(|source| StartError::Setup {
-        part: "the transports",
-        source: source.into(),
-    })?;
-    let behaviour = Behaviour::new(config, keypair, store, relay_client)?;
+    let transport =
+        transport::build(keypair, circuits, swarm_key).map_err(|source| StartError::Setup {
+            part: "the transports",
+            source: source.into(),
+        })?;
+    let behaviour = Behaviour::new(config, keypair, swarm_key, store, relay_client)?;
     let swarm_config =
         swarm::Config::with_executor(move |task| executor(Box::pin(Compat::new(task))))
             .with_idle_connection_timeout(IDLE_TIMEOUT)

@@ -34,9 +34,11 @@ pub(crate) enum Command {
     Relay(StartFlags),
     /// Print this node's peer id
     Id,
-    /// Add a file and print its CID
+    /// Print a new key for a private network; kept as swarm.key in each node's data directory
+    SwarmKey,
+    /// Add a file or directory and print its CID
     Add(AddFlags),
-    /// Get a file by its CID
+    /// Get a file or directory by its CID
     Get(GetFlags),
     /// List the connected peers
     Peers,
@@ -47,6 +49,7 @@ pub(crate) enum Command {
         address: Multiaddr,
     },
     /// Publish a message on a topic, to all who are subscribed to it
+    #[command(visible_alias = "pub")]
     Publish {
         /// The topic, any name that those who listen have agreed on
         topic: String,
@@ -54,6 +57,7 @@ pub(crate) enum Command {
         message: String,
     },
     /// Print the messages that others publish on a topic, until Ctrl-C
+    #[command(visible_alias = "sub")]
     Subscribe {
         /// The topic
         topic: String,
@@ -87,8 +91,11 @@ impl StartFlags {
 
 #[derive(Debug, Args)]
 pub(crate) struct AddFlags {
-    /// The file; - for standard input
+    /// The file or directory; - for standard input
     pub(crate) file: PathBuf,
+    /// Of a directory, add files and directories whose names begin with a dot, too
+    #[arg(long)]
+    pub(crate) hidden: bool,
     /// How the file is cut, and so which CID it has
     #[arg(long, value_enum, default_value_t = ProfileName::Kubo)]
     pub(crate) profile: ProfileName,
@@ -115,7 +122,7 @@ impl ProfileName {
 
 #[derive(Debug, Args)]
 pub(crate) struct GetFlags {
-    /// The file's CID, as `anypath add` prints it
+    /// The CID of the file or directory, as `anypath add` prints it
     #[arg(value_parser = cid)]
     pub(crate) cid: Cid,
     /// Where to write it [default: the CID, in this directory]
@@ -124,7 +131,7 @@ pub(crate) struct GetFlags {
     /// A peer that probably has it; may be given several times
     #[arg(long, value_name = "MULTIADDR", value_parser = multiaddr)]
     pub(crate) peer: Vec<Multiaddr>,
-    /// Replace the output if it exists
+    /// Replace the output if it exists; a directory replaces nothing
     #[arg(long)]
     pub(crate) force: bool,
     #[command(
@@ -173,6 +180,12 @@ pub(crate) struct NodeFlags {
     /// P2P port for TCP and UDP [default: 9100, or the next free one]
     #[arg(long, value_name = "PORT")]
     p2p_port: Option<u16>,
+    /// Listen for WebSocket on this port too, for browsers
+    #[arg(long, value_name = "PORT")]
+    ws_port: Option<u16>,
+    /// Key of the private network that this node is one of [default: swarm.key in the data directory, if it is there]
+    #[arg(long, value_name = "FILE")]
+    swarm_key_file: Option<String>,
 }
 
 impl NodeFlags {
@@ -208,8 +221,16 @@ impl NodeFlags {
                 set(flag, key, addresses.join(","));
             }
         }
-        if let Some(port) = self.p2p_port {
-            set("--p2p-port", "p2p_port", port.to_string());
+        for (flag, key, port) in [
+            ("--p2p-port", "p2p_port", self.p2p_port),
+            ("--ws-port", "ws_port", self.ws_port),
+        ] {
+            if let Some(port) = port {
+                set(flag, key, port.to_string());
+            }
+        }
+        if let Some(file) = &self.swarm_key_file {
+            set("--swarm-key-file", "swarm_key_file", file.clone());
         }
         settings
     }

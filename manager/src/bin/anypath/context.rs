@@ -53,7 +53,7 @@ impl Context {
                 value: port.to_string(),
             });
         }
-        let sources = Sources {
+        let mut sources = Sources {
             file: Some(
                 self.config_file
                     .clone()
@@ -63,6 +63,16 @@ impl Context {
             environment: std::env::vars().collect(),
             flags,
         };
+        let config = config::load(&sources)?;
+        let swarm_key = self.data.swarm_key_file();
+        if config.has_swarm_key() || !swarm_key.exists() {
+            return Ok(config);
+        }
+        sources.flags.push(config::Flag {
+            flag: "swarm.key in the data directory",
+            key: "swarm_key_file",
+            value: utf8(swarm_key)?,
+        });
         Ok(config::load(&sources)?)
     }
 
@@ -141,6 +151,13 @@ impl Context {
         )
         .into()
     }
+}
+
+fn utf8(path: PathBuf) -> Result<String, Error> {
+    path.into_os_string().into_string().map_err(|path| {
+        let path = path.display();
+        format!("{path}: only a path in UTF-8 can be in the configuration; choose another data directory").into()
+    })
 }
 
 #[expect(clippy::disallowed_methods, reason = "the binary chooses the executor")]

@@ -60,6 +60,10 @@ async fn run(arguments: Arguments, output: Output) -> Result<(), Error> {
         Command::Start(flags) => start::run(&context, &flags).await,
         Command::Relay(flags) => start::run(&context, &flags.relaying()).await,
         Command::Id => query::id(&context),
+        Command::SwarmKey => {
+            query::swarm_key(&context);
+            Ok(())
+        }
         Command::Add(flags) => add::run(&context, &flags).await,
         Command::Get(flags) => get::run(&context, &flags).await,
         Command::Peers => query::peers(&context).await,

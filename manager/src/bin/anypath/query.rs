@@ -19,6 +19,12 @@ pub(crate) fn id(context: &Context) -> Result<(), Error> {
     Ok(())
 }
 
+pub(crate) fn swarm_key(context: &Context) {
+    let key = anypath::swarm_key::generate().to_key_file();
+    let json = json!({ "swarm_key": key });
+    context.output.print(&json, key.trim_end());
+}
+
 pub(crate) async fn peers(context: &Context) -> Result<(), Error> {
     let peers = context.running().await?.get("/api/peers").await?;
     let mut text = String::new();

@@ -23,6 +23,10 @@ const ENOUGH_PEERS: usize = 32;
 /// Connected peers from which on the local network does not either.
 const ENOUGH_LOCAL_PEERS: usize = 128;
 
+/// What a failed dial tells the user of a private network, where a wrong key looks like noise.
+const PRIVATE_NETWORK: &str =
+    "in a private network both ends need the same swarm key, and a TCP or WebSocket address";
+
 /// Who waits for a dial to an address that names no peer.
 pub(super) enum Unknown {
     Connect(Multiaddr, oneshot::Sender<Result<PeerId, ConnectError>>),
@@ -118,7 +122,7 @@ impl Driver {
 
     pub(super) fn on_unknown_failed(&mut self, connection: ConnectionId, error: &DialError) {
         if let Some(Unknown::Connect(address, reply)) = self.unknown.remove(&connection) {
-            let (target, reason) = (address.to_string(), describe(error));
+            let (target, reason) = (address.to_string(), self.describe(error));
             drop(reply.send(Err(ConnectError::Unreachable { target, reason })));
         }
     }
@@ -126,7 +130,16 @@ impl Driver {
     /// Remembers what to tell those who wait for the peer; nobody else asks.
     pub(super) fn note_dial_error(&mut self, peer: PeerId, error: &DialError) {
         if self.connecting.contains_key(&peer) {
-            self.dial_errors.insert(peer, describe(error));
+            self.dial_errors.insert(peer, self.describe(error));
+        }
+    }
+
+    /// What each address of a failed dial said; in a private network, what may be behind it.
+    fn describe(&self, error: &DialError) -> String {
+        let reason = describe(error);
+        match (self.config.has_swarm_key(), error) {
+            (true, DialError::Transport(_)) => format!("{reason} ({PRIVATE_NETWORK})"),
+            _ => reason,
         }
     }
 

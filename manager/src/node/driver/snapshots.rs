@@ -128,13 +128,8 @@ fn whole_ms(duration: Duration) -> u64 {
 }
 
 pub(super) fn transport_of(address: &Multiaddr) -> &'static str {
-    let quic = |part: &Protocol<'_>| matches!(part, Protocol::QuicV1 | Protocol::Quic);
     let until_circuit = address
         .iter()
         .take_while(|part| *part != Protocol::P2pCircuit);
-    if until_circuit.into_iter().any(|part| quic(&part)) {
-        "quic"
-    } else {
-        "tcp"
-    }
+    anypath_holepunch::Transport::of(&until_circuit.collect()).as_str()
 }

@@ -99,7 +99,10 @@ impl Driver {
                 ConnectedPoint::Listener { local_addr, .. } => Some(local_addr.clone()),
                 ConnectedPoint::Dialer { .. } => None,
             };
-            self.wiring.on_direct(connection, local);
+            // What others see of a dial tells of the NAT only where it came from the listening socket.
+            if local.is_some() || matches!(transport_of(&address), "tcp" | "quic") {
+                self.wiring.on_direct(connection, local);
+            }
             if endpoint.is_dialer() {
                 let with_id = if with_peer(&address).is_some() {
                     address.clone()
