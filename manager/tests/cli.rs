@@ -388,6 +388,96 @@ fn what_one_publishes_another_who_is_subscribed_prints() {
 }
 
 #[test]
+fn a_directory_is_added_with_and_without_a_node_and_fetched_by_another_machine() {
+    let (serving, getting) = (Home::new(), Home::new());
+    fs::create_dir_all(serving.path("tree/sub")).unwrap();
+    for name in ["tree/odd name ü.txt", "tree/sub/a", "tree/.hidden"] {
+        serving.write(name, name.as_bytes());
+    }
+    let alone = &serving.run(&["add", "tree"])[0];
+    assert_eq!(
+        (&alone["files"], &alone["left_out"]),
+        (&2.into(), &1.into())
+    );
+    let node = serving.start();
+    let added = &serving.run(&["add", "tree"])[0];
+    assert_eq!(added["cid"], alone["cid"]);
+    assert_eq!(added["address"], node.address());
+    let all = &serving.run(&["add", "tree", "--hidden"])[0];
+    assert_eq!(all["files"], 3);
+
+    let output = getting.path("out");
+    let cid = all["cid"].as_str().unwrap();
+    let get = getting.get(cid, node.address(), &output).output().unwrap();
+    assert!(get.status.success(), "{}", text(&get));
+    let done = &lines(&get.stdout).pop().unwrap();
+    assert_eq!(
+        (&done["event"], &done["files"]),
+        (&"done".into(), &3.into())
+    );
+    for name in ["odd name ü.txt", "sub/a", ".hidden"] {
+        let content = fs::read_to_string(output.join(name)).unwrap();
+        assert_eq!(content, format!("tree/{name}"));
+    }
+    // And through a node that runs already, which writes the directory itself.
+    let fetching = getting.start();
+    let through = getting.path("through");
+    let cid = added["cid"].as_str().unwrap();
+    let arguments = ["get", cid, "--peer", node.address(), "-o", "through"];
+    let events = getting.run(&arguments);
+    assert_eq!(events.last().unwrap()["files"], 2, "{events:?}");
+    assert!(through.join("sub/a").is_file() && !through.join(".hidden").exists());
+    let again = getting.fails(&[&arguments[..], &["--force"]].concat());
+    assert!(again.contains("choose another name"), "{again}");
+    drop(fetching);
+    // What cannot be added is named, with and without a node.
+    let socket = std::os::unix::net::UnixListener::bind(serving.path("tree/socket")).unwrap();
+    let error = serving.fails(&["add", "tree"]);
+    assert!(error.contains("tree/socket"), "{error}");
+    drop((node, socket));
+    let error = serving.fails(&["add", "tree"]);
+    assert!(error.contains("tree/socket"), "{error}");
+}
+
+#[test]
+fn a_private_network_is_joined_with_the_key_in_the_data_directory() {
+    let (member, other, outsider) = (Home::new(), Home::new(), Home::new());
+    let key = member.bare(&["swarm-key"]).output().unwrap();
+    assert!(key.status.success(), "{}", text(&key));
+    for home in [&member, &other] {
+        fs::create_dir_all(home.path("data")).unwrap();
+        fs::write(home.path("data/swarm.key"), &key.stdout).unwrap();
+    }
+    fs::write(outsider.path("wrong.key"), "no key").unwrap();
+    let node = member.start();
+    member.write("file", b"for members");
+    let added = &member.run(&["add", "file"])[0];
+    let cid = added["cid"].as_str().unwrap();
+    let get = other.get(cid, node.address(), &other.path("out")).output();
+    let get = get.unwrap();
+    assert!(get.status.success(), "{}", text(&get));
+    assert_eq!(fs::read(other.path("out")).unwrap(), b"for members");
+
+    let running = outsider.start();
+    let error = outsider.fails(&["connect", node.address()]);
+    assert!(error.contains("cannot reach"), "{error}");
+    let member_to_outsider = member.fails(&["connect", running.address()]);
+    assert!(
+        member_to_outsider.contains("the same swarm key"),
+        "{member_to_outsider}"
+    );
+    drop(running);
+    let error = outsider.fails(&["start", "--swarm-key-file", "wrong.key"]);
+    assert!(
+        error.contains("wrong.key") && error.contains("anypath swarm-key"),
+        "{error}"
+    );
+    let quic = ["start", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"];
+    let error = other.fails(&quic);
+    assert!(error.contains("TCP or WebSocket"), "{error}");
+}
+
+#[test]
 fn a_server_that_is_killed_and_started_again_serves_the_rest() {
     let (serving, getting) = (Home::new(), Home::new());
     let data = content(64_000_000);
@@ -538,7 +628,6 @@ fn mistakes_are_answered_with_what_to_do() {
     let cid = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku";
     for (arguments, expected) in [
         (&["add", "missing"][..], "cannot read missing"),
-        (&["add", "."], "is a directory"),
         (&["peers"], "start one with `anypath start`"),
         (&["get", "no-cid"], "invalid value 'no-cid'"),
         (

@@ -16,7 +16,7 @@ mod content;
 
 use std::str::FromStr as _;
 
-use anypath::files::{self, AddOptions, Fetch, GetError, GetOptions, Kind, Profile};
+use anypath::files::{self, AddDirectoryOptions, AddOptions, Fetch, GetOptions, Profile};
 use bytes::Bytes;
 use cid::Cid;
 use content::{content, store};
@@ -252,31 +252,22 @@ fn trees_that_others_make_are_read() {
 }
 
 #[test]
-fn a_directory_is_named_as_such_with_what_is_in_it() {
+fn a_directory_that_kubo_made_is_read_and_added_again_with_the_same_cid() {
     let car = Car::read(include_bytes!("fixtures/dir.car"));
     let cid = Cid::from_str("bafybeictkvzc6r77dihtvus4mf25nztrjsuiuuv4sa2tezaftfcne7qhsy").unwrap();
     let directory = tempfile::tempdir().unwrap();
-    let error = block_on(files::get(
-        &car,
-        cid,
-        &directory.path().join("out"),
-        GetOptions::default(),
-    ))
-    .unwrap_err();
-    let GetError::NotAFile {
-        kind: Kind::Directory(entries),
-        ..
-    } = &error
-    else {
-        panic!("{error}")
-    };
-    assert_eq!(
-        entries
-            .iter()
-            .map(|entry| entry.name.as_str())
-            .collect::<Vec<_>>(),
-        ["a", "b"]
-    );
-    assert!(error.to_string().contains("is a directory"));
-    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    let output = directory.path().join("out");
+    let fetched = block_on(files::get(&car, cid, &output, GetOptions::default())).unwrap();
+    let mut names: Vec<_> = std::fs::read_dir(&output)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["a", "b"]);
+    assert_eq!(fetched.files, 2);
+    let added = block_on(async {
+        let (_directory, store) = store().await;
+        files::add_directory(&store, &output, AddDirectoryOptions::default()).await
+    });
+    assert_eq!(added.unwrap().cid, cid);
 }

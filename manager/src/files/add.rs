@@ -1,6 +1,6 @@
 //! Cutting a file into blocks and pinning them.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use anypath_tiered_store::{PutError, PutOptions, Store};
 use bytes::Bytes;
@@ -17,7 +17,7 @@ pub const PIN_SET_PREFIX: &str = "file/";
 const UNFINISHED_PREFIX: &str = "adding/";
 
 /// Bytes put into the store at a time, while the next ones are read and hashed.
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
+pub(super) const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 /// How [`add`] behaves.
 #[derive(Default)]
@@ -47,7 +47,7 @@ pub struct Added {
 /// error the set is dropped. So it is by [`clean_up`] after the future was dropped or the process died.
 pub async fn add(
     store: &Store,
-    source: impl AsyncRead + Unpin,
+    source: impl AsyncRead + Send + Unpin,
     options: AddOptions<'_>,
 ) -> Result<Added, AddError> {
     if let Some(size) = options.size {
@@ -56,8 +56,24 @@ pub async fn add(
             return Err(AddError::NoRoom { needed, room });
         }
     }
+    let mut cutter = Cutter::new(source, options.profile);
+    cutter.on_progress = options.on_progress;
+    pin(store, &mut cutter).await
+}
+
+/// Yields the blocks of what is added.
+pub(super) trait Blocks {
+    /// About [`BATCH_BYTES`] of blocks, those below before those above; none at the end.
+    fn next_batch(&mut self) -> impl Future<Output = Result<Vec<(Cid, Bytes)>, AddError>> + Send;
+
+    /// What was added, once the last batch was taken.
+    fn added(&self) -> Option<Added>;
+}
+
+/// Puts all blocks into the store, in one pin set.
+pub(super) async fn pin(store: &Store, blocks: &mut impl Blocks) -> Result<Added, AddError> {
     let unfinished = format!("{UNFINISHED_PREFIX}{:016x}", rand::random::<u64>());
-    let added = match put_all(store, source, options, &unfinished).await {
+    let added = match put_all(store, blocks, &unfinished).await {
         Ok(added) => added,
         Err(error) => {
             drop_pin_set(store, &unfinished).await?;
@@ -92,15 +108,16 @@ async fn drop_pin_set(store: &Store, set: &str) -> Result<(), AddError> {
     Ok(())
 }
 
+/// A link and its block size: hash 36, sizes up to 10 each, names and tags 10.
+pub(super) const LINK: u64 = 66;
+/// A node without its links.
+const NODE: u64 = 32;
+/// What the store writes beside each block: the record's frame, its CID and its pin (measured: 140).
+pub(super) const RECORD: u64 = 192;
+
 /// Bytes that a file of `file_bytes` takes in the store, at most.
 #[must_use]
 pub fn dag_size(profile: Profile, file_bytes: u64) -> u64 {
-    /// A link and its block size: hash 36, sizes up to 10 each, names and tags 10.
-    const LINK: u64 = 66;
-    /// A node without its links.
-    const NODE: u64 = 32;
-    /// What the store writes beside each block: the record's frame, its CID and its pin (measured: 140).
-    const RECORD: u64 = 192;
     let mut nodes = file_bytes.div_ceil(u64::from(profile.chunk_bytes)).max(1);
     let mut bytes = file_bytes.saturating_add(nodes.saturating_mul(RECORD));
     while nodes > 1 {
@@ -115,30 +132,22 @@ pub fn dag_size(profile: Profile, file_bytes: u64) -> u64 {
 
 async fn put_all(
     store: &Store,
-    source: impl AsyncRead + Unpin,
-    options: AddOptions<'_>,
+    blocks: &mut impl Blocks,
     pin_set: &str,
 ) -> Result<Added, AddError> {
-    let mut cutter = Cutter::new(source, options);
-    let mut batch = cutter.next_batch().await?;
+    let mut batch = blocks.next_batch().await?;
     while !batch.is_empty() {
         let options = PutOptions::pinned(pin_set);
-        let (put, next) = futures::join!(store.put_many(batch, options), cutter.next_batch());
+        let (put, next) = futures::join!(store.put_many(batch, options), blocks.next_batch());
         put.map_err(AddError::put)?;
         batch = next?;
     }
-    let root = cutter
-        .root
-        .ok_or_else(|| AddError::store("the file has no root"))?;
-    Ok(Added {
-        cid: root,
-        blocks: cutter.blocks,
-        bytes: cutter.bytes,
-    })
+    let added = blocks.added();
+    added.ok_or_else(|| AddError::store("what was added has no root"))
 }
 
 /// Reads the source and yields blocks, leaves before the nodes that link them, the root last.
-struct Cutter<'a, R> {
+pub(super) struct Cutter<'a, R> {
     source: R,
     chunk: Vec<u8>,
     chunk_bytes: usize,
@@ -150,12 +159,13 @@ struct Cutter<'a, R> {
     bytes: u64,
 }
 
-impl<'a, R: AsyncRead + Unpin> Cutter<'a, R> {
-    fn new(source: R, options: AddOptions<'a>) -> Self {
+impl<R: AsyncRead + Unpin> Cutter<'_, R> {
+    pub(super) fn new(source: R, profile: Profile) -> Self {
         let Profile {
             chunk_bytes,
             max_links,
-        } = options.profile;
+            ..
+        } = profile;
         let adder = FileAdder::builder()
             .with_cid_version(Version::V1)
             .with_raw_leaves(true)
@@ -164,39 +174,34 @@ impl<'a, R: AsyncRead + Unpin> Cutter<'a, R> {
             .build();
         Self {
             source,
-            chunk: Vec::with_capacity(chunk_bytes as usize),
+            chunk: Vec::new(),
             chunk_bytes: chunk_bytes as usize,
             adder: Some(adder),
-            on_progress: options.on_progress,
+            on_progress: None,
             root: None,
             blocks: 0,
             bytes: 0,
         }
     }
 
-    /// About [`BATCH_BYTES`] of blocks; none at the end.
-    async fn next_batch(&mut self) -> Result<Vec<(Cid, Bytes)>, AddError> {
-        let (mut batch, mut size) = (Vec::new(), 0);
-        while size < BATCH_BYTES && self.adder.is_some() {
-            for (cid, block) in self.next_blocks().await? {
-                size += block.len();
-                self.blocks += 1;
-                self.root = Some(cid);
-                batch.push((cid, Bytes::from(block)));
-            }
-        }
-        Ok(batch)
+    /// Bytes read so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether all blocks have been taken.
+    pub(super) fn is_done(&self) -> bool {
+        self.adder.is_none()
     }
 
     /// The leaf that the next chunk makes and the nodes that it completes.
-    async fn next_blocks(&mut self) -> Result<Vec<(Cid, Vec<u8>)>, AddError> {
+    pub(super) async fn next_blocks(&mut self) -> io::Result<Vec<(Cid, Bytes)>> {
         self.chunk.clear();
         let limit = self.chunk_bytes as u64;
         let read = (&mut self.source)
             .take(limit)
             .read_to_end(&mut self.chunk)
-            .await;
-        let read = read.map_err(|source| AddError::Read { source })?;
+            .await?;
         self.bytes += read as u64;
         if let Some(on_progress) = &mut self.on_progress {
             on_progress(self.bytes);
@@ -214,7 +219,34 @@ impl<'a, R: AsyncRead + Unpin> Cutter<'a, R> {
         {
             blocks.extend(adder.finish());
         }
-        Ok(blocks)
+        self.blocks += blocks.len() as u64;
+        self.root = blocks.last().map(|(cid, _)| *cid).or(self.root);
+        let blocks = blocks.into_iter();
+        Ok(blocks
+            .map(|(cid, block)| (cid, Bytes::from(block)))
+            .collect())
+    }
+}
+
+impl<R: AsyncRead + Send + Unpin> Blocks for Cutter<'_, R> {
+    async fn next_batch(&mut self) -> Result<Vec<(Cid, Bytes)>, AddError> {
+        let (mut batch, mut size) = (Vec::new(), 0);
+        while size < BATCH_BYTES && !self.is_done() {
+            let blocks = self.next_blocks().await;
+            for (cid, block) in blocks.map_err(|source| AddError::Read { source })? {
+                size += block.len();
+                batch.push((cid, block));
+            }
+        }
+        Ok(batch)
+    }
+
+    fn added(&self) -> Option<Added> {
+        Some(Added {
+            cid: self.root?,
+            blocks: self.blocks,
+            bytes: self.bytes,
+        })
     }
 }
 
@@ -224,11 +256,11 @@ impl<'a, R: AsyncRead + Unpin> Cutter<'a, R> {
 pub enum AddError {
     /// The store is too small.
     #[error(
-        "the file needs {needed} bytes and the store has room for {room}; \
+        "it needs {needed} bytes and the store has room for {room}; \
          raise `disk_capacity` in config.toml or with ANYPATH_DISK_CAPACITY"
     )]
     NoRoom {
-        /// Bytes that the file takes as blocks.
+        /// Bytes that it takes as blocks.
         needed: u64,
         /// Bytes that can still be pinned.
         room: u64,
@@ -240,6 +272,26 @@ pub enum AddError {
         #[source]
         source: io::Error,
     },
+    /// Something in a directory cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    ReadPath {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// Something in a directory cannot be part of what is added.
+    #[error("cannot add {}: {reason}", path.display())]
+    Unsupported {
+        /// What it is about.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// Whoever was told of the progress did not want to go on.
+    #[error("stopped before all was added; nothing of it is kept")]
+    Stopped,
     /// The device has no space left.
     #[error("the disk is full; free some space, or choose another data directory with --data-dir")]
     DiskFull,
@@ -253,7 +305,7 @@ pub enum AddError {
 }
 
 impl AddError {
-    fn store(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    pub(super) fn store(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Store {
             source: source.into(),
         }

@@ -22,13 +22,13 @@ impl Fetch for Session {
 /// What to get, and where to put it.
 #[derive(Debug, Clone)]
 pub struct Download {
-    /// The file.
+    /// The file or directory.
     pub cid: Cid,
     /// Where it goes.
     pub output: PathBuf,
     /// Peers that probably have it; they are asked first.
     pub peers: Vec<Multiaddr>,
-    /// Replace the output if it exists.
+    /// Replace the output if it exists, a file by a file.
     pub force: bool,
 }
 
@@ -65,15 +65,17 @@ pub enum DownloadEvent {
     Progress {
         /// Bytes in the output.
         written: u64,
-        /// Size of the file.
+        /// Size of the file. Of a directory, as far as it is known; before, what its author says.
         total: u64,
         /// Bytes among those written that an earlier run had left.
         resumed: u64,
     },
     /// The file is complete.
     Done {
-        /// Size of the file.
+        /// Size of the file, or of all files of the directory.
         bytes: u64,
+        /// Regular files: 1, or those of the directory.
+        files: u64,
         /// Bytes of blocks that came through relays.
         relayed_bytes: u64,
         /// Bytes of blocks that came over direct connections.
@@ -123,6 +125,7 @@ pub async fn download(
         let elapsed_ms = report.elapsed_ms();
         (report.on_event)(DownloadEvent::Done {
             bytes: fetched.bytes,
+            files: fetched.files,
             relayed_bytes: progress.relayed,
             direct_bytes: progress.direct,
             local_bytes: progress.local,

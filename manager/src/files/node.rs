@@ -1,19 +1,16 @@
 //! One block of a file's tree, checked: everything in it may come from a stranger.
-//!
-//! This reads dag-pb and UnixFS itself: rust-unixfs 0.6 decodes with quick-protobuf 0.8, which panics on malformed
-//! lengths, adds up block sizes unchecked, and does not read the links of roots with a mode or time.
 
 use std::fmt;
 
 use bytes::Bytes;
 use cid::Cid;
 
+use super::dag_pb::{DAG_PB, PbNode, UnixFs};
+
 /// Multicodec `raw`.
 pub(super) const RAW: u64 = 0x55;
-/// Multicodec `dag-pb`.
-const DAG_PB: u64 = 0x70;
-/// Links in one node; the profiles in use have up to 1,024, and a block of 2 MiB holds about 40,000.
-const MAX_LINKS: usize = 65_536;
+/// The multihash code of inlined data.
+const IDENTITY: u64 = 0;
 
 /// What a block of a file's tree is.
 #[derive(Debug)]
@@ -32,48 +29,31 @@ pub(super) struct Child {
     pub(super) size: u64,
 }
 
-/// What a CID is if it is not a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The content of a CID that is its own block.
+pub(super) fn inlined(cid: &Cid) -> Option<Bytes> {
+    (cid.hash().code() == IDENTITY).then(|| Bytes::copy_from_slice(cid.hash().digest()))
+}
+
+/// What a CID is if it is not a file or a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kind {
-    /// A directory with these entries.
-    Directory(Vec<Entry>),
-    /// A directory so large that it is split over several blocks.
-    ShardedDirectory,
     /// A symbolic link.
     Symlink,
+    /// A directory, where a file was expected.
+    Directory,
     /// Something that is not UnixFS.
     Other,
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Directory(entries) => {
-                const SHOWN: usize = 20;
-                write!(f, "a directory; get its files one by one:")?;
-                for Entry { name, cid } in entries.iter().take(SHOWN) {
-                    write!(f, "\n  {cid}  {}", name.escape_debug())?;
-                }
-                match entries.len().saturating_sub(SHOWN) {
-                    0 => Ok(()),
-                    more => write!(f, "\n  … and {more} more"),
-                }
-            }
-            Self::ShardedDirectory => write!(f, "a sharded directory; get its files one by one"),
-            Self::Symlink => write!(f, "a symbolic link"),
-            Self::Other => write!(f, "not a UnixFS file"),
-        }
+        f.write_str(match self {
+            Self::Symlink => "a symbolic link, not a file or a directory",
+            Self::Directory => "a directory, not a file",
+            Self::Other => "not a UnixFS file or directory",
+        })
     }
-}
-
-/// An entry of a directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Its name, as the directory's author wrote it.
-    pub name: String,
-    /// What it names.
-    pub cid: Cid,
 }
 
 /// Why a block cannot be part of a file.
@@ -119,8 +99,7 @@ fn decode_dag_pb(block: &Bytes) -> Result<Node, Refused> {
     match unixfs.kind {
         UnixFs::FILE | UnixFs::RAW if node.links.is_empty() => leaf(block, &unixfs),
         UnixFs::FILE | UnixFs::RAW => branch(&node, &unixfs),
-        UnixFs::DIRECTORY => Err(Refused::NotAFile(Kind::Directory(entries(&node)))),
-        UnixFs::HAMT_SHARD => Err(Refused::NotAFile(Kind::ShardedDirectory)),
+        UnixFs::DIRECTORY | UnixFs::HAMT_SHARD => Err(Refused::NotAFile(Kind::Directory)),
         UnixFs::SYMLINK => Err(Refused::NotAFile(Kind::Symlink)),
         _ => Err(Refused::NotAFile(Kind::Other)),
     }
@@ -158,158 +137,6 @@ fn branch(node: &PbNode<'_>, unixfs: &UnixFs<'_>) -> Result<Node, Refused> {
         ));
     }
     Ok(node)
-}
-
-fn entries(node: &PbNode<'_>) -> Vec<Entry> {
-    let entry = |link: &PbLink<'_>| {
-        let name = String::from_utf8_lossy(link.name).into_owned();
-        Some(Entry {
-            name,
-            cid: link.cid()?,
-        })
-    };
-    node.links.iter().filter_map(entry).collect()
-}
-
-/// A dag-pb node (<https://ipld.io/specs/codecs/dag-pb/spec/>).
-#[derive(Default)]
-struct PbNode<'a> {
-    links: Vec<PbLink<'a>>,
-    data: Option<&'a [u8]>,
-}
-
-#[derive(Default)]
-struct PbLink<'a> {
-    hash: &'a [u8],
-    name: &'a [u8],
-}
-
-impl<'a> PbNode<'a> {
-    fn read(block: &'a [u8]) -> Option<Self> {
-        let mut node = Self::default();
-        for field in fields(block) {
-            match field? {
-                (1, Value::Bytes(data)) => node.data = Some(data),
-                (2, Value::Bytes(_)) if node.links.len() >= MAX_LINKS => return None,
-                (2, Value::Bytes(link)) => node.links.push(PbLink::read(link)?),
-                _ => return None,
-            }
-        }
-        Some(node)
-    }
-}
-
-impl<'a> PbLink<'a> {
-    fn read(message: &'a [u8]) -> Option<Self> {
-        let mut link = Self::default();
-        for field in fields(message) {
-            match field? {
-                (1, Value::Bytes(hash)) => link.hash = hash,
-                (2, Value::Bytes(name)) => link.name = name,
-                (3, Value::Varint(_)) => {}
-                _ => return None,
-            }
-        }
-        Some(link)
-    }
-
-    fn cid(&self) -> Option<Cid> {
-        Cid::try_from(self.hash).ok()
-    }
-}
-
-/// The payload of a dag-pb node (<https://specs.ipfs.tech/unixfs/>).
-#[derive(Default)]
-struct UnixFs<'a> {
-    kind: u64,
-    data: &'a [u8],
-    file_size: Option<u64>,
-    block_sizes: Vec<u64>,
-}
-
-impl<'a> UnixFs<'a> {
-    const RAW: u64 = 0;
-    const DIRECTORY: u64 = 1;
-    const FILE: u64 = 2;
-    const SYMLINK: u64 = 4;
-    const HAMT_SHARD: u64 = 5;
-
-    fn read(message: &'a [u8]) -> Option<Self> {
-        let mut unixfs = Self::default();
-        for field in fields(message) {
-            match field? {
-                (1, Value::Varint(kind)) => unixfs.kind = kind,
-                (2, Value::Bytes(data)) => unixfs.data = data,
-                (3, Value::Varint(size)) => unixfs.file_size = Some(size),
-                (4, Value::Varint(size)) => unixfs.block_sizes.push(size),
-                (4, Value::Bytes(mut packed)) => {
-                    while !packed.is_empty() {
-                        unixfs.block_sizes.push(varint(&mut packed)?);
-                    }
-                }
-                // Of a directory: hash type and fan-out; of any root: mode and time.
-                _ => {}
-            }
-        }
-        Some(unixfs)
-    }
-}
-
-/// A protobuf field's value.
-enum Value<'a> {
-    Varint(u64),
-    Bytes(&'a [u8]),
-    Fixed,
-}
-
-/// The fields of a protobuf message, by number; ends with a `None` if the message is malformed.
-fn fields(mut message: &[u8]) -> impl Iterator<Item = Option<(u64, Value<'_>)>> {
-    std::iter::from_fn(move || {
-        if message.is_empty() {
-            return None;
-        }
-        let field = next_field(&mut message);
-        if field.is_none() {
-            message = &[];
-        }
-        Some(field)
-    })
-}
-
-fn next_field<'a>(message: &mut &'a [u8]) -> Option<(u64, Value<'a>)> {
-    let tag = varint(message)?;
-    let value = match tag & 7 {
-        0 => Value::Varint(varint(message)?),
-        1 => fixed(message, 8)?,
-        2 => {
-            let length = usize::try_from(varint(message)?).ok()?;
-            let (bytes, rest) = message.split_at_checked(length)?;
-            *message = rest;
-            Value::Bytes(bytes)
-        }
-        5 => fixed(message, 4)?,
-        _ => return None,
-    };
-    Some((tag >> 3, value))
-}
-
-fn fixed<'a>(message: &mut &'a [u8], length: usize) -> Option<Value<'a>> {
-    *message = message.get(length..)?;
-    Some(Value::Fixed)
-}
-
-/// A protobuf varint, at the front of `input`.
-fn varint(input: &mut &[u8]) -> Option<u64> {
-    let mut value = 0_u64;
-    for shift in (0..64).step_by(7) {
-        let (byte, rest) = input.split_first()?;
-        *input = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
 }
 
 #[cfg(test)]

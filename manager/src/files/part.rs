@@ -14,6 +14,98 @@ use multihash_codetable::{Code, MultihashDigest as _};
 /// Characters of the CID in the name: enough that two files under one output name do not meet.
 const SUFFIX: usize = 12;
 
+/// An open and locked directory that is incomplete. All methods block.
+#[derive(Debug)]
+pub(super) struct PartDirectory {
+    path: PathBuf,
+    #[cfg_attr(
+        not(unix),
+        expect(dead_code, reason = "only Unix opens and locks directories")
+    )]
+    lock: Option<File>,
+}
+
+impl PartDirectory {
+    /// Opens or creates it; `WouldBlock` if another process is writing it.
+    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
+        make_directory(&path)?;
+        if cfg!(not(unix)) {
+            return Ok(Self { path, lock: None });
+        }
+        let lock = File::open(&path)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self {
+                path,
+                lock: Some(lock),
+            }),
+            Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// Makes everything in it durable, and gives it its final name.
+    pub(super) fn finish(self, output: &Path) -> io::Result<()> {
+        self.sync()?;
+        fs::rename(&self.path, output)?;
+        sync_directory(output)
+    }
+
+    /// All of the file system at once: a hundred thousand files one by one would take minutes.
+    #[cfg(target_os = "linux")]
+    fn sync(&self) -> io::Result<()> {
+        match &self.lock {
+            Some(directory) => Ok(rustix::fs::syncfs(directory)?),
+            None => Ok(()),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn sync(&self) -> io::Result<()> {
+        let mut pending = vec![self.path.clone()];
+        while let Some(directory) = pending.pop() {
+            for entry in fs::read_dir(&directory)? {
+                let entry = entry?;
+                let kind = entry.file_type()?;
+                if kind.is_dir() {
+                    pending.push(entry.path());
+                } else if kind.is_file() {
+                    File::options().write(true).open(entry.path())?.sync_all()?;
+                }
+            }
+            #[cfg(unix)]
+            File::open(&directory)?.sync_all()?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes a directory, or finds one there that is none by a symbolic link only.
+pub(super) fn make_directory(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            match fs::symlink_metadata(path)?.is_dir() {
+                true => Ok(()),
+                false => Err(error),
+            }
+        }
+        made => made,
+    }
+}
+
+/// Makes a symbolic link, or leaves the one of an earlier run.
+#[cfg(unix)]
+pub(super) fn make_symlink(path: &Path, target: &[u8]) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let target = Path::new(std::ffi::OsStr::from_bytes(target));
+    match std::os::unix::fs::symlink(target, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::read_link(path) {
+            Ok(found) if found == target => Ok(()),
+            _ => Err(error),
+        },
+        made => made,
+    }
+}
+
 /// Where the incomplete output of a [`get`](super::get()) is, until it is renamed to `output`.
 #[must_use]
 pub fn part_path(output: &Path, cid: &Cid) -> PathBuf {
@@ -52,6 +144,28 @@ impl Part {
         }
     }
 
+    /// Opens or creates a file of a directory that is incomplete itself, and locked. What is in its place and no regular file was not
+    /// made by an earlier run.
+    pub(super) fn open_in_directory(path: PathBuf) -> io::Result<Self> {
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        {
+            use rustix::fs::OFlags;
+            let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+            let flags = flags.bits().cast_signed();
+            std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, flags);
+        }
+        let file = options.open(&path)?;
+        match file.metadata()?.is_file() {
+            true => Ok(Self {
+                path,
+                file: Arc::new(file),
+            }),
+            false => Err(io::ErrorKind::AlreadyExists.into()),
+        }
+    }
+
     pub(super) fn length(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
@@ -85,6 +199,14 @@ impl Part {
         }
     }
 
+    /// Cuts off what an earlier run has left behind the file.
+    pub(super) fn set_length(&self, length: u64) -> io::Result<()> {
+        match self.length()? == length {
+            true => Ok(()),
+            false => self.file.set_len(length),
+        }
+    }
+
     /// Makes the content durable and gives the file its final name.
     pub(super) fn finish(self, length: u64, output: &Path) -> io::Result<()> {
         self.file.set_len(length)?;
@@ -96,7 +218,7 @@ impl Part {
 
 /// Makes the new name durable.
 #[cfg(unix)]
-fn sync_directory(output: &Path) -> io::Result<()> {
+pub(super) fn sync_directory(output: &Path) -> io::Result<()> {
     let directory = match output.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -105,7 +227,7 @@ fn sync_directory(output: &Path) -> io::Result<()> {
 }
 
 #[cfg(not(unix))]
-fn sync_directory(_output: &Path) -> io::Result<()> {
+pub(super) fn sync_directory(_output: &Path) -> io::Result<()> {
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use cid::Cid;
 use super::node::{self, Node, RAW, Refused};
 
 /// How far ahead of the written bytes blocks are asked for: 32 MiB keep a path of 1 Gbit/s and 250 ms full.
-const WINDOW_BYTES: u64 = 32 * 1024 * 1024;
+pub(super) const WINDOW_BYTES: u64 = 32 * 1024 * 1024;
 /// Blocks asked for or held at the same time, for files of small leaves.
 const MAX_BLOCKS_AHEAD: usize = 1024;
 /// Branches asked for at the same time; each may bring thousands of slots.
@@ -22,8 +22,6 @@ const MAX_BRANCHES_ASKED: usize = 16;
 const MAX_SLOTS: usize = 65_536;
 /// Depth of a tree. Balanced trees of 1 EiB are 6 deep; a chain of nodes with one link each must end.
 const MAX_DEPTH: u8 = 32;
-/// The multihash code of inlined data.
-const IDENTITY: u64 = 0;
 
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -39,6 +37,8 @@ pub(super) struct Plan {
     partial: u64,
     /// Bytes that an earlier run left in the output and that are right.
     kept: u64,
+    /// How far ahead of the written bytes blocks are asked for.
+    window: u64,
 }
 
 #[derive(Debug)]
@@ -92,7 +92,13 @@ impl Plan {
             written: 0,
             partial: 0,
             kept: 0,
+            window: WINDOW_BYTES,
         }
+    }
+
+    /// Asks for blocks so many bytes ahead of the written ones, from now on.
+    pub(super) fn set_window(&mut self, bytes: u64) {
+        self.window = bytes;
     }
 
     /// Size of the file, once the root has arrived.
@@ -129,9 +135,8 @@ impl Plan {
                 return Ok(None);
             };
             let (cid, size) = (slot.cid, slot.size);
-            if cid.hash().code() == IDENTITY {
+            if let Some(data) = node::inlined(&cid) {
                 slot.state = State::Asked;
-                let data = Bytes::copy_from_slice(cid.hash().digest());
                 self.fill(offset, &data)?;
                 continue;
             }
@@ -154,7 +159,7 @@ impl Plan {
     fn next_wanted(&self) -> Option<u64> {
         let mut branches = 0;
         let is_full = self.slots.len() >= MAX_SLOTS;
-        let window = self.written.saturating_add(WINDOW_BYTES);
+        let window = self.written.saturating_add(self.window);
         let near = self.slots.range(..window).take(MAX_BLOCKS_AHEAD);
         for (index, (offset, slot)) in near.enumerate() {
             let is_branch = slot.cid.codec() != RAW;

@@ -1,6 +1,6 @@
 //! What each request does.
 
-use std::{io, path::PathBuf};
+use std::{io, ops::ControlFlow, path::PathBuf};
 
 use axum::{
     Json, Router,
@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use super::{Api, MAX_JSON_BYTES, guard::guard, page};
 use crate::{
     PublishError, SubscribeError, Subscription,
-    files::{self, AddOptions, Download, DownloadEvent, Profile},
+    files::{self, AddDirectoryOptions, AddOptions, Download, DownloadEvent, Profile},
     topic::Message,
 };
 
@@ -43,6 +43,7 @@ pub(super) fn router(api: Api) -> Router {
         .route("/api/mcp/peers", get(peers))
         .route("/metrics", get(metrics))
         .route("/api/add", post(add))
+        .route("/api/add_directory", post(add_directory))
         .route("/api/get", post(download))
         .route("/api/connect", post(connect))
         .route("/api/publish", post(publish))
@@ -165,12 +166,7 @@ async fn add(
     body: Body,
 ) -> Result<Json<Value>, Failure> {
     let Query(query) = query?;
-    let profile = match &query.profile {
-        None => Profile::default(),
-        Some(name) => Profile::by_name(name).ok_or_else(|| {
-            Failure::bad_request(format!("unknown profile {name:?}; kubo or unixfs-v1-2025"))
-        })?,
-    };
+    let profile = profile(query.profile.as_deref())?;
     let length = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok());
@@ -192,13 +188,7 @@ async fn add(
             let _ = futures::io::copy(source, &mut futures::io::sink()).await;
         }
         let added = added?;
-        // Who waits for it already need not ask again; the DHT is told while the user goes on.
-        let _ = api.node.notify_new_blocks(vec![added.cid]).await;
-        if api.announces {
-            drop(spawn(async move {
-                api.announce(added.cid, Some(added.bytes)).await
-            }));
-        }
+        tell_of(api, added.cid, added.bytes).await;
         Ok(added)
     });
     let added: Result<files::Added, files::AddError> = task
@@ -217,6 +207,86 @@ async fn add(
     Ok(Json(
         json!({ "cid": added.cid.to_string(), "bytes": added.bytes, "blocks": added.blocks }),
     ))
+}
+
+fn profile(name: Option<&str>) -> Result<Profile, Failure> {
+    match name {
+        None => Ok(Profile::default()),
+        Some(name) => Profile::by_name(name).ok_or_else(|| {
+            Failure::bad_request(format!("unknown profile {name:?}; kubo or unixfs-v1-2025"))
+        }),
+    }
+}
+
+/// Who waits for it already need not ask again; the DHT is told while the user goes on.
+async fn tell_of(api: Api, cid: Cid, bytes: u64) {
+    let _ = api.node.notify_new_blocks(vec![cid]).await;
+    if api.announces {
+        drop(spawn(async move { api.announce(cid, Some(bytes)).await }));
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AddDirectoryRequest {
+    /// Absolute: the client's working directory is not the node's.
+    path: PathBuf,
+    profile: Option<String>,
+    #[serde(default)]
+    hidden: bool,
+}
+
+/// The node reads the directory itself, as it writes what `get` gets.
+async fn add_directory(
+    State(api): State<Api>,
+    request: Result<Json<AddDirectoryRequest>, JsonRejection>,
+) -> Result<impl IntoResponse, Failure> {
+    let Json(request) = request?;
+    let profile = profile(request.profile.as_deref())?;
+    if !request.path.is_absolute() {
+        return Err(Failure::bad_request("`path` must be an absolute path"));
+    }
+    let (mut last, events) = mpsc::channel(EVENTS);
+    let mut progress = last.clone();
+    // A task of its own, which drops what it has pinned if the client goes.
+    drop(spawn(async move {
+        let options = AddDirectoryOptions {
+            profile,
+            hidden: request.hidden,
+            on_progress: Some(Box::new(move |read, total| {
+                let event = json!({ "event": "progress", "read": read, "total": total });
+                // If the queue is full, the next one says more.
+                let _ = progress.try_send(to_line(&event));
+                match progress.is_closed() {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
+            })),
+        };
+        let added = files::add_directory(api.node.store(), &request.path, options).await;
+        let event = match added {
+            Ok(added) => {
+                tell_of(api, added.cid, added.bytes).await;
+                added_directory(&added)
+            }
+            Err(error) => json!({ "event": "error", "message": error.to_string() }),
+        };
+        // Each sender has a place of its own in the queue.
+        let _ = last.try_send(to_line(&event));
+    }));
+    let lines = events.map(Ok::<_, io::Error>);
+    Ok(([(header::CONTENT_TYPE, NDJSON)], Body::from_stream(lines)))
+}
+
+fn added_directory(added: &files::AddedDirectory) -> Value {
+    json!({
+        "event": "added",
+        "cid": added.cid.to_string(),
+        "bytes": added.bytes,
+        "blocks": added.blocks,
+        "files": added.files,
+        "left_out": added.left_out,
+    })
 }
 
 #[derive(Debug, Deserialize)]

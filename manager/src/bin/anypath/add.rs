@@ -1,8 +1,12 @@
 //! `anypath add`.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
-use anypath::files::{self, AddError, AddOptions, Profile};
+use anypath::files::{self, AddDirectoryOptions, AddError, AddOptions, Profile};
 use bytes::Bytes;
 use futures::{AsyncReadExt as _, Stream};
 use indicatif::ProgressBar;
@@ -22,18 +26,24 @@ const READ_BYTES: usize = 256 * 1024;
 pub(crate) async fn run(context: &Context, flags: &AddFlags) -> Result<(), Error> {
     // First, so that a wrong name is the error that is reported.
     let source = Source::open(&flags.file)?;
-    let bar = context.output.progress_bar(source.size);
     let client = context.client().await?;
-    let mut added = match &client {
-        Some(client) => {
-            check_room(client, flags, source.size).await?;
-            let path = format!("/api/add?profile={}", flags.profile.name());
-            let (size, bytes) = (source.size, source.into_stream(bar.clone()));
-            client.post_bytes(&path, size, bytes).await?
+    let mut added = match source {
+        Source::Directory(path) => add_directory(context, client.as_ref(), flags, &path).await?,
+        Source::Bytes { reader, size } => {
+            let bar = context.output.progress_bar(size);
+            let bytes = into_stream(reader, bar.clone());
+            let added = match &client {
+                Some(client) => {
+                    check_room(client, flags, size).await?;
+                    let path = format!("/api/add?profile={}", flags.profile.name());
+                    client.post_bytes(&path, size, bytes).await?
+                }
+                None => add_here(context, flags, size, bytes).await?,
+            };
+            bar.finish_and_clear();
+            added
         }
-        None => add_here(context, flags, source, &bar).await?,
     };
-    bar.finish_and_clear();
 
     let address = match &client {
         Some(client) => best_address(client).await?,
@@ -91,21 +101,90 @@ fn profile(flags: &AddFlags) -> Profile {
     Profile::by_name(flags.profile.name()).unwrap_or_default()
 }
 
+/// Through the running node, which reads the directory itself, or straight into the store.
+async fn add_directory(
+    context: &Context,
+    client: Option<&Client>,
+    flags: &AddFlags,
+    path: &Path,
+) -> Result<Value, Error> {
+    let bar = context.output.progress_bar(None);
+    let show = {
+        let (output, bar) = (context.output, bar.clone());
+        move |read: u64, total: u64| {
+            output.set_total(&bar, total);
+            bar.set_position(read);
+        }
+    };
+    let added = match client {
+        Some(client) => {
+            let request = json!({
+                "path": path, "profile": flags.profile.name(), "hidden": flags.hidden,
+            });
+            let mut added = None;
+            let lines = client.post_for_lines("/api/add_directory", &request, |event| {
+                let number = |key: &str| event.get(key).and_then(Value::as_u64).unwrap_or(0);
+                match event.get("event").and_then(Value::as_str) {
+                    Some("progress") => show(number("read"), number("total")),
+                    Some("added") => added = Some(event),
+                    _ => {}
+                }
+                true
+            });
+            lines.await?;
+            let mut added = added.ok_or(
+                "the node stopped before all was added; start it and run the same command again",
+            )?;
+            if let Value::Object(fields) = &mut added {
+                fields.remove("event");
+            }
+            added
+        }
+        None => {
+            let config = context.config(&NodeFlags::default())?;
+            let store = context.store(&config).await?;
+            let options = AddDirectoryOptions {
+                profile: profile(flags),
+                hidden: flags.hidden,
+                on_progress: Some(Box::new(|read, total| {
+                    show(read, total);
+                    ControlFlow::Continue(())
+                })),
+            };
+            let added = files::add_directory(&store, path, options).await;
+            // Also after an error: what was cleaned up must be on disk.
+            store.close().await?;
+            let added = added?;
+            json!({
+                "cid": added.cid.to_string(), "bytes": added.bytes, "blocks": added.blocks,
+                "files": added.files, "left_out": added.left_out,
+            })
+        }
+    };
+    bar.finish_and_clear();
+    if let Some(left_out @ 1..) = added.get("left_out").and_then(Value::as_u64) {
+        let what = if left_out == 1 { "entry" } else { "entries" };
+        let note = format!("{left_out} hidden {what} left out; --hidden adds them too");
+        context.output.note(note);
+    }
+    Ok(added)
+}
+
 /// No node runs: straight into the store.
 async fn add_here(
     context: &Context,
     flags: &AddFlags,
-    source: Source,
-    bar: &ProgressBar,
+    size: Option<u64>,
+    bytes: impl Stream<Item = io::Result<Bytes>> + Send + Sync,
 ) -> Result<Value, Error> {
     let config = context.config(&NodeFlags::default())?;
     let store = context.store(&config).await?;
     let options = AddOptions {
         profile: profile(flags),
-        size: source.size,
+        size,
         on_progress: None,
     };
-    let bytes = futures::TryStreamExt::into_async_read(Box::pin(source.into_stream(bar.clone())));
+    let bytes = futures::TryStreamExt::into_async_read(Box::pin(bytes));
     let added = files::add(&store, bytes, options).await;
     // Also after an error: what was cleaned up must be on disk.
     store.close().await?;
@@ -133,45 +212,48 @@ async fn best_address(client: &Client) -> Result<Option<String>, Error> {
     Ok(best.map(|address| with_peer(address, peer_id)))
 }
 
-/// The bytes to add.
-struct Source {
-    reader: Box<dyn futures::AsyncRead + Send + Sync + Unpin>,
-    size: Option<u64>,
+type Reader = Box<dyn futures::AsyncRead + Send + Sync + Unpin>;
+
+/// What to add.
+enum Source {
+    Bytes {
+        reader: Reader,
+        size: Option<u64>,
+    },
+    /// Absolute: a running node has another working directory.
+    Directory(PathBuf),
 }
 
 impl Source {
     fn open(path: &Path) -> Result<Self, Error> {
         if path == Path::new("-") {
             let reader = Box::new(blocking::Unblock::new(io::stdin()));
-            return Ok(Self { reader, size: None });
+            return Ok(Self::Bytes { reader, size: None });
         }
         let cannot = |error: io::Error| format!("cannot read {}: {error}", path.display());
         let file = std::fs::File::open(path).map_err(cannot)?;
         let metadata = file.metadata().map_err(cannot)?;
         if metadata.is_dir() {
-            return Err(format!(
-                "{} is a directory; add its files one by one",
-                path.display()
-            )
-            .into());
+            return Ok(Self::Directory(std::path::absolute(path)?));
         }
         let size = metadata.is_file().then_some(metadata.len());
-        Ok(Self {
-            reader: Box::new(blocking::Unblock::with_capacity(4 * READ_BYTES, file)),
-            size,
-        })
+        let reader = Box::new(blocking::Unblock::with_capacity(4 * READ_BYTES, file));
+        Ok(Self::Bytes { reader, size })
     }
+}
 
-    fn into_stream(self, bar: ProgressBar) -> impl Stream<Item = io::Result<Bytes>> + Send + Sync {
-        futures::stream::try_unfold(self.reader, move |mut reader| {
-            let bar = bar.clone();
-            async move {
-                let mut buffer = vec![0; READ_BYTES];
-                let read = reader.read(&mut buffer).await?;
-                buffer.truncate(read);
-                bar.inc(read as u64);
-                Ok((read > 0).then(|| (Bytes::from(buffer), reader)))
-            }
-        })
-    }
+fn into_stream(
+    reader: Reader,
+    bar: ProgressBar,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + Sync {
+    futures::stream::try_unfold(reader, move |mut reader| {
+        let bar = bar.clone();
+        async move {
+            let mut buffer = vec![0; READ_BYTES];
+            let read = reader.read(&mut buffer).await?;
+            buffer.truncate(read);
+            bar.inc(read as u64);
+            Ok((read > 0).then(|| (Bytes::from(buffer), reader)))
+        }
+    })
 }

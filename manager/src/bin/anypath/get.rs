@@ -33,7 +33,7 @@ pub(crate) async fn run(context: &Context, flags: &GetFlags) -> Result<(), Error
     if let (Some(_), Some(setting)) = (&client, flags.node.settings().first()) {
         let flag = setting.flag;
         context.output.note(format!(
-            "the running node fetches the file; {flag} is for a node of get's own and has no effect"
+            "the running node fetches it; {flag} is for a node of get's own and has no effect"
         ));
     }
     let view = View::new(context.output, flags, &output);
@@ -65,7 +65,9 @@ async fn through_running_node(
     shown.await?;
     match view.is_done {
         true => Ok(()),
-        false => Err("the node stopped before the file was complete; start it and run the same command again".into()),
+        false => Err(
+            "the node stopped before all was there; start it and run the same command again".into(),
+        ),
     }
 }
 
@@ -160,6 +162,9 @@ impl View {
             _ => {}
         }
         let mut done = format!("{} ({}", self.path, indicatif::BinaryBytes(number("bytes")));
+        if number("files") > 1 {
+            done.push_str(&format!(" in {} files", number("files")));
+        }
         for (key, label) in [
             ("resumed_bytes", "from an earlier run"),
             ("relayed_bytes", "relayed"),
