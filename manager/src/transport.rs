@@ -49,11 +49,9 @@ pub(crate) fn build(
         private_network: swarm_key.map(PnetConfig::new),
     };
     // Circuits come first: their addresses begin with an address of the relay.
-    let mut all = secured(circuits, security.clone());
+    let all = secured(circuits, security.clone());
     #[cfg(feature = "websocket")]
-    {
-        all = either(all, websocket(security.clone()));
-    }
+    let all = either(all, websocket(security.clone()));
     let direct = || direct(keypair, security.clone());
     let named = match dns::tokio::Transport::system(direct()) {
         Ok(named) => named.boxed(),
