@@ -419,6 +419,35 @@ fn no_entry_leads_out_of_the_directory() {
     }
 }
 
+/// A block of 2 MiB that is linked a million times.
+#[test]
+fn symbolic_links_do_not_fill_the_memory() {
+    let mut network = Network::default();
+    let link = |target: &[u8]| {
+        let length = target.len();
+        let length = [(length & 0x7f) as u8 | 0x80, (length >> 7) as u8];
+        [&[8, 4, 0x12][..], &length, target].concat()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let long = network.node(&[], &link(&[b'x'; 4096]));
+    let root = network.node(&[(b"a", long)], DIRECTORY);
+    let error = network.get(root, &directory.path().join("long"));
+    assert!(matches!(error, Err(GetError::Malformed { .. })));
+    let longest = network.node(&[], &link(&[b'x'; 4095]));
+    let names: Vec<_> = (0..20_000)
+        .map(|n: u32| n.to_string().into_bytes())
+        .collect();
+    let links: Vec<_> = names.iter().map(|name| (&name[..], longest)).collect();
+    let root = network.node(&links, DIRECTORY);
+    let error = network
+        .get(root, &directory.path().join("many"))
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("too many symbolic links"),
+        "{error}"
+    );
+}
+
 #[test]
 fn names_that_are_there_twice_are_refused() {
     let mut network = Network::default();

@@ -18,6 +18,8 @@ const MURMUR3: u64 = 0x22;
 const MAX_FANOUT: u64 = 1024;
 /// The longest name that file systems take, in bytes.
 const MAX_NAME: usize = 255;
+/// The longest target of a symbolic link: less than a page, as Linux has it.
+const MAX_TARGET: usize = 4095;
 
 /// What a CID is for whoever gets a tree of files.
 #[derive(Debug)]
@@ -78,7 +80,7 @@ fn read_dag_pb(block: &[u8], position: Option<Position>) -> Result<Object, Refus
         UnixFs::HAMT_SHARD => read_shard(&node, &unixfs, position).map(Object::Shard),
         UnixFs::SYMLINK => match unixfs.data {
             [] => Err(Refused::Malformed("it is a symbolic link to nothing")),
-            target if target.contains(&0) => Err(Refused::Malformed(
+            target if target.contains(&0) || target.len() > MAX_TARGET => Err(Refused::Malformed(
                 "it is a symbolic link to what no path can be",
             )),
             target => Ok(Object::Symlink(target.to_vec())),

@@ -23,6 +23,9 @@ use super::{
 /// Entries under way at a time: small files are mostly round trips.
 const MAX_JOBS: usize = 256;
 
+/// Bytes of symbolic links, their names and targets together, that wait for the end.
+const MAX_SYMLINK_BYTES: usize = 64 * 1024 * 1024;
+
 /// What an entry counts at least, however small its author says it is.
 const MIN_WEIGHT: u64 = 16 * 1024;
 
@@ -67,6 +70,7 @@ pub(super) async fn get<F: Fetch>(
         entries: 0,
         files: 0,
         symlinks: Vec::new(),
+        symlink_bytes: 0,
     };
     let root = Entry {
         directory: part.into(),
@@ -139,6 +143,7 @@ struct Tree<'a, 'o, F: Fetch> {
     entries: usize,
     files: u64,
     symlinks: Vec<(PathBuf, Vec<u8>)>,
+    symlink_bytes: usize,
 }
 
 type Done<E> = (Entry, Result<Found, GetError<E>>);
@@ -209,7 +214,13 @@ impl<F: Fetch> Tree<'_, '_, F> {
             Found::Object(Object::Directory(links)) => (links, Vec::new()),
             Found::Object(Object::Shard(shard)) => (shard.entries, shard.shards),
             Found::Object(Object::Symlink(target)) => {
-                self.symlinks.push((entry.path(), target));
+                let path = entry.path();
+                self.symlink_bytes += path.as_os_str().len() + target.len();
+                if self.symlink_bytes > MAX_SYMLINK_BYTES {
+                    let reason = "there are too many symbolic links; get parts of the directory";
+                    return Err(GetError::Unsupported { path, reason });
+                }
+                self.symlinks.push((path, target));
                 (Vec::new(), Vec::new())
             }
             // Files are written where they are found.
