@@ -2,6 +2,7 @@
 
 use anypath_interop_tests::compare::area::{Area, NotBuilt};
 use anypath_interop_tests::compare::{Effort, Error, bitswap, punch, relay, store};
+use anypath_interop_tests::lab;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -34,14 +35,28 @@ enum Endpoint {
     Bitswap(bitswap::Task),
     #[command(subcommand)]
     Punch(punch::Task),
+    /// Ours and the raw stream by turns over the lab's links
+    Far(bitswap::Far),
     Relay(relay::Task),
     #[command(subcommand)]
     Store(store::Task),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match run(Arguments::parse()).await {
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // Before there are threads: this process starts again inside the lab.
+    if let Some(Command::Endpoint(Endpoint::Far(_))) = arguments.command
+        && let Err(error) = lab::enter()
+    {
+        eprintln!("compare: {}", lab::explain(&error));
+        return ExitCode::FAILURE;
+    }
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::from)
+        .and_then(|runtime| runtime.block_on(run(arguments)));
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("compare: {error}");
@@ -59,6 +74,7 @@ async fn run(arguments: Arguments) -> Result<(), Error> {
     let areas = match arguments.command {
         Some(Command::Endpoint(Endpoint::Bitswap(task))) => return task.run().await,
         Some(Command::Endpoint(Endpoint::Punch(task))) => return task.run().await,
+        Some(Command::Endpoint(Endpoint::Far(task))) => return task.run().await,
         Some(Command::Endpoint(Endpoint::Relay(task))) => return task.run().await,
         Some(Command::Endpoint(Endpoint::Store(task))) => return task.run(),
         Some(Command::Area(area)) => vec![area],

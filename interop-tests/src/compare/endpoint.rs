@@ -4,12 +4,14 @@
 //! one line each (`done <bytes> <nanoseconds>`, `circuit <nanoseconds>`, …), and ends.
 
 use super::Error;
+use crate::lab::Host;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::runtime::Handle;
 
 /// Longer than any run takes; an endpoint that says nothing for so long has failed.
 const SILENCE: Duration = Duration::from_secs(120);
@@ -34,6 +36,34 @@ impl Endpoint {
         program: Option<&Path>,
         arguments: impl IntoIterator<Item = A>,
     ) -> Result<Self, Error> {
+        Self::spawn(program, arguments, Command::spawn)
+    }
+
+    /// As [`start`](Self::start), on a host of the lab.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be started there.
+    pub fn start_on<A: AsRef<OsStr>>(
+        host: &Host,
+        program: Option<&Path>,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<Self, Error> {
+        let runtime = Handle::current();
+        Self::spawn(program, arguments, |command| {
+            host.enter(|| {
+                let _guard = runtime.enter();
+                command.spawn()
+            })
+            .map_err(std::io::Error::other)?
+        })
+    }
+
+    fn spawn<A: AsRef<OsStr>>(
+        program: Option<&Path>,
+        arguments: impl IntoIterator<Item = A>,
+        spawn: impl FnOnce(&mut Command) -> std::io::Result<Child>,
+    ) -> Result<Self, Error> {
         let mut command = match program {
             Some(path) => Command::new(path),
             None => {
@@ -42,13 +72,13 @@ impl Endpoint {
                 own
             }
         };
-        let mut child = command
+        command
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| format!("cannot start {program:?}: {error}"))?;
+            .kill_on_drop(true);
+        let mut child =
+            spawn(&mut command).map_err(|error| format!("cannot start {program:?}: {error}"))?;
         let stdout = child.stdout.take().ok_or("the endpoint has no stdout")?;
         Ok(Self {
             child,

@@ -71,7 +71,15 @@ pub(crate) async fn listen<B: NetworkBehaviour>(
     swarm: &mut Swarm<B>,
     transport: Transport,
 ) -> Result<Multiaddr, Error> {
-    swarm.listen_on(transport.loopback())?;
+    listen_on(swarm, transport.loopback()).await
+}
+
+/// Listens; the address ends in our `/p2p/`.
+pub(crate) async fn listen_on<B: NetworkBehaviour>(
+    swarm: &mut Swarm<B>,
+    address: Multiaddr,
+) -> Result<Multiaddr, Error> {
+    swarm.listen_on(address)?;
     loop {
         match swarm.select_next_some().await {
             SwarmEvent::NewListenAddr { address, .. } => {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <peer> seed  <tcp|quic> <block bytes> <blocks>                    prints `listening <multiaddr>`, serves until stdin closes
-//! <peer> leech <tcp|quic> <block bytes> <blocks> <window> <addr>    prints `done <bytes> <nanoseconds>`: from the first request to the last block
+//! <peer> leech <tcp|quic> <block bytes> <blocks> <window> <addr>…   prints `done <bytes> <nanoseconds>`: from the first request to the last block
 //! ```
 //!
 //! `anypath-interop-tests`' own endpoints speak the same lines and make the same blocks (`src/compare/blocks.rs`).
@@ -38,12 +38,12 @@ pub struct Task {
 pub enum Role {
     /// Holds every block.
     Seed,
-    /// Fetches every block from `address`, at most `window` at a time.
+    /// Fetches every block from `addresses`, at most `window` at a time.
     Leech {
         /// Outstanding requests.
         window: usize,
-        /// The seed, with its `/p2p/`.
-        address: String,
+        /// The seeds, with their `/p2p/`.
+        addresses: Vec<String>,
     },
 }
 
@@ -61,16 +61,16 @@ impl Task {
     pub fn from_args() -> Result<Self> {
         let args: Vec<String> = std::env::args().skip(1).collect();
         let [role, transport, block_bytes, blocks, rest @ ..] = args.as_slice() else {
-            return Err("usage: seed|leech tcp|quic BLOCK_BYTES BLOCKS [WINDOW ADDRESS]".into());
+            return Err("usage: seed|leech tcp|quic BLOCK_BYTES BLOCKS [WINDOW ADDRESS…]".into());
         };
         Ok(Self {
             role: match (role.as_str(), rest) {
                 ("seed", []) => Role::Seed,
-                ("leech", [window, address]) => Role::Leech {
+                ("leech", [window, addresses @ ..]) if !addresses.is_empty() => Role::Leech {
                     window: window.parse()?,
-                    address: address.clone(),
+                    addresses: addresses.to_vec(),
                 },
-                _ => return Err("seed takes 3 arguments, leech 5".into()),
+                _ => return Err("seed takes 3 arguments, leech 5 or more".into()),
             },
             transport: match transport.as_str() {
                 "tcp" => Transport::Tcp,

@@ -1,13 +1,19 @@
-//! One seed, one leech, loopback: how close block exchange comes to a bare stream, and how it stands beside other implementations.
+//! How close block exchange comes to a bare stream, and how it stands beside other implementations: one seed or four, one leech, over
+//! loopback or over the lab's links.
 
+mod far;
 mod ours;
 mod raw;
+
+pub use far::Far;
 
 use super::endpoint::{Endpoint, megabytes_per_second};
 use super::figure::{Figure, Unit};
 use super::peers::Peers;
 use super::swarm::Transport;
 use super::{Effort, Error};
+use libp2p::multiaddr::Protocol;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 /// What an endpoint of this executable runs.
@@ -34,26 +40,36 @@ pub struct Task {
 pub enum Role {
     /// Holds every block; prints `listening <multiaddr>`.
     Seed {
-        /// What carries the connection.
-        transport: Transport,
-        /// Size of each block in bytes.
-        block_bytes: usize,
-        /// How many blocks.
-        blocks: u64,
+        /// What is served.
+        #[command(flatten)]
+        load: Load,
+        /// Listen on this address instead of loopback.
+        #[arg(long)]
+        on: Option<Ipv4Addr>,
     },
-    /// Fetches every block; prints `done <bytes> <nanoseconds>`, from the first request to the last block.
+    /// Fetches every block; prints `done <bytes> <nanoseconds>`, from the first request to the last block, and then
+    /// `vain <bytes>`: what came of blocks that it had.
     Leech {
-        /// What carries the connection.
-        transport: Transport,
-        /// Size of each block in bytes.
-        block_bytes: usize,
-        /// How many blocks.
-        blocks: u64,
+        /// What is fetched.
+        #[command(flatten)]
+        load: Load,
         /// Outstanding requests of a client that leaves them to its user. Ours sizes its own window, the raw stream has none.
         window: usize,
-        /// The seed.
-        address: libp2p::Multiaddr,
+        /// The seeds. The raw stream has one.
+        #[arg(required = true)]
+        addresses: Vec<libp2p::Multiaddr>,
     },
+}
+
+/// What one run moves.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Load {
+    /// What carries the connection.
+    pub transport: Transport,
+    /// Size of each block in bytes.
+    pub block_bytes: usize,
+    /// How many blocks.
+    pub blocks: u64,
 }
 
 impl Task {
@@ -64,41 +80,40 @@ impl Task {
     /// Any failure of the network.
     pub async fn run(self) -> Result<(), Error> {
         match (self.implementation, self.role) {
-            (
-                Implementation::Ours,
-                Role::Seed {
-                    transport,
-                    block_bytes,
-                    blocks,
-                },
-            ) => ours::seed(transport, blocks, block_bytes).await,
+            (Implementation::Ours, Role::Seed { load, on }) => {
+                ours::seed(load, address(load, on)).await
+            }
             (
                 Implementation::Ours,
                 Role::Leech {
-                    block_bytes,
-                    blocks,
-                    address,
-                    ..
+                    load, addresses, ..
                 },
-            ) => ours::leech(address, blocks, block_bytes).await,
-            (
-                Implementation::Raw,
-                Role::Seed {
-                    transport,
-                    block_bytes,
-                    blocks,
-                },
-            ) => raw::seed(transport, blocks, block_bytes).await,
+            ) => ours::leech(load, addresses).await,
+            (Implementation::Raw, Role::Seed { load, on }) => {
+                raw::seed(load, address(load, on)).await
+            }
             (
                 Implementation::Raw,
                 Role::Leech {
-                    block_bytes,
-                    blocks,
-                    address,
-                    ..
+                    load, addresses, ..
                 },
-            ) => raw::leech(address, blocks, block_bytes).await,
+            ) => {
+                let [address] = addresses
+                    .try_into()
+                    .map_err(|_| "the raw stream has one seed")?;
+                raw::leech(load, address).await
+            }
         }
+    }
+}
+
+fn address(load: Load, on: Option<Ipv4Addr>) -> libp2p::Multiaddr {
+    let loopback = load.transport.loopback();
+    match on {
+        None => loopback,
+        Some(ip) => loopback
+            .replace(0, |_| Some(Protocol::Ip4(ip)))
+            .unwrap_or(loopback),
     }
 }
 
@@ -114,6 +129,12 @@ const BEETSWAP_BLOCKS: u64 = 1000;
 
 /// Outstanding requests at which beetswap and litep2p did best over all sizes (measured with 32 and 1,000).
 const WINDOW: usize = 32;
+
+/// Seeds of the figures with several, and the blocks that they all hold.
+const SEEDERS: (usize, u64) = (4, 512);
+
+/// Past its 1,024 wants beetswap needs minutes: it is stopped after so long, and counts with what had come.
+const STALLED_SECONDS: u64 = 65;
 
 /// Who ours is compared with.
 #[derive(Clone, Copy)]
@@ -153,51 +174,136 @@ pub(super) async fn measure(effort: Effort, report: &mut dyn FnMut(Figure)) -> R
                 };
                 let mut runs = Vec::new();
                 for _ in 0..effort.runs() {
-                    runs.push((load.run(None).await?, load.run(Some(peer)).await?));
+                    let ours = load.run(None, 1).await?.megabytes_per_second;
+                    let peer = load.run(Some(peer), 1).await?.megabytes_per_second;
+                    runs.push((ours, peer));
                 }
                 let name = format!("bitswap.{}.{size}.{}", transport.name(), peer.name());
                 report(Figure::new(name, Unit::MegabytesPerSecond, runs));
             }
         }
     }
+    stalled(beetswap, report).await?;
+    several(beetswap, effort, report).await?;
+    far::measure(effort, report).await
+}
+
+/// More blocks than beetswap's server keeps wants: once, because nothing else takes so long.
+async fn stalled(beetswap: Peer<'_>, report: &mut dyn FnMut(Figure)) -> Result<(), Error> {
+    let load = Load {
+        transport: Transport::Tcp,
+        block_bytes: 8 << 10,
+        blocks: 8192,
+    };
+    let ours = load.run(None, 1).await?.megabytes_per_second;
+    let peer = load.run(Some(beetswap), 1).await?.megabytes_per_second;
+    report(Figure::new(
+        "bitswap.tcp.8KiB.8192blocks.beetswap".to_owned(),
+        Unit::MegabytesPerSecond,
+        vec![(ours, peer)],
+    ));
     Ok(())
 }
 
-/// What one run moves.
-#[derive(Clone, Copy)]
-struct Load {
-    transport: Transport,
-    block_bytes: usize,
-    blocks: u64,
+/// Seeds that all hold everything.
+async fn several(
+    beetswap: Peer<'_>,
+    effort: Effort,
+    report: &mut dyn FnMut(Figure),
+) -> Result<(), Error> {
+    let (seeds, blocks) = SEEDERS;
+    let load = Load {
+        transport: Transport::Tcp,
+        block_bytes: 256 << 10,
+        blocks: effort.scale(blocks),
+    };
+    let (mut speed, mut vain) = (Vec::new(), Vec::new());
+    for _ in 0..effort.runs() {
+        let ours = load.run(None, seeds).await?;
+        let peer = load.run(Some(beetswap), seeds).await?;
+        speed.push((ours.megabytes_per_second, peer.megabytes_per_second));
+        vain.push((ours.vain_percent, peer.vain_percent));
+    }
+    let name = |what: &str| format!("bitswap.tcp.{seeds}seeders.256KiB{what}.beetswap");
+    report(Figure::new(name(""), Unit::MegabytesPerSecond, speed));
+    report(Figure::new(name(".duplicates"), Unit::Percent, vain));
+    Ok(())
+}
+
+/// What a run gave.
+struct Outcome {
+    megabytes_per_second: f64,
+    /// Bytes of blocks that came more than once, for a hundred that came first.
+    vain_percent: f64,
 }
 
 impl Load {
-    /// One run with fresh processes, ours for None, in MB/s.
-    async fn run(self, peer: Option<Peer<'_>>) -> Result<f64, Error> {
-        let (program, own) = match peer {
-            None => (None, vec!["bitswap", "ours"]),
-            Some(Peer::Raw) => (None, vec!["bitswap", "raw"]),
-            Some(Peer::Foreign(_, path)) => (Some(path), vec![]),
+    /// The endpoint's arguments.
+    fn arguments(self, peer: Option<Peer<'_>>, role: &str) -> Vec<String> {
+        let own: &[&str] = match peer {
+            None => &["bitswap", "ours"],
+            Some(Peer::Raw) => &["bitswap", "raw"],
+            Some(Peer::Foreign(..)) => &[],
         };
-        let arguments = |role: &str| {
-            let mut arguments: Vec<String> = own.iter().map(|&word| word.to_owned()).collect();
-            arguments.push(role.to_owned());
-            arguments.push(self.transport.name().to_owned());
-            arguments.push(self.block_bytes.to_string());
-            arguments.push(self.blocks.to_string());
-            arguments
+        let load = [
+            role.to_owned(),
+            self.transport.name().to_owned(),
+            self.block_bytes.to_string(),
+            self.blocks.to_string(),
+        ];
+        own.iter()
+            .map(|&word| word.to_owned())
+            .chain(load)
+            .collect()
+    }
+
+    fn bytes(self) -> u64 {
+        self.blocks * self.block_bytes as u64
+    }
+
+    /// One run with fresh processes, ours for None.
+    async fn run(self, peer: Option<Peer<'_>>, seeds: usize) -> Result<Outcome, Error> {
+        let program = match peer {
+            Some(Peer::Foreign(_, path)) => Some(path),
+            Some(Peer::Raw) | None => None,
         };
-        let mut seed = Endpoint::start(program, arguments("seed"))?;
-        let address = seed.line("listening").await?;
-        let mut leech = arguments("leech");
-        leech.extend([WINDOW.to_string(), address]);
-        let mut leech = Endpoint::start(program, leech)?;
-        let done @ [bytes, _] = leech.numbers("done").await?;
-        if bytes != self.blocks * self.block_bytes as u64 {
+        let mut arguments = self.arguments(peer, "leech");
+        arguments.push(WINDOW.to_string());
+        let mut running = Vec::new();
+        for _ in 0..seeds {
+            let mut seed = Endpoint::start(program, self.arguments(peer, "seed"))?;
+            arguments.push(seed.line("listening").await?);
+            running.push(seed);
+        }
+        let before = loopback_bytes()?;
+        let mut leech = Endpoint::start(program, arguments)?;
+        let [bytes, nanoseconds] = leech.numbers("done").await?;
+        let stopped = nanoseconds >= STALLED_SECONDS * 1_000_000_000;
+        if bytes != self.bytes() && !stopped {
             return Err(format!("{bytes} bytes arrived of {} blocks", self.blocks).into());
         }
+        // Ours counts what came in vain; of others we see what crossed loopback, packet headers included.
+        let vain = match program {
+            None => leech.numbers::<1>("vain").await?[0],
+            Some(_) => (loopback_bytes()? - before).saturating_sub(bytes),
+        };
         leech.end().await?;
-        seed.end().await?;
-        Ok(megabytes_per_second(done))
+        for seed in running {
+            seed.end().await?;
+        }
+        Ok(Outcome {
+            megabytes_per_second: megabytes_per_second([bytes, nanoseconds]),
+            vain_percent: 100.0 * vain as f64 / bytes.max(1) as f64,
+        })
     }
+}
+
+/// Bytes that loopback has delivered so far.
+fn loopback_bytes() -> Result<u64, Error> {
+    let table = std::fs::read_to_string("/proc/net/dev")?;
+    table
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix("lo:"))
+        .and_then(|counters| counters.split_whitespace().next()?.parse().ok())
+        .ok_or_else(|| "no counters of lo in /proc/net/dev".into())
 }

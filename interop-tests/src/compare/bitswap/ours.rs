@@ -1,42 +1,57 @@
 //! anypath-bitswap with a memory store on both sides.
 
-use crate::compare::swarm::{self, Transport};
+use super::Load;
+use crate::compare::swarm;
 use crate::compare::{Error, blocks};
-use anypath_bitswap::{Behaviour, Block, Config, Event, MemorySource, Priority};
+use anypath_bitswap::{Behaviour, Block, Config, Event, Executor, MemorySource, Priority};
 use futures::StreamExt as _;
 use libp2p::Multiaddr;
 use libp2p::swarm::SwarmEvent;
 use std::sync::Arc;
 use tokio::time::Instant;
 
+/// What the manager sets too: hashing on the runtime's threads.
+fn config() -> Result<Config, Error> {
+    #[expect(clippy::disallowed_methods, reason = "the endpoints run on tokio")]
+    let executor = Executor::new(|work| drop(tokio::spawn(work)));
+    Ok(Config::builder().executor(Some(executor)).build()?)
+}
+
 /// Serves every block.
-pub(super) async fn seed(transport: Transport, count: u64, bytes: usize) -> Result<(), Error> {
+pub(super) async fn seed(load: Load, address: Multiaddr) -> Result<(), Error> {
     let source = Arc::new(MemorySource::new());
-    for (cid, data) in blocks::all(count, bytes) {
+    for (cid, data) in blocks::all(load.blocks, load.block_bytes) {
         source.insert(Block::new(cid, data)?);
     }
-    let mut swarm = swarm::direct(Behaviour::new(Config::default(), source))?;
-    let address = swarm::listen(&mut swarm, transport).await?;
+    let mut swarm = swarm::direct(Behaviour::new(config()?, source))?;
+    let address = swarm::listen_on(&mut swarm, address).await?;
     swarm::serve(&mut swarm, &address).await;
     Ok(())
 }
 
 /// Wants every block at once, in one session; each is verified and stored when it counts.
-pub(super) async fn leech(address: Multiaddr, count: u64, bytes: usize) -> Result<(), Error> {
-    let wanted: Vec<_> = blocks::all(count, bytes).map(|(cid, _)| cid).collect();
+pub(super) async fn leech(load: Load, addresses: Vec<Multiaddr>) -> Result<(), Error> {
+    let wanted: Vec<_> = blocks::all(load.blocks, load.block_bytes)
+        .map(|(cid, _)| cid)
+        .collect();
     let store = Arc::new(MemorySource::new());
-    let mut swarm = swarm::direct(Behaviour::new(Config::default(), store.clone()))?;
-    let peer = swarm::connect(&mut swarm, address).await?;
+    let mut swarm = swarm::direct(Behaviour::new(config()?, store.clone()))?;
+    let mut peers = Vec::new();
+    for address in addresses {
+        peers.push(swarm::connect(&mut swarm, address).await?);
+    }
 
     let began = Instant::now();
     let bitswap = swarm.behaviour_mut();
     let session = bitswap.new_session();
-    bitswap.add_session_peer(session, peer);
+    for peer in &peers {
+        bitswap.add_session_peer(session, *peer);
+    }
     for cid in wanted {
         bitswap.want(session, cid, Priority::default());
     }
     let (mut arrived, mut received) = (0, 0);
-    while arrived < count {
+    while arrived < load.blocks {
         match swarm.select_next_some().await {
             SwarmEvent::Behaviour(Event::Block { ticket, block, .. }) => {
                 let size = block.data().len();
@@ -55,5 +70,12 @@ pub(super) async fn leech(address: Multiaddr, count: u64, bytes: usize) -> Resul
         }
     }
     println!("done {received} {}", began.elapsed().as_nanos());
+    let ledgers = peers
+        .iter()
+        .filter_map(|peer| swarm.behaviour().ledger(*peer));
+    println!(
+        "vain {}",
+        ledgers.map(|ledger| ledger.unwanted_bytes).sum::<u64>()
+    );
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! beetswap 0.5.0, a bitswap behaviour for libp2p 0.56, with its own in-memory store on both sides.
 //!
-//! Keep runs at 1,024 blocks or fewer: it stalls for 30 s after every 1,024 served wants of a connection.
+//! Keep runs at 1,024 blocks or fewer: it stalls for 30 s after every 1,024 served wants of a connection. Longer ones end after `PATIENCE`
+//! with what has come by then.
 
 use anypath_rust_peers::{Result, Role, Task, Transport, announce, report, stdin_closed};
 use blockstore::{Blockstore, InMemoryBlockstore};
@@ -13,6 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// Two of its stalls, and what comes after.
+const PATIENCE: Duration = Duration::from_secs(65);
+
 type Store = InMemoryBlockstore<64>;
 type Bitswap = beetswap::Behaviour<64, Store>;
 
@@ -21,7 +25,7 @@ async fn main() -> Result<()> {
     let task = Task::from_args()?;
     match &task.role {
         Role::Seed => seed(&task).await,
-        Role::Leech { window, address } => leech(&task, *window, address).await,
+        Role::Leech { window, addresses } => leech(&task, *window, addresses).await,
     }
 }
 
@@ -60,15 +64,17 @@ async fn seed(task: &Task) -> Result<()> {
     }
 }
 
-async fn leech(task: &Task, window: usize, address: &str) -> Result<()> {
+async fn leech(task: &Task, window: usize, addresses: &[String]) -> Result<()> {
     let wanted: Vec<_> = task.all().map(|(cid, _)| cid).collect();
     let mut swarm = swarm(Arc::new(Store::new()))?;
-    swarm.dial(address.parse::<Multiaddr>()?)?;
-    loop {
-        match swarm.select_next_some().await {
-            SwarmEvent::ConnectionEstablished { .. } => break,
-            SwarmEvent::OutgoingConnectionError { error, .. } => return Err(error.into()),
-            _ => {}
+    for address in addresses {
+        swarm.dial(address.parse::<Multiaddr>()?)?;
+        loop {
+            match swarm.select_next_some().await {
+                SwarmEvent::ConnectionEstablished { .. } => break,
+                SwarmEvent::OutgoingConnectionError { error, .. } => return Err(error.into()),
+                _ => {}
+            }
         }
     }
 
@@ -78,8 +84,14 @@ async fn leech(task: &Task, window: usize, address: &str) -> Result<()> {
     for cid in next.by_ref().take(window) {
         open.insert(swarm.behaviour_mut().get(cid));
     }
+    let patience = tokio::time::sleep(PATIENCE);
+    let mut patience = std::pin::pin!(patience);
     while !open.is_empty() {
-        match swarm.select_next_some().await {
+        let event = tokio::select! {
+            event = swarm.select_next_some() => event,
+            () = &mut patience => break,
+        };
+        match event {
             SwarmEvent::Behaviour(beetswap::Event::GetQueryResponse { query_id, data })
                 if open.remove(&query_id) =>
             {

@@ -26,7 +26,10 @@ async fn main() -> Result<()> {
     }
     match &task.role {
         Role::Seed => seed(&task).await,
-        Role::Leech { window, address } => leech(&task, *window, address).await,
+        Role::Leech { window, addresses } => match addresses.as_slice() {
+            [address] => leech(&task, *window, address).await,
+            _ => Err("litep2p is compared with one seed only".into()),
+        },
     }
 }
 

@@ -1,0 +1,8 @@
+#![no_main]
+
+mod seeds;
+
+use anypath_bitswap::fuzzing;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(init: seeds::write(fuzzing::seeds("client")), |bytes: &[u8]| fuzzing::client(bytes));
