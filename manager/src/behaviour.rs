@@ -1,6 +1,6 @@
 //! Everything that runs on the node's connections, as one behaviour.
 
-use std::{io, time::Duration};
+use std::{io, num::NonZeroU64, time::Duration};
 
 use anypath_discovery_pubsub::Service;
 use anypath_tiered_store::Store;
@@ -93,12 +93,24 @@ impl Behaviour {
             pubsub: pubsub(config, keypair)?.map(Unrelayed::new).into(),
             dht: dht(config, local)?.map(Unrelayed::new).into(),
             bitswap: anypath_bitswap::Behaviour::new(
-                anypath_bitswap::Config::default(),
+                bitswap_config(config)?,
                 std::sync::Arc::new(store),
             ),
             streams: streams::Behaviour::default(),
         })
     }
+}
+
+fn bitswap_config(config: &Config) -> Result<anypath_bitswap::Config, StartError> {
+    let limits = anypath_bitswap::UploadLimits {
+        total: config.upload_limit().and_then(NonZeroU64::new),
+        ..Default::default()
+    };
+    anypath_bitswap::Config::builder()
+        .role(config.role())
+        .upload_limits(limits)
+        .build()
+        .map_err(setup("bitswap"))
 }
 
 /// Strangers cannot take all connections: some are left for those that this node wants.

@@ -24,6 +24,7 @@ mod transport;
 mod unrelayed;
 mod wiring;
 
+pub use anypath_bitswap as bitswap;
 pub use anypath_tiered_store as tiered_store;
 pub use libp2p;
 

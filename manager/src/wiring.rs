@@ -95,6 +95,11 @@ pub(crate) enum Command {
         block: bitswap::Block,
         connection: Option<(PeerId, ConnectionId)>,
     },
+    /// store: a block came that others want.
+    Keep {
+        ticket: bitswap::Ticket,
+        block: bitswap::Block,
+    },
     /// fetch: only a limited relay leads to the block.
     WaitingForDirect {
         ticket: bitswap::Ticket,
@@ -319,7 +324,7 @@ impl Wiring {
                 }
                 self.wanted.insert(*cid, *ticket);
             }
-            bitswap::Event::Block { block, .. } => {
+            bitswap::Event::Block { block, .. } | bitswap::Event::Prefetched { block, .. } => {
                 self.wanted.remove(block.cid());
             }
             _ => {}
@@ -421,6 +426,7 @@ fn on_bitswap(event: bitswap::Event) -> Vec<Command> {
                 connection: peer.zip(connection),
             }]
         }
+        bitswap::Event::Prefetched { ticket, block, .. } => vec![Command::Keep { ticket, block }],
         bitswap::Event::ProvidersWanted { ticket, cid } => {
             vec![Command::FindProviders { ticket, cid }]
         }

@@ -16,6 +16,7 @@ use std::{
 
 use anypath::{
     ConnectError, FetchError, Node, Path, Session, SessionEvent, SessionOptions,
+    bitswap::{MostWanted, Role},
     libp2p::{Multiaddr, StreamProtocol, identity::Keypair, multiaddr::Protocol},
     tiered_store,
 };
@@ -464,4 +465,57 @@ async fn metrics_count_connections() {
         text.contains("anypath_connections{path=\"direct\"} 1"),
         "{text}"
     );
+}
+
+/// Three peers want at `server` what only `seeder` has, urgently; `None` where it does not come.
+async fn crowd(role: Role) -> (Vec<bool>, Vec<MostWanted>, bool) {
+    let config = alone(&[TCP]).role(role);
+    let server = Host::start(config, tokio_executor()).await;
+    let seeder = host(&[TCP]).await;
+    let cid = seeder.put(&[7; 50_000]).await;
+    server
+        .node
+        .connect(seeder.addresses().remove(0))
+        .await
+        .unwrap();
+    let mut crowd = Vec::new();
+    for _ in 0..3 {
+        let peer = host(&[TCP]).await;
+        let options = SessionOptions::default()
+            .peers(server.addresses())
+            .priority(5)
+            .patience(Duration::from_secs(3));
+        crowd.push((peer.node.session(options), peer));
+    }
+    let got = join_all(crowd.iter().map(|(session, _)| session.get(cid)));
+    let got = timeout(SOON, got).await.unwrap();
+    let got = got.into_iter().map(|block| block.is_ok()).collect();
+    let hottest = server.node.most_wanted(10).await.unwrap();
+    assert_eq!(hottest.iter().map(|block| block.cid).collect::<Vec<_>>(), [cid]);
+    (got, hottest, server.node.store().has(&cid))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_fetches_what_a_crowd_wants_and_a_worker_does_not() {
+    let (got, hottest, kept) = crowd(Role::Master).await;
+    assert_eq!((got, kept), (vec![true; 3], true));
+    assert!(hottest[0].have && hottest[0].heat > 2.0);
+    let (got, hottest, kept) = crowd(Role::Worker).await;
+    assert_eq!((got, kept), (vec![false; 3], false));
+    assert!(!hottest[0].have);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_assigned_block_is_fetched_and_kept() {
+    let (a, b) = (host(&[TCP]).await, host(&[TCP]).await);
+    let cid = a.put(&[7; 50_000]).await;
+    b.node.connect(a.addresses().remove(0)).await.unwrap();
+    assert_eq!(b.node.assign(vec![cid]).await.unwrap(), 1);
+    let kept = async {
+        while !b.node.store().has(&cid) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, kept).await.unwrap();
+    assert_eq!(b.node.assign(vec![cid]).await.unwrap(), 0, "it is here");
 }

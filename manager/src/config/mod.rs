@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use anypath_bitswap::Role;
 use libp2p::{Multiaddr, multiaddr::Protocol, pnet::PreSharedKey};
 use serde::Deserialize;
 
@@ -180,6 +181,12 @@ keys! {
     Path path file_registry_dir: Option<PathBuf> = None, "value::some";
     /// Port of the HTTP API on 127.0.0.1; 0 lets the system choose. Default 9000 (seed).
     Port copy api_port: u16 = DEFAULT_API_PORT, "value::plain";
+    /// What the node does for others beyond what it is asked for: `master` fetches blocks that many want before the
+    /// next one asks, and what it is assigned, `worker` what it is assigned, `leecher` nothing, and sends only what was asked
+    /// for. Default worker. Only bitswap heeds it so far.
+    Role copy role: Role = Role::Worker, "value::plain";
+    /// Bytes of blocks that are sent to others in a second, 1 and up. Default none: no limit.
+    Size copy upload_limit: Option<u64> = None, "value::some_size";
     /// How long a `get` waits for a direct path when the relay's limit is too small for it. Range 1 s and up,
     /// default 30 s (three hole punch attempts of 10 s, DCUtR specification).
     Time copy direct_path_timeout: Duration = Duration::from_secs(30), "value::time";
@@ -279,6 +286,12 @@ impl Config {
             return error(
                 "listen_addrs",
                 "must not have TCP and WebSocket on the same port: connections would reach either",
+            );
+        }
+        if self.upload_limit == Some(0) {
+            return error(
+                "upload_limit",
+                "must be 1 or more; without it there is no limit",
             );
         }
         if !self.relays.iter().all(ends_in_peer_id) {

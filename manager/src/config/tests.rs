@@ -164,7 +164,7 @@ fn lists_are_separated_by_commas_and_times_take_units_or_seconds() {
 #[test]
 fn every_key_can_be_set_from_the_environment() {
     for (key, kind) in super::KEYS {
-        use super::Kind::{Addresses, Count, Flag, Path, Port, Secret, Size, Time};
+        use super::Kind::{Addresses, Count, Flag, Path, Port, Role, Secret, Size, Time};
         let text = match kind {
             Flag => "true",
             Count | Port => "7",
@@ -175,6 +175,7 @@ fn every_key_can_be_set_from_the_environment() {
             }
             Path => "/somewhere",
             Secret => SWARM_KEY,
+            Role => "master",
         };
         let name = format!("ANYPATH_{}", key.to_ascii_uppercase());
         load(&Sources {
@@ -268,4 +269,6 @@ fn a_value_out_of_range_does_not_build() {
             .is_err()
     );
     assert!(toml::from_str::<Config>("max_connections = 0").is_err());
+    assert!(toml::from_str::<Config>("role = \"king\"").is_err());
+    assert!(toml::from_str::<Config>("upload_limit = 0").is_err());
 }

@@ -19,6 +19,7 @@ pub(super) enum Kind {
     Path,
     /// Text that no message may repeat.
     Secret,
+    Role,
 }
 
 impl Kind {
@@ -35,7 +36,7 @@ impl Kind {
                 .trim()
                 .parse()
                 .map_or_else(|_| as_text(), toml::Value::Integer),
-            Self::Size | Self::Time | Self::Path | Self::Secret => as_text(),
+            Self::Size | Self::Time | Self::Path | Self::Secret | Self::Role => as_text(),
             Self::Addresses => toml::Value::Array(
                 text.split(',')
                     .map(str::trim)
@@ -57,6 +58,7 @@ impl Kind {
             Self::Addresses => "multiaddrs, as in /ip4/192.0.2.1/tcp/9100/p2p/12D3Koo…",
             Self::Path => "a path",
             Self::Secret => "64 hexadecimal digits, or the text of a swarm.key file",
+            Self::Role => "master, worker or leecher",
         }
     }
 }

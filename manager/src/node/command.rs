@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anypath_bitswap::{MostWanted, WantlistEntry};
 use anypath_discovery_pubsub as pubsub;
 use bytes::Bytes;
 use cid::Cid;
@@ -67,5 +68,15 @@ pub(crate) enum Command {
     },
     EndSession(u64),
     NotifyBlocks(Vec<Cid>),
+    Wantlist(oneshot::Sender<Vec<WantlistEntry>>),
+    MostWanted {
+        limit: usize,
+        reply: oneshot::Sender<Vec<MostWanted>>,
+    },
+    Assign {
+        cids: Vec<Cid>,
+        reply: oneshot::Sender<usize>,
+    },
+    Unassign(Vec<Cid>),
     Shutdown(oneshot::Sender<()>),
 }

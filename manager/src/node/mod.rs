@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use anypath_bitswap::{MostWanted, WantlistEntry};
 use anypath_discovery_pubsub::Content;
 use anypath_tiered_store::Store;
 use bytes::Bytes;
@@ -226,6 +227,28 @@ impl Node {
     /// Tells peers that wait for these blocks that they are in the store now.
     pub async fn notify_new_blocks(&self, cids: Vec<Cid>) -> Result<(), Stopped> {
         self.send(Command::NotifyBlocks(cids)).await
+    }
+
+    /// What others want from this node, with who wants it.
+    pub async fn wantlist(&self) -> Result<Vec<WantlistEntry>, Stopped> {
+        self.ask(Command::Wantlist).await
+    }
+
+    /// What was asked for most, lately, whether the node has it or not: at most `limit` blocks, the hottest first.
+    pub async fn most_wanted(&self, limit: usize) -> Result<Vec<MostWanted>, Stopped> {
+        self.ask(|reply| Command::MostWanted { limit, reply }).await
+    }
+
+    /// Blocks to be fetched and kept while the node has nothing better to do, until they are here or
+    /// [`unassign`](Self::unassign) is called; forgotten when the node stops. Returns how many were accepted: those
+    /// in the store are not, nor more than 16,384 in all, and a leecher takes none.
+    pub async fn assign(&self, cids: Vec<Cid>) -> Result<usize, Stopped> {
+        self.ask(|reply| Command::Assign { cids, reply }).await
+    }
+
+    /// Takes assignments back.
+    pub async fn unassign(&self, cids: Vec<Cid>) -> Result<(), Stopped> {
+        self.send(Command::Unassign(cids)).await
     }
 
     /// Opens a stream on the best connection to a peer, which is dialled if need be. Waits for a

@@ -98,6 +98,18 @@ impl Driver {
             Command::NotifyBlocks(cids) => {
                 self.swarm.behaviour_mut().bitswap.notify_new_blocks(&cids);
             }
+            Command::Wantlist(reply) => {
+                drop(reply.send(self.swarm.behaviour().bitswap.wantlist()));
+            }
+            Command::MostWanted { limit, reply } => {
+                drop(reply.send(self.swarm.behaviour().bitswap.most_wanted(limit)));
+            }
+            Command::Assign { cids, reply } => {
+                let accepted = self.swarm.behaviour_mut().bitswap.assign(&cids);
+                // Nobody may wait for the answer any more.
+                let _: Result<(), usize> = reply.send(accepted);
+            }
+            Command::Unassign(cids) => self.swarm.behaviour_mut().bitswap.unassign(&cids),
             Command::Shutdown(reply) => self.shutdown.push(reply),
         }
     }

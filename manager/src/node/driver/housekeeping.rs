@@ -31,6 +31,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// What was done off the driver.
 pub(super) enum Done {
     Stored(bitswap::Ticket, Cid, usize),
+    Kept(bitswap::Ticket, Cid, usize),
     Registry(Registry, io::Result<Vec<Found>>),
     Saved,
 }
@@ -85,6 +86,13 @@ impl Driver {
             Done::Stored(ticket, cid, bytes) => {
                 self.fetches.stored(&cid);
                 self.swarm.behaviour_mut().bitswap.taken(ticket, bytes);
+            }
+            Done::Kept(ticket, cid, bytes) => {
+                let bitswap = &mut self.swarm.behaviour_mut().bitswap;
+                if self.store.has(&cid) {
+                    bitswap.notify_new_blocks(&[cid]);
+                }
+                bitswap.taken(ticket, bytes);
             }
             Done::Registry(registry, found) => {
                 self.registry = Some(registry);

@@ -98,6 +98,7 @@ impl Driver {
                 block,
                 connection,
             } => self.deliver(ticket, block, connection),
+            Wire::Keep { ticket, block } => self.keep(ticket, block),
             Wire::WaitingForDirect {
                 ticket,
                 peer,
@@ -148,6 +149,22 @@ impl Driver {
                 dht::Mode::Client
             });
         }
+    }
+
+    /// Stores a block that others want.
+    fn keep(&mut self, ticket: bitswap::Ticket, block: bitswap::Block) {
+        let store = self.store.clone();
+        let (cid, data) = block.into_parts();
+        let bytes = data.len();
+        self.jobs.push(
+            async move {
+                if let Err(error) = store.put(cid, data).await {
+                    tracing::debug!(%cid, %error, "a prefetched block is not kept");
+                }
+                Done::Kept(ticket, cid, bytes)
+            }
+            .boxed(),
+        );
     }
 
     fn deliver(
