@@ -452,3 +452,29 @@ fn prefetch_yields_to_demand() {
     let cost = total(&among) / total(&alone) - 1.0;
     assert!(cost < 0.05, "{among:?} instead of {alone:?}");
 }
+
+/// Not even of peers that have nothing else to do.
+#[test]
+fn nothing_is_prefetched_while_this_node_waits_for_blocks() {
+    let mut sim = network(3);
+    let (hot, file) = (cids(400), (10_000..10_400).map(cid).collect::<Vec<_>>());
+    sim.give(1, &file, CHUNK);
+    sim.give(2, &hot, CHUNK);
+    for seeder in [1, 2] {
+        sim.connect(0, seeder, link(20, 50e6));
+    }
+    let options = SessionOptions::default().background(true);
+    let background = sim.session_with(0, &[2], options);
+    let session = sim.session(0, &[1]);
+    let tickets: HashSet<_> = sim.want(0, session, &file).into_iter().collect();
+    sim.want(0, background, &hot);
+    assert!(sim.run_until_got(0, 800, secs(60)));
+    let got: Vec<bool> = sim
+        .node(0)
+        .got
+        .iter()
+        .map(|got| tickets.contains(&got.ticket))
+        .collect();
+    let first = got.iter().position(|wanted| !wanted).unwrap();
+    assert_eq!(first, file.len(), "all that was waited for comes first");
+}
