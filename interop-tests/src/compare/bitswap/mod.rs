@@ -58,6 +58,9 @@ pub enum Role {
         /// The seeds. The raw stream has one.
         #[arg(required = true)]
         addresses: Vec<libp2p::Multiaddr>,
+        /// Keep the blocks in memory, as a store does. The raw stream keeps none.
+        #[arg(long)]
+        keep: bool,
     },
 }
 
@@ -86,9 +89,12 @@ impl Task {
             (
                 Implementation::Ours,
                 Role::Leech {
-                    load, addresses, ..
+                    load,
+                    addresses,
+                    keep,
+                    ..
                 },
-            ) => ours::leech(load, addresses).await,
+            ) => ours::leech(load, addresses, keep).await,
             (Implementation::Raw, Role::Seed { load, on }) => {
                 raw::seed(load, address(load, on)).await
             }
@@ -143,12 +149,28 @@ enum Peer<'a> {
     Foreign(&'a str, &'a Path),
 }
 
+/// What ours does with the blocks it fetches. The raw stream checks and forgets them, and so does ours beside it; beetswap's store keeps them;
+/// litep2p's client does not, ours beside it does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Blocks {
+    Kept,
+    Dropped,
+}
+
 impl Peer<'_> {
     fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw_stream_hashed",
             Self::Foreign("litep2p", _) => "litep2p",
             Self::Foreign(..) => "beetswap",
+        }
+    }
+
+    /// What ours does with its blocks beside this one.
+    fn blocks(self) -> Blocks {
+        match self {
+            Self::Raw => Blocks::Dropped,
+            Self::Foreign(..) => Blocks::Kept,
         }
     }
 }
@@ -174,9 +196,9 @@ pub(super) async fn measure(effort: Effort, report: &mut dyn FnMut(Figure)) -> R
                 };
                 let mut runs = Vec::new();
                 for _ in 0..effort.runs() {
-                    let ours = load.run(None, 1).await?.megabytes_per_second;
-                    let peer = load.run(Some(peer), 1).await?.megabytes_per_second;
-                    runs.push((ours, peer));
+                    let ours = load.run_ours(peer.blocks(), 1).await?;
+                    let peer = load.run(peer, 1).await?;
+                    runs.push((ours.megabytes_per_second, peer.megabytes_per_second));
                 }
                 let name = format!("bitswap.{}.{size}.{}", transport.name(), peer.name());
                 report(Figure::new(name, Unit::MegabytesPerSecond, runs));
@@ -195,12 +217,12 @@ async fn stalled(beetswap: Peer<'_>, report: &mut dyn FnMut(Figure)) -> Result<(
         block_bytes: 8 << 10,
         blocks: 8192,
     };
-    let ours = load.run(None, 1).await?.megabytes_per_second;
-    let peer = load.run(Some(beetswap), 1).await?.megabytes_per_second;
+    let ours = load.run_ours(Blocks::Kept, 1).await?;
+    let peer = load.run(beetswap, 1).await?;
     report(Figure::new(
         "bitswap.tcp.8KiB.8192blocks.beetswap".to_owned(),
         Unit::MegabytesPerSecond,
-        vec![(ours, peer)],
+        vec![(ours.megabytes_per_second, peer.megabytes_per_second)],
     ));
     Ok(())
 }
@@ -219,8 +241,8 @@ async fn several(
     };
     let (mut speed, mut vain) = (Vec::new(), Vec::new());
     for _ in 0..effort.runs() {
-        let ours = load.run(None, seeds).await?;
-        let peer = load.run(Some(beetswap), seeds).await?;
+        let ours = load.run_ours(Blocks::Kept, seeds).await?;
+        let peer = load.run(beetswap, seeds).await?;
         speed.push((ours.megabytes_per_second, peer.megabytes_per_second));
         vain.push((ours.vain_percent, peer.vain_percent));
     }
@@ -261,13 +283,30 @@ impl Load {
         self.blocks * self.block_bytes as u64
     }
 
-    /// One run with fresh processes, ours for None.
-    async fn run(self, peer: Option<Peer<'_>>, seeds: usize) -> Result<Outcome, Error> {
+    /// One run of ours with fresh processes.
+    async fn run_ours(self, blocks: Blocks, seeds: usize) -> Result<Outcome, Error> {
+        let keep = (blocks == Blocks::Kept).then(|| "--keep".to_owned());
+        self.run_processes(None, keep, seeds).await
+    }
+
+    /// One run of `peer` with fresh processes.
+    async fn run(self, peer: Peer<'_>, seeds: usize) -> Result<Outcome, Error> {
+        self.run_processes(Some(peer), None, seeds).await
+    }
+
+    /// Ours for None.
+    async fn run_processes(
+        self,
+        peer: Option<Peer<'_>>,
+        option: Option<String>,
+        seeds: usize,
+    ) -> Result<Outcome, Error> {
         let program = match peer {
             Some(Peer::Foreign(_, path)) => Some(path),
             Some(Peer::Raw) | None => None,
         };
         let mut arguments = self.arguments(peer, "leech");
+        arguments.extend(option);
         arguments.push(WINDOW.to_string());
         let mut running = Vec::new();
         for _ in 0..seeds {

@@ -1,4 +1,4 @@
-//! anypath-bitswap with a memory store on both sides.
+//! anypath-bitswap, with a memory store where blocks are kept.
 
 use super::Load;
 use crate::compare::swarm;
@@ -29,8 +29,8 @@ pub(super) async fn seed(load: Load, address: Multiaddr) -> Result<(), Error> {
     Ok(())
 }
 
-/// Wants every block at once, in one session; each is verified and stored when it counts.
-pub(super) async fn leech(load: Load, addresses: Vec<Multiaddr>) -> Result<(), Error> {
+/// Wants every block at once, in one session; each is verified, and stored if they are kept, when it counts.
+pub(super) async fn leech(load: Load, addresses: Vec<Multiaddr>, keep: bool) -> Result<(), Error> {
     let wanted: Vec<_> = blocks::all(load.blocks, load.block_bytes)
         .map(|(cid, _)| cid)
         .collect();
@@ -55,7 +55,9 @@ pub(super) async fn leech(load: Load, addresses: Vec<Multiaddr>) -> Result<(), E
         match swarm.select_next_some().await {
             SwarmEvent::Behaviour(Event::Block { ticket, block, .. }) => {
                 let size = block.data().len();
-                store.insert(block);
+                if keep {
+                    store.insert(block);
+                }
                 swarm.behaviour_mut().taken(ticket, size);
                 arrived += 1;
                 received += size as u64;
