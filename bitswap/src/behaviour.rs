@@ -18,6 +18,7 @@ use libp2p_swarm::{
     THandler, THandlerInEvent, THandlerOutEvent, ToSwarm, behaviour::ConnectionEstablished,
     dial_opts::DialOpts,
 };
+use smallvec::SmallVec;
 use web_time::Instant;
 
 #[cfg(feature = "metrics")]
@@ -30,6 +31,7 @@ use crate::{
     core::{
         ConnKey, Path,
         client::{self, Client},
+        give_back,
         server::{self, ReadId, Server},
     },
     handler::{Command, Handler, Protocols, Report},
@@ -67,6 +69,7 @@ pub struct Behaviour {
     client: Client,
     server: Server,
     connections: HashMap<ConnectionId, Connection>,
+    by_peer: HashMap<PeerId, SmallVec<[ConnectionId; 2]>>,
     by_key: HashMap<ConnKey, ConnectionId>,
     next_key: u64,
     budget: Budget,
@@ -106,6 +109,7 @@ impl Behaviour {
             config: Arc::new(config),
             source,
             connections: HashMap::new(),
+            by_peer: HashMap::new(),
             by_key: HashMap::new(),
             next_key: 0,
             reads: FuturesUnordered::new(),
@@ -302,6 +306,7 @@ impl Behaviour {
             working: false,
         };
         self.connections.insert(id, connection);
+        self.by_peer.entry(peer).or_default().push(id);
         self.by_key.insert(key, id);
         let path = match endpoint.is_relayed() {
             true => Path::Relayed,
@@ -319,6 +324,16 @@ impl Behaviour {
             return;
         };
         self.by_key.remove(&connection.key);
+        if let Some(ids) = self.by_peer.get_mut(&peer) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.by_peer.remove(&peer);
+            }
+        }
+        give_back(&mut self.connections);
+        give_back(&mut self.by_key);
+        give_back(&mut self.by_peer);
+        give_back(&mut self.interests);
         if remaining == 0
             && let Some(received) = self.client.received(&peer)
         {
@@ -373,6 +388,7 @@ impl Behaviour {
             }
             Report::StreamLost => self.client.on_stream_lost(peer, key, now),
             Report::Returned(blocks) => self.server.on_returned(peer, key, blocks, now),
+            Report::TakenBack(blocks) => self.server.on_taken_back(peer, key, &blocks, now),
             Report::Violation(violation) => self.on_violation(peer, violation),
         }
         self.touched.insert(peer);
@@ -533,6 +549,9 @@ impl Behaviour {
                 self.command(conn, Command::Presences(presences));
             }
             server::Output::Withdraw { conn, .. } => self.command(conn, Command::Withdraw),
+            server::Output::TakeBack { conn, cids, .. } => {
+                self.command(conn, Command::TakeBack(cids));
+            }
             server::Output::Prefetch(cid) => self.prefetch(cid),
             server::Output::EndPrefetch(cid) => {
                 let found = self.prefetches.iter().find(|(_, other)| other.cid == cid);
@@ -579,15 +598,7 @@ impl Behaviour {
         for peer in std::mem::take(&mut self.touched) {
             self.update_interest(&peer);
             let busy = self.client.is_busy(&peer) || self.server.is_busy(&peer);
-            let mut ids: Vec<ConnectionId> = Vec::new();
-            #[expect(clippy::iter_over_hash_type, reason = "sorted below")]
-            for (id, connection) in &self.connections {
-                if connection.peer == peer {
-                    ids.push(*id);
-                }
-            }
-            ids.sort_unstable();
-            for id in ids {
+            for id in self.by_peer.get(&peer).cloned().unwrap_or_default() {
                 let idle = self.transfers_on(id).is_idle();
                 let Some(connection) = self.connections.get_mut(&id) else {
                     continue;

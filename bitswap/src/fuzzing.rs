@@ -1,6 +1,10 @@
 //! What fuzz targets call: the codec, and both cores driven by bytes. They panic where a promise breaks.
 
-use std::{collections::HashMap, sync::LazyLock, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::LazyLock,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use cid::{Cid, multihash::Multihash};
@@ -363,7 +367,8 @@ pub fn server(bytes: &[u8]) {
                 }
             }
             (11, Some((peer, key))) => {
-                if let Some(block) = work.handed.get_mut(&key).and_then(|list| list.pop()) {
+                let handed = work.handed.get_mut(&key);
+                if let Some(block) = handed.and_then(|blocks| blocks.pop_front()) {
                     server.on_written(peer, key, 1, block.data().len() as u64, now);
                 }
                 server.on_answers_written(peer, now);
@@ -419,7 +424,7 @@ fn lookup(held: u16) -> impl Fn(&Cid) -> Option<u32> {
 struct Work {
     connections: Connections,
     reads: Vec<(ReadId, Cid)>,
-    handed: HashMap<ConnKey, Vec<Block>>,
+    handed: HashMap<ConnKey, VecDeque<Block>>,
 }
 
 impl Work {
@@ -439,11 +444,19 @@ impl Work {
                     peer, conn, block, ..
                 }) => {
                     assert!(self.connections.open.contains(&(peer, conn)));
-                    self.handed.entry(conn).or_default().push(block);
+                    self.handed.entry(conn).or_default().push_back(block);
                 }
                 Some(server::Output::Withdraw { peer, conn }) => {
                     let blocks = self.handed.remove(&conn).unwrap_or_default();
-                    server.on_returned(peer, conn, blocks, now);
+                    server.on_returned(peer, conn, blocks.into(), now);
+                }
+                Some(server::Output::TakeBack { peer, conn, cids }) => {
+                    let handed = self.handed.remove(&conn).unwrap_or_default();
+                    let (taken, left): (VecDeque<_>, VecDeque<_>) = handed
+                        .into_iter()
+                        .partition(|block| cids.contains(block.cid()));
+                    self.handed.insert(conn, left);
+                    server.on_taken_back(peer, conn, &Vec::from(taken), now);
                 }
                 Some(server::Output::Presences {
                     peer,

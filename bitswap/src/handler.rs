@@ -2,7 +2,7 @@
 //! until their end. Decoding and hashing happen here, in the connection's task.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     convert::Infallible,
     io,
     sync::Arc,
@@ -63,6 +63,8 @@ pub enum Command {
     },
     /// Hand back the blocks that are not written yet.
     Withdraw,
+    /// Hand back those of these that are not written yet: nobody wants them any more.
+    TakeBack(Vec<Cid>),
     /// Whether the connection is needed.
     KeepAlive(bool),
 }
@@ -89,6 +91,8 @@ pub enum Report {
     StreamLost,
     /// Answer to `Withdraw`, or what could not be written.
     Returned(Vec<Block>),
+    /// Answer to `TakeBack`, if there were any.
+    TakenBack(Vec<Block>),
     Violation(ProtocolViolation),
 }
 
@@ -490,6 +494,22 @@ impl Handler {
         }
     }
 
+    fn take_back(&mut self, cids: Vec<Cid>) {
+        let cids: HashSet<Cid> = cids.into_iter().collect();
+        let mut taken = Vec::new();
+        // A block that promises another one is sent: what was promised comes after it.
+        self.blocks.retain(|(block, promised)| {
+            let keep = promised.is_some() || !cids.contains(block.cid());
+            if !keep {
+                taken.push(block.clone());
+            }
+            keep
+        });
+        if !taken.is_empty() {
+            self.reports.push_back(Report::TakenBack(taken));
+        }
+    }
+
     fn on_refused(&mut self) {
         match self.proposal {
             Proposal::Newest => {
@@ -699,6 +719,7 @@ impl ConnectionHandler for Handler {
                 self.pending_bytes = pending_bytes;
             }
             Command::Withdraw => self.return_blocks(Vec::new()),
+            Command::TakeBack(cids) => self.take_back(cids),
             Command::KeepAlive(keep_alive) => self.keep_alive = keep_alive,
         }
     }

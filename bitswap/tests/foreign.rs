@@ -38,7 +38,9 @@ fn node(version: upgrade::Version) -> (Swarm<Behaviour>, Arc<MemorySource>) {
         .boxed();
     let source = Arc::new(MemorySource::new());
     let behaviour = Behaviour::new(Config::default(), Arc::clone(&source) as _);
+    // A busy machine may take longer than the default of 10 s for what nobody wants.
     let config = libp2p_swarm::Config::with_tokio_executor()
+        .with_idle_connection_timeout(Duration::from_secs(60))
         .with_substream_upgrade_protocol_override(version);
     (
         Swarm::new(transport, behaviour, key.public().to_peer_id(), config),
@@ -658,6 +660,93 @@ async fn r9_peers_that_never_read_do_not_stop_the_others() {
     want(&mut client, us, &blocks);
     tokio::select! {
         got = receive(&mut client, blocks.len()) => assert_eq!(got.len(), blocks.len()),
+        never = run(&mut ours) => match never {},
+    }
+}
+
+/// What waits behind other blocks for a peer that reads slowly is taken back when it is cancelled.
+#[tokio::test]
+async fn a_cancelled_block_that_is_not_written_does_not_travel() {
+    // One fits into the window of a new yamux stream, the second does not.
+    const BYTES: usize = 150_000;
+    const SENTINEL: &str = "the last one";
+    let (mut ours, source) = node(upgrade::Version::V1Lazy);
+    let blocks: Vec<Block> = (0..20_u8).map(|n| Block::raw(vec![n; BYTES])).collect();
+    let last = Block::raw(SENTINEL);
+    for block in blocks.iter().chain([&last]) {
+        source.insert(block.clone());
+    }
+    let us = *ours.local_peer_id();
+    let mut swarm = Swarm::new_ephemeral_tokio(|_| libp2p_stream::Behaviour::new());
+    let mut control = swarm.behaviour().new_control();
+    let mut incoming = control.accept(V1_2).unwrap();
+    let (address, _) = swarm.listen().with_memory_addr_external().await;
+    tokio::spawn(swarm.loop_on_next());
+    ours.dial(address).unwrap();
+    let connection = loop {
+        if let SwarmEvent::ConnectionEstablished { connection_id, .. } =
+            ours.select_next_some().await
+        {
+            break connection_id;
+        }
+    };
+
+    let entry = |block: &Block, cancel| Entry {
+        cid: *block.cid(),
+        priority: 1,
+        cancel,
+        want_type: WantType::Block,
+        send_dont_have: false,
+        descend: 0,
+    };
+    let wants = Message {
+        entries: blocks.iter().map(|block| entry(block, false)).collect(),
+        ..Message::default()
+    };
+    let mut cancels = Message {
+        entries: blocks.iter().map(|block| entry(block, true)).collect(),
+        ..Message::default()
+    };
+    cancels.entries.push(entry(&last, false));
+    let (cancel, cancelled) = oneshot::channel();
+    let (read_on, reading) = oneshot::channel();
+    let peer = tokio::spawn(async move {
+        let mut out = control.open_stream(us, V1_2).await.unwrap();
+        write(&mut out, &wants, Version::V1_2).await;
+        let (_, mut answers) = incoming.next().await.unwrap();
+        cancelled.await.unwrap();
+        write(&mut out, &cancels, Version::V1_2).await;
+        reading.await.unwrap();
+        let mut got = Vec::new();
+        while !got.contains(&last) {
+            got.extend(read(&mut answers).await.unwrap().blocks);
+        }
+        got.len() - 1
+    });
+    let serving = |ours: &Swarm<Behaviour>| ours.behaviour().transfers_on(connection).serving_bytes;
+    let queued = async {
+        while serving(&ours) < 3 * BYTES as u64 {
+            let _ = futures::poll!(ours.select_next_some());
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), queued)
+        .await
+        .expect("three blocks are queued");
+    cancel.send(()).unwrap();
+    let one_block = (BYTES + SENTINEL.len()) as u64;
+    let taken_back = async {
+        while serving(&ours) > one_block {
+            let _ = futures::poll!(ours.select_next_some());
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), taken_back)
+        .await
+        .expect("all but the one being written are taken back");
+    read_on.send(()).unwrap();
+    tokio::select! {
+        got = peer => assert_eq!(got.unwrap(), 2, "the window's, and the one being written"),
         never = run(&mut ours) => match never {},
     }
 }

@@ -1,4 +1,4 @@
-//! What peers make the server hold, counted by the allocator.
+//! What peers make us hold, counted by the allocator.
 
 #![expect(
     clippy::disallowed_methods,
@@ -7,16 +7,27 @@
     reason = "a test may panic and needs an origin of virtual time"
 )]
 
+use std::{
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
 use anypath_bitswap::{
-    Config,
+    Behaviour, Block, Config, MemorySource, SessionOptions, WantOptions,
     core::{
         ConnKey, Path,
+        client::{self, Client},
         server::{Output, Server},
     },
-    message::{Entry, Message, WantType},
+    message::{Entry, Message, Presence, WantType},
 };
 use cid::{Cid, multihash::Multihash};
+use libp2p_core::{ConnectedPoint, Multiaddr};
 use libp2p_identity::PeerId;
+use libp2p_swarm::{
+    ConnectionClosed, ConnectionHandler, ConnectionId, FromSwarm, NetworkBehaviour, ToSwarm,
+    behaviour::ConnectionEstablished,
+};
 use web_time::Instant;
 
 const KIB: i64 = 1024;
@@ -55,9 +66,13 @@ fn server() -> (Server, Instant) {
     (Server::new(config, [0; 32], now), now)
 }
 
-fn connect(server: &mut Server, index: u64, now: Instant) -> PeerId {
+fn peer(index: u64) -> PeerId {
     let hash = Multihash::wrap(0x12, &cid(index).hash().digest()[..32]).unwrap();
-    let peer = PeerId::from_multihash(hash).unwrap();
+    PeerId::from_multihash(hash).unwrap()
+}
+
+fn connect(server: &mut Server, index: u64, now: Instant) -> PeerId {
+    let peer = peer(index);
     server.on_connected(peer, ConnKey(index), Path::Direct, &|_| None, now);
     peer
 }
@@ -105,6 +120,169 @@ fn an_idle_peer_takes_at_most_4_kib() {
     });
     // The heat of 64 blocks is there for good.
     assert!(bytes <= (4 + 40) * KIB, "{bytes} bytes");
+}
+
+/// A behaviour with the handlers of its connections, which have no streams.
+struct Connections {
+    behaviour: Behaviour,
+    handlers: Vec<<Behaviour as NetworkBehaviour>::ConnectionHandler>,
+}
+
+impl Connections {
+    fn poll(&mut self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(action) = self.behaviour.poll(&mut cx) {
+            // One idle connection is polled at a time.
+            if let (ToSwarm::NotifyHandler { event, .. }, Some(handler)) =
+                (action, self.handlers.last_mut())
+            {
+                handler.on_behaviour_event(event);
+            }
+        }
+    }
+}
+
+/// All of it: both cores, the behaviour, and the handler.
+#[test]
+fn an_idle_connection_takes_at_most_4_kib_and_nothing_when_it_is_gone() {
+    const COUNT: usize = 10_000;
+    let address: Multiaddr = "/memory/1".parse().unwrap();
+    let endpoint = ConnectedPoint::Listener {
+        local_addr: address.clone(),
+        send_back_addr: address.clone(),
+    };
+    let config = Config::builder().max_heat_entries(64).build().unwrap();
+    let mut all = Connections {
+        behaviour: Behaviour::new(config, Arc::new(MemorySource::new())),
+        handlers: Vec::new(),
+    };
+    let mut held = 0;
+    let left = kept(|| {
+        held = kept(|| {
+            all.handlers.reserve_exact(COUNT);
+            for index in 0..COUNT {
+                let (peer_id, id) = (peer(index as u64), ConnectionId::new_unchecked(index));
+                let handler = all
+                    .behaviour
+                    .handle_established_inbound_connection(id, peer_id, &address, &address);
+                all.handlers.push(handler.unwrap());
+                let established = ConnectionEstablished {
+                    peer_id,
+                    connection_id: id,
+                    endpoint: &endpoint,
+                    failed_addresses: &[],
+                    other_established: 0,
+                };
+                all.behaviour
+                    .on_swarm_event(FromSwarm::ConnectionEstablished(established));
+                all.poll();
+            }
+        });
+        assert!(
+            !all.handlers[0].connection_keep_alive(),
+            "they are told that they are idle"
+        );
+        all.handlers = Vec::new();
+        for index in 0..COUNT {
+            all.behaviour
+                .on_swarm_event(FromSwarm::ConnectionClosed(ConnectionClosed {
+                    peer_id: peer(index as u64),
+                    connection_id: ConnectionId::new_unchecked(index),
+                    endpoint: &endpoint,
+                    cause: None,
+                    remaining_established: 0,
+                }));
+            all.poll();
+        }
+    });
+    let each = held / COUNT as i64;
+    println!("{each} bytes each; {left} bytes left of all");
+    assert!(each <= 4 * KIB, "{each} bytes");
+    // The ledgers of the latest, and capacities of tables.
+    assert!(left <= held / 20, "{left} of {held} bytes left");
+}
+
+#[test]
+fn a_hostile_peer_takes_at_most_512_kib_of_the_client_and_nothing_when_it_is_gone() {
+    type Attack = fn(&mut Client, PeerId, Instant);
+    let attacks: [(&str, Attack); 4] = [
+        ("has all, has nothing, has all", |client, peer, now| {
+            for round in 0..50 {
+                deliver(client, peer, presences_of(0..1000, round % 2 == 0), now);
+            }
+        }),
+        ("talks of what nobody wants", |client, peer, now| {
+            for round in 1..50 {
+                let numbers = round * 8192..(round + 1) * 8192;
+                deliver(client, peer, presences_of(numbers, true), now);
+            }
+        }),
+        ("promises", |client, peer, now| {
+            for round in 0..50 {
+                let promised = (round * 8192..(round + 1) * 8192).map(cid).collect();
+                let message = Message {
+                    promised,
+                    ..Message::default()
+                };
+                deliver(client, peer, message, now);
+            }
+        }),
+        ("sends what nobody wants", |client, peer, now| {
+            for round in 0..200_u32 {
+                let block = |n: u32| Block::raw([round, n].map(u32::to_le_bytes).concat());
+                let message = Message {
+                    blocks: (0..1000).map(block).collect(),
+                    ..Message::default()
+                };
+                deliver(client, peer, message, now);
+            }
+        }),
+    ];
+    for (name, attack) in attacks {
+        let now = Instant::now();
+        let mut client = Client::new(Config::default(), [0; 32], now);
+        let session = client.new_session(SessionOptions::default().descend(8));
+        for number in 0..1000 {
+            client.want(session, cid(number), WantOptions::default(), now);
+        }
+        while client.poll_output().is_some() {}
+        let mut held = 0;
+        let left = kept(|| {
+            let peer = peer(2);
+            held = kept(|| {
+                client.on_connected(peer, ConnKey(2), Path::Direct, now);
+                client.add_session_peer(session, peer, now);
+                deliver(&mut client, peer, Message::default(), now);
+                attack(&mut client, peer, now);
+            });
+            client.on_disconnected(peer, ConnKey(2), now);
+            while client.poll_output().is_some() {}
+        });
+        println!("{name}: {held} bytes, {left} left");
+        assert!(held <= 512 * KIB, "{name}: {} KiB", held / KIB);
+        assert!(left <= 64 * KIB, "{name}: {} KiB left", left / KIB);
+    }
+}
+
+fn presences_of(numbers: std::ops::Range<u64>, have: bool) -> Message {
+    let presence = |number| Presence {
+        cid: cid(number),
+        have,
+    };
+    Message {
+        presences: numbers.map(presence).collect(),
+        ..Message::default()
+    }
+}
+
+/// A message comes, and the client says what it has to say.
+fn deliver(client: &mut Client, peer: PeerId, message: Message, now: Instant) {
+    client.on_message(peer, ConnKey(2), &message, now);
+    while let Some(output) = client.poll_output() {
+        if let client::Output::Send { peer, .. } = output {
+            client.on_written(peer, now);
+        }
+    }
 }
 
 #[test]

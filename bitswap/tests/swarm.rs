@@ -23,7 +23,8 @@ use anypath_bitswap::{
 };
 use cid::Cid;
 use futures::StreamExt;
-use libp2p_identity::PeerId;
+use libp2p_core::{Transport, transport::MemoryTransport, upgrade};
+use libp2p_identity::{Keypair, PeerId};
 use libp2p_swarm::{
     ConnectionId, Swarm, SwarmEvent,
     dial_opts::{DialOpts, PeerCondition},
@@ -42,6 +43,21 @@ fn node_with(config: Config) -> (Node, Arc<MemorySource>) {
     let served = Arc::clone(&source);
     let swarm = Swarm::new_ephemeral_tokio(|_| Behaviour::new(config, served));
     (swarm, source)
+}
+
+/// Closes a connection that nobody has needed for `idle`.
+fn node_that_closes_after(idle: Duration) -> (Node, Arc<MemorySource>) {
+    let key = Keypair::generate_ed25519();
+    let transport = MemoryTransport::default()
+        .upgrade(upgrade::Version::V1)
+        .authenticate(libp2p_plaintext::Config::new(&key))
+        .multiplex(libp2p_yamux::Config::default())
+        .boxed();
+    let source = Arc::new(MemorySource::new());
+    let behaviour = Behaviour::new(Config::default(), Arc::clone(&source) as _);
+    let config = libp2p_swarm::Config::with_tokio_executor().with_idle_connection_timeout(idle);
+    let id = key.public().to_peer_id();
+    (Swarm::new(transport, behaviour, id, config), source)
 }
 
 fn blocks(count: usize, bytes: usize) -> Vec<Block> {
@@ -374,6 +390,62 @@ async fn a_cancelled_want_leaves_the_servers_list() {
         server.wantlist().is_empty()
     })
     .await;
+}
+
+/// Either end closing it would lose the want.
+#[tokio::test]
+async fn a_connection_lives_while_a_want_waits_and_ends_when_it_is_idle() {
+    const IDLE: Duration = Duration::from_millis(200);
+    let (mut client, _) = node_that_closes_after(IDLE);
+    let (mut server, source) = node_that_closes_after(IDLE);
+    let late = blocks(1, 100);
+    let session = client.behaviour_mut().new_session();
+    want_all(&mut client, session, &late);
+    server.listen_on("/memory/0".parse().unwrap()).unwrap();
+    let address = loop {
+        if let SwarmEvent::NewListenAddr { address, .. } = server.select_next_some().await {
+            break address;
+        }
+    };
+    client.dial(address).unwrap();
+    until(&mut client, &mut server, |server| {
+        !server.wantlist().is_empty()
+    })
+    .await;
+    let is_closed =
+        |event: &SwarmEvent<Event>| matches!(event, SwarmEvent::ConnectionClosed { .. });
+    // Ten times as long as an idle one.
+    let waiting = async {
+        loop {
+            tokio::select! {
+                event = client.select_next_some() => assert!(!is_closed(&event), "by the client"),
+                event = server.select_next_some() => assert!(!is_closed(&event), "by the server"),
+            }
+        }
+    };
+    assert!(tokio::time::timeout(10 * IDLE, waiting).await.is_err());
+
+    source.insert(late[0].clone());
+    server.behaviour_mut().notify_new_blocks(&[*late[0].cid()]);
+    let (mut got, mut closed) = (0, 0);
+    let ending = async {
+        while closed < 2 {
+            let event = tokio::select! {
+                event = client.select_next_some() => event,
+                event = server.select_next_some() => event,
+            };
+            closed += usize::from(is_closed(&event));
+            if let SwarmEvent::Behaviour(Event::Block { ticket, block, .. }) = event {
+                assert_eq!(closed, 0, "it came over the connection that waited");
+                client.behaviour_mut().taken(ticket, block.data().len());
+                got += 1;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), ending)
+        .await
+        .expect("nothing holds an idle connection");
+    assert_eq!(got, 1);
 }
 
 #[tokio::test]

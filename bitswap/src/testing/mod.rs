@@ -753,6 +753,23 @@ impl Network {
             }
             // Nodes of a simulation prefetch nothing.
             server::Output::Prefetch(_) | server::Output::EndPrefetch(_) => None,
+            server::Output::TakeBack { peer, conn, cids } => {
+                let now = self.now;
+                let mut taken = Vec::new();
+                self.lane(index, conn)?
+                    .outbox
+                    .blocks
+                    .retain(|(block, promised)| {
+                        let keep = promised.is_some() || !cids.contains(block.cid());
+                        if !keep {
+                            taken.push(block.clone());
+                        }
+                        keep
+                    });
+                let server = &mut self.node_mut(index).server;
+                server.on_taken_back(peer, conn, &taken, now);
+                None
+            }
             server::Output::Withdraw { peer, conn } => {
                 let now = self.now;
                 let blocks = std::mem::take(&mut self.lane(index, conn)?.outbox.blocks);

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     SessionId,
-    core::{ConnKey, Path},
+    core::{ConnKey, Path, give_back},
     message::Version,
 };
 
@@ -76,6 +76,7 @@ impl Client {
         }
         self.peers.remove(&key);
         self.keys.remove(&peer);
+        give_back(&mut self.keys);
         self.changed.remove(&key);
         self.busy.remove(&key);
         self.promisers.remove(&key);

@@ -7,7 +7,7 @@ use super::{
     Lookup, Output, Server,
     peer::{Peer, PeerKey, Status, Turn, WantKey},
 };
-use crate::core::{ConnKey, Path, paths::Paths};
+use crate::core::{ConnKey, Path, give_back, paths::Paths};
 
 impl Server {
     /// A connection is up.
@@ -95,7 +95,7 @@ impl Server {
         }
         if let Some((old, _)) = before
             && after.is_some_and(|(new, _)| new != old)
-            && peer.handed.get(&old).is_some_and(|bytes| *bytes > 0)
+            && peer.handed.contains_key(&old)
         {
             self.outputs.push_back(Output::Withdraw {
                 peer: peer.id,
@@ -125,7 +125,8 @@ impl Server {
         };
         state.paths.remove(conn);
         state.answering = false;
-        let lost = state.handed.remove(&conn).unwrap_or(0);
+        let lost = state.handed.remove(&conn);
+        let lost = lost.map_or(0, |handed| handed.weight());
         state.in_pipe = state.in_pipe.saturating_sub(lost);
         self.in_pipe = self.in_pipe.saturating_sub(lost);
         if !state.paths.is_empty() {
@@ -137,15 +138,12 @@ impl Server {
         }
         self.talking.remove(&key);
         self.keys.remove(&peer);
-        // What a crowd once needed takes no memory when it is gone.
-        if self.keys.capacity() > 64 && self.keys.len() < self.keys.capacity() / 8 {
-            self.keys.shrink_to(self.keys.len() * 2);
-        }
+        give_back(&mut self.keys);
         self.outputs.shrink_to(16);
         self.reads.shrink_to(16);
         if let Some(state) = self.peers.remove(&key) {
             self.in_pipe = self.in_pipe.saturating_sub(state.in_pipe);
-            self.shaper.refund(state.class, state.reading(), now);
+            self.shaper.refund(state.class, state.reading, now);
             if state.turn == Turn::Queued {
                 self.rings.of_mut(state.class).remove(key);
             }

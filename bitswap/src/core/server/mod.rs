@@ -29,7 +29,7 @@ use web_time::Instant;
 
 pub use self::shaper::{Class, UploadLimits};
 use self::{
-    peer::{Peer, PeerKey, WantKey},
+    peer::{Handed, Peer, PeerKey, WantKey},
     shaper::Shaper,
     turns::Rings,
     wantlists::{Hash, Requesters},
@@ -72,6 +72,12 @@ pub enum Output {
     },
     /// Take back what is not written on a connection, and call `on_returned`.
     Withdraw { peer: PeerId, conn: ConnKey },
+    /// Take back those of these that are not written on a connection, if any, and call `on_taken_back`.
+    TakeBack {
+        peer: PeerId,
+        conn: ConnKey,
+        cids: Vec<Cid>,
+    },
     /// Fetch a block that others want, when nobody here wants anything; call `on_prefetched` when it
     /// has come and the next one may be fetched.
     Prefetch(Cid),
@@ -272,7 +278,7 @@ impl Server {
     /// Bytes handed to a connection and not written.
     pub fn serving_on(&self, peer: &PeerId, conn: ConnKey) -> u64 {
         let handed = self.peer(peer).and_then(|peer| peer.handed.get(&conn));
-        handed.copied().unwrap_or(0)
+        handed.map_or(0, Handed::bytes)
     }
 
     /// Whether a peer wants anything.
@@ -282,7 +288,8 @@ impl Server {
         })
     }
 
-    /// Sizes of all collections about peers: `[peers, wanted hashes, reads, bytes in pipelines]`.
+    /// Sizes of all collections about peers: `[peers, wanted hashes, reads, bytes in pipelines]`; a block
+    /// in a pipeline counts half a kilobyte beside its data.
     /// All zero when nobody is connected.
     pub fn counters(&self) -> [u64; 4] {
         [

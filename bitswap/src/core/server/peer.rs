@@ -2,7 +2,8 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
+    hash::{BuildHasher, RandomState},
     sync::Arc,
 };
 
@@ -73,6 +74,77 @@ pub(super) enum Turn {
     Blocked,
 }
 
+/// What a block in a pipeline counts beside its data, so that empty ones are bounded too: what we
+/// keep of it here and at the connection, roughly.
+const BLOCK_BYTES: u64 = 512;
+
+/// What so many blocks of together so many bytes count in a pipeline.
+pub(super) fn weight(blocks: u64, bytes: u64) -> u64 {
+    bytes + blocks * BLOCK_BYTES
+}
+
+/// Blocks handed to one connection and not written, in the order in which they will be.
+#[derive(Debug, Default)]
+pub(super) struct Handed {
+    bytes: u64,
+    hasher: RandomState,
+    /// Hashes of their CIDs, which take less.
+    order: VecDeque<u64>,
+    /// The same, to be found.
+    known: HashSet<u64>,
+}
+
+impl Handed {
+    pub(super) fn push(&mut self, cid: &Cid, bytes: u64) {
+        self.bytes += bytes;
+        let hash = self.hasher.hash_one(cid);
+        self.known.insert(hash);
+        self.order.push_back(hash);
+    }
+
+    /// Whether it is probably among them.
+    pub(super) fn contains(&self, cid: &Cid) -> bool {
+        self.known.contains(&self.hasher.hash_one(cid))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// Bytes of data.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn weight(&self) -> u64 {
+        weight(self.order.len() as u64, self.bytes)
+    }
+
+    /// The first so many are written. Returns their weight.
+    pub(super) fn written(&mut self, blocks: u64, bytes: u64) -> u64 {
+        let before = self.weight();
+        for _ in 0..blocks {
+            if let Some(hash) = self.order.pop_front() {
+                self.known.remove(&hash);
+            }
+        }
+        self.bytes = self.bytes.saturating_sub(bytes);
+        before.saturating_sub(self.weight())
+    }
+
+    /// One of them will not be. Returns its weight.
+    pub(super) fn taken_back(&mut self, cid: &Cid, bytes: u64) -> u64 {
+        let before = self.weight();
+        let hash = self.hasher.hash_one(cid);
+        let at = self.order.iter().position(|other| *other == hash);
+        // Where the order was another one than we thought, their number is right still.
+        self.order.remove(at.unwrap_or(0));
+        self.known.remove(&hash);
+        self.bytes = self.bytes.saturating_sub(bytes);
+        before.saturating_sub(self.weight())
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) id: PeerId,
@@ -92,10 +164,12 @@ pub(super) struct Peer {
     pub(super) weight: f64,
     pub(super) class: Class,
     pub(super) turn: Turn,
-    /// Bytes being read or handed to a connection.
+    /// [`weight`] of what is being read or handed to a connection.
     pub(super) in_pipe: u64,
-    /// Bytes handed to connections.
-    pub(super) handed: BTreeMap<ConnKey, u64>,
+    /// Bytes being read: in the pipeline, but with no connection yet.
+    pub(super) reading: u64,
+    /// What is handed to connections; none of these is empty.
+    pub(super) handed: BTreeMap<ConnKey, Handed>,
     /// When a connection last took something, or began to have something to take.
     pub(super) taken_at: Instant,
     /// Bytes it had taken then, those of a second before counting 1/e.
@@ -122,6 +196,7 @@ impl Peer {
             class: standing.class,
             turn: Turn::Idle,
             in_pipe: 0,
+            reading: 0,
             handed: BTreeMap::new(),
             taken_at: now,
             taken: 0.0,
@@ -241,10 +316,5 @@ impl Peer {
     pub(super) fn on_first_handed(&mut self, now: Instant) {
         self.taken = self.taken_lately(now) as f64;
         self.taken_at = now;
-    }
-
-    /// Bytes being read: in the pipeline, but with no connection yet.
-    pub(super) fn reading(&self) -> u64 {
-        self.in_pipe.saturating_sub(self.handed.values().sum())
     }
 }

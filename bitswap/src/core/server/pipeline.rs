@@ -7,7 +7,7 @@ use web_time::Instant;
 
 use super::{
     Lookup, Output, Read, ReadId, Server,
-    peer::{Descent, PeerKey, Status, Want, WantKey},
+    peer::{Descent, Handed, PeerKey, Status, Want, WantKey, weight},
     wantlists::Stock,
 };
 use crate::{
@@ -27,8 +27,9 @@ impl Server {
         };
         let (cid, links, priority) = (*state.cid, state.descent.is_some(), state.priority);
         peer.set(want, Status::Reading, priority);
-        peer.in_pipe += u64::from(size);
-        self.in_pipe += u64::from(size);
+        peer.reading += u64::from(size);
+        peer.in_pipe += weight(1, size.into());
+        self.in_pipe += weight(1, size.into());
         let read = Read {
             peer: key,
             want,
@@ -55,8 +56,9 @@ impl Server {
         let Some(peer) = self.peers.get_mut(&read.peer) else {
             return;
         };
-        peer.in_pipe = peer.in_pipe.saturating_sub(read.size);
-        self.in_pipe = self.in_pipe.saturating_sub(read.size);
+        peer.reading = peer.reading.saturating_sub(read.size);
+        peer.in_pipe = peer.in_pipe.saturating_sub(weight(1, read.size));
+        self.in_pipe = self.in_pipe.saturating_sub(weight(1, read.size));
         let wanted = peer.wants.contains_key(&read.want);
         let conn = peer.paths.best().map(|(conn, _)| conn);
         let (true, Some(data), Some(conn)) = (wanted, data, conn) else {
@@ -83,10 +85,12 @@ impl Server {
         if peer.handed.is_empty() {
             peer.on_first_handed(self.now);
         }
-        peer.in_pipe += bytes;
-        self.in_pipe += bytes;
-        *peer.handed.entry(conn).or_insert(0) += bytes;
-        let pending_bytes = peer.in_pipe - bytes + peer.ready_bytes();
+        let before: u64 = peer.handed.values().map(Handed::bytes).sum();
+        let pending_bytes = before + peer.reading + peer.ready_bytes();
+        peer.in_pipe += weight(1, bytes);
+        self.in_pipe += weight(1, bytes);
+        let handed = peer.handed.entry(conn).or_default();
+        handed.push(block.cid(), bytes);
         peer.paths.spend(conn, bytes);
         self.outputs.push_back(Output::Block {
             peer: peer.id,
@@ -130,7 +134,7 @@ impl Server {
             };
             let (_, path) = peer.paths.best()?;
             let room = peer.wants.len() < self.config.max_wants_per_peer();
-            if !room || !Paths::fits(path, peer.reading() + u64::from(size)) {
+            if !room || !Paths::fits(path, peer.reading + u64::from(size)) {
                 return None;
             }
             let descent = (descent.left > 0).then_some(descent);
@@ -180,22 +184,63 @@ impl Server {
             state.ledger.bytes_sent += bytes;
             state.on_taken(bytes, now);
         }
-        self.unhand(key, conn, bytes);
+        self.unhand(key, conn, |handed| handed.written(blocks, bytes));
         self.activate(key);
     }
 
-    fn unhand(&mut self, key: PeerKey, conn: ConnKey, bytes: u64) {
+    /// Takes something off what a connection was handed; `take` returns its weight.
+    fn unhand(&mut self, key: PeerKey, conn: ConnKey, take: impl FnOnce(&mut Handed) -> u64) {
         if let Some(peer) = self.peers.get_mut(&key)
             && let Some(handed) = peer.handed.get_mut(&conn)
         {
-            let done = bytes.min(*handed);
-            *handed -= done;
-            if *handed == 0 {
+            let done = take(handed);
+            if handed.is_empty() {
                 peer.handed.remove(&conn);
             }
             peer.in_pipe = peer.in_pipe.saturating_sub(done);
             self.in_pipe = self.in_pipe.saturating_sub(done);
         }
+    }
+
+    fn unhand_all(&mut self, key: PeerKey, conn: ConnKey, blocks: &[Block]) {
+        self.unhand(key, conn, |handed| {
+            let weights = blocks
+                .iter()
+                .map(|block| handed.taken_back(block.cid(), block.data().len() as u64));
+            weights.sum()
+        });
+    }
+
+    /// Connections are asked for the blocks among `cids` that they were handed.
+    pub(super) fn take_back(&mut self, key: PeerKey, cids: &[&Cid]) {
+        let Some(peer) = self.peers.get(&key) else {
+            return;
+        };
+        for (conn, handed) in &peer.handed {
+            let cancelled = cids.iter().filter(|cid| handed.contains(cid));
+            let cids: Vec<Cid> = cancelled.map(|cid| **cid).collect();
+            if !cids.is_empty() {
+                self.outputs.push_back(Output::TakeBack {
+                    peer: peer.id,
+                    conn: *conn,
+                    cids,
+                });
+            }
+        }
+    }
+
+    /// Blocks that nobody wants any more come back unwritten.
+    pub fn on_taken_back(&mut self, peer: PeerId, conn: ConnKey, blocks: &[Block], now: Instant) {
+        self.now = now;
+        let Some(key) = self.keys.get(&peer).copied() else {
+            return;
+        };
+        self.unhand_all(key, conn, blocks);
+        if let Some(peer) = self.peers.get(&key) {
+            let bytes = blocks.iter().map(|block| block.data().len() as u64).sum();
+            self.shaper.refund(peer.class, bytes, now);
+        }
+        self.activate(key);
     }
 
     /// The batch of answers is written.
@@ -213,8 +258,7 @@ impl Server {
         let Some(key) = self.keys.get(&peer).copied() else {
             return;
         };
-        let bytes = blocks.iter().map(|block| block.data().len() as u64).sum();
-        self.unhand(key, conn, bytes);
+        self.unhand_all(key, conn, &blocks);
         let best = self.peers.get(&key).and_then(|state| state.paths.best());
         let better = best.filter(|(best, _)| *best != conn);
         for block in blocks {

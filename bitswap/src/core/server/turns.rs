@@ -6,16 +6,17 @@ use web_time::Instant;
 
 use super::{
     Output, Server,
-    peer::{PeerKey, Status, Turn},
+    peer::{PeerKey, Status, Turn, weight},
     shaper::Class,
 };
 use crate::core::paths::Paths;
 
 /// Bytes a peer of weight 1 may be sent in one turn.
 const QUANTUM: f64 = 256.0 * 1024.0;
-/// Bytes that are read ahead for a peer about which nothing is known; besides, as much as it took in
-/// the last second. So those that do not read hold little, however many they are.
-const FIRST_PIPELINE: u64 = 512 * 1024;
+/// Bytes that are read ahead for a peer about which nothing is known: two blocks of 256 KiB, with what
+/// surrounds them. Besides, as much as it took in the last second. So those that do not read hold little,
+/// however many they are.
+const FIRST_PIPELINE: u64 = 520 * 1024;
 /// This part of the pipelines is left to peers that have just become active: when all connections
 /// share a link, nothing may be written for as long as a block of each takes.
 const FRESH_SHARE: u64 = 8;
@@ -164,7 +165,8 @@ impl Server {
             return;
         };
         let limit = limit.min(FIRST_PIPELINE + peer.taken_lately(self.now));
-        let room = peer.in_pipe == 0 || (!peer.stuck && peer.in_pipe + u64::from(size) <= limit);
+        let next = weight(1, size.into());
+        let room = peer.in_pipe == 0 || (!peer.stuck && peer.in_pipe + next <= limit);
         let best = peer.paths.best();
         let Some((_, path)) = best.filter(|_| room) else {
             // `activate` brings it back.
@@ -172,7 +174,7 @@ impl Server {
             ring.pop();
             return;
         };
-        if !Paths::fits(path, peer.reading() + u64::from(size)) {
+        if !Paths::fits(path, peer.reading + u64::from(size)) {
             // It did fit when it was asked for; others have used the circuit up since.
             let priority = peer.wants.get(&want).map_or(0, |want| want.priority);
             peer.set(want, Status::Withheld, priority);
@@ -184,7 +186,7 @@ impl Server {
             ring.rotate();
             return;
         }
-        peer.deficit -= i64::from(size);
+        peer.deficit -= i64::try_from(next).unwrap_or(i64::MAX);
         self.shaper.charge(class, size.into(), self.now);
         self.start_read(key, want, size);
     }

@@ -83,10 +83,12 @@ impl Server {
         if message.full {
             self.replace_list(key, &message.entries);
         }
+        let mut cancelled: Vec<&Cid> = Vec::new();
         for entry in &message.entries {
             match (entry.cancel, self.find(key, &entry.cid)) {
                 (true, Some(want)) => drop(self.forget(key, want)),
-                (true, None) => {}
+                // Sent, or about to be.
+                (true, None) => cancelled.push(&entry.cid),
                 (false, Some(want)) => self.renew(key, want, entry, lookup),
                 (false, None) => self.add(key, entry, lookup),
             }
@@ -95,6 +97,7 @@ impl Server {
             let wants = message.entries.iter().filter(|entry| !entry.cancel).count();
             state.ledger.wants_received += wants as u64;
         }
+        self.take_back(key, &cancelled);
         self.activate(key);
     }
 

@@ -71,6 +71,27 @@ fn r5_peers_that_had_blocks_before_are_asked_first_and_32_questions_find_the_nex
 }
 
 #[test]
+fn r5_the_only_useful_one_of_500_peers_is_in_the_first_wave() {
+    let mut sim = crowd();
+    let wanted = cids(20);
+    sim.give(321, &wanted, 5000);
+    for (done, cid) in wanted.iter().enumerate() {
+        let before = sim.node(0).traffic.want_haves_sent;
+        let session = sim.session(0, &[]);
+        sim.want(0, session, &[*cid]);
+        assert!(sim.run_until_got(0, done + 1, secs(20)), "block {done}");
+        let asked = sim.node(0).traffic.want_haves_sent - before;
+        // Nothing was learned when the first one was searched for.
+        let most = if done == 0 { 500 } else { 32 };
+        assert!(asked <= most, "{asked} questions for block {done}");
+        let now = sim.now();
+        sim.node_mut(0).client.end_session(session, now);
+        sim.settle(0);
+        sim.run_for(secs(1));
+    }
+}
+
+#[test]
 fn r5_whoever_has_the_block_is_found_in_the_end_and_nobody_is_asked_twice() {
     let mut rng = StdRng::seed_from_u64(3);
     for round in 0..10 {
@@ -219,6 +240,40 @@ fn a_hundred_thousand_wants_cost_256_bytes_each_and_16_for_every_peer_that_was_a
         let most = 16 * allocated.pair_count + 64 * peers as usize;
         assert!(allocated.pairs <= most, "{allocated:?}");
     }
+}
+
+/// Time of this thread on a CPU, whatever else the machine does.
+#[cfg(target_os = "linux")]
+fn cpu_time() -> std::time::Duration {
+    let times = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    let nanoseconds = times.split_whitespace().next().unwrap();
+    std::time::Duration::from_nanos(nanoseconds.parse().unwrap())
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_hundred_thousand_wants_are_enqueued_in_200_ms() {
+    let wanted = cids(100_000);
+    let best = (0..5).map(|_| {
+        let now = origin();
+        let mut client = Client::new(Config::default(), [0; 32], now);
+        let session = client.new_session(SessionOptions::default());
+        for number in 0..4 {
+            client.on_connected(peer(number), ConnKey(number), Path::Direct, now);
+            client.add_session_peer(session, peer(number), now);
+        }
+        let before = cpu_time();
+        for cid in &wanted {
+            client.want(session, *cid, WantOptions::default(), now);
+        }
+        while client.poll_output().is_some() {}
+        cpu_time() - before
+    });
+    let best = best.min().unwrap();
+    println!("100,000 wants: {best:?}");
+    // Hardly optimised, and with the checks of debug builds, it takes several times as long.
+    let most = if cfg!(debug_assertions) { 1000 } else { 200 };
+    assert!(best < millis(most), "{best:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::sim::{Churn, Link, Network, Setup, cid, cids, link, millis, network, secs};
-use crate::core::ConnKey;
+use crate::{SessionId, core::ConnKey};
 
 const CHUNK: usize = 256 * 1024;
 const MB: f64 = 1e6;
@@ -12,6 +12,7 @@ const MB: f64 = 1e6;
 struct Transfer {
     network: Network,
     conns: Vec<ConnKey>,
+    session: SessionId,
     blocks: usize,
 }
 
@@ -35,6 +36,7 @@ impl Transfer {
         Self {
             network,
             conns,
+            session,
             blocks: wanted.len(),
         }
     }
@@ -218,6 +220,26 @@ fn the_last_block_is_not_waited_for_longer_than_another_seeder_needs() {
     assert!(now > sim.now() - Duration::from_secs(1));
     // The cancel reached the other one too: it holds nothing of ours.
     assert!(sim.node(2).server.wantlist().is_empty());
+}
+
+#[test]
+fn a_session_that_ends_costs_no_more_than_what_is_on_the_link() {
+    let mut transfer = Transfer::begin(1, &[link(100, 10.0 * MB)], 1024);
+    transfer.network.run_for(secs(5));
+    let now = transfer.network.now();
+    let before = transfer.network.node(0).traffic.bytes_received;
+    let session = transfer.session;
+    transfer
+        .network
+        .node_mut(0)
+        .client
+        .end_session(session, now);
+    transfer.network.settle(0);
+    transfer.network.run_for(secs(20));
+    let after = transfer.network.node(0).traffic.bytes_received - before;
+    // A round trip, and the message that was being written.
+    let most = 10.0 * MB * 0.1 + 2.0 * CHUNK as f64;
+    assert!(after as f64 <= most, "{after} bytes");
 }
 
 #[test]

@@ -103,7 +103,7 @@ impl Bench {
                     self.server.on_read(id, data, links, &lookup, self.now);
                 }
                 Output::Block { block, .. } => self.blocks.push(*block.cid()),
-                Output::Withdraw { .. } => {}
+                Output::Withdraw { .. } | Output::TakeBack { .. } => {}
             }
         }
     }

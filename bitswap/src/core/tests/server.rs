@@ -112,6 +112,13 @@ impl Bench {
                     self.server.on_answers_written(peer, self.now);
                 }
                 Output::Withdraw { .. } => {}
+                Output::TakeBack { peer, conn, cids } => {
+                    let held = self.held.entry(conn.0).or_default();
+                    let back = held.iter().filter(|block| cids.contains(block.cid()));
+                    let back: Vec<Block> = back.cloned().collect();
+                    held.retain(|block| !cids.contains(block.cid()));
+                    self.server.on_taken_back(peer, conn, &back, self.now);
+                }
                 Output::Prefetch(_) | Output::EndPrefetch(_) => unreachable!("no master"),
             }
         }
@@ -187,6 +194,40 @@ fn cancel_drops_a_queued_block() {
     bench.write(0, 60_000);
     let sent: Vec<Cid> = bench.blocks.iter().map(|(_, cid, _)| *cid).collect();
     assert_eq!(sent, [cid(1), cid(3)]);
+}
+
+#[test]
+fn cancel_takes_back_a_block_that_is_not_written_and_another_one_takes_its_place() {
+    const SIZE: u32 = 200_000;
+    let mut bench = Bench::with(SIZE);
+    bench.message(0, &wants((0..5).map(cid).map(entry).collect()));
+    // Two fill the pipeline of a peer about which nothing is known.
+    let handed = |bench: &Bench| -> Vec<Cid> { bench.held[&0].iter().map(|b| *b.cid()).collect() };
+    assert_eq!(handed(&bench), [cid(0), cid(1)]);
+    bench.message(0, &wants(vec![cancel(cid(1))]));
+    assert_eq!(handed(&bench), [cid(0), cid(2)]);
+    // What is written by then comes, and was no waste of anybody's turn.
+    bench.message(
+        0,
+        &wants(vec![cancel(cid(77)), cancel(cid(3)), cancel(cid(4))]),
+    );
+    bench.write(0, SIZE as usize);
+    bench.write(0, SIZE as usize);
+    assert_eq!(bench.blocks.len(), 3);
+    assert_eq!(bench.server.counters(), [1, 0, 0, 0]);
+}
+
+/// The empty block is everywhere, and counts no bytes.
+#[test]
+fn empty_blocks_in_the_pipeline_of_a_peer_that_does_not_read_are_bounded() {
+    let mut bench = Bench::with(0);
+    for _ in 0..100 {
+        bench.message(0, &wants((0..1000).map(cid).map(entry).collect()));
+    }
+    let handed = bench.held[&0].len();
+    assert!((512..=1100).contains(&handed), "{handed}");
+    bench.write(0, 0);
+    assert_eq!(bench.held[&0].len(), handed, "the next one follows");
 }
 
 #[test]

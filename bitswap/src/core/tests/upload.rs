@@ -154,6 +154,7 @@ impl Uplink {
                     let back: Vec<Block> = queue.split_off(queue.len().min(1)).into();
                     self.server.on_returned(peer, conn, back, self.now);
                 }
+                Output::TakeBack { .. } => unreachable!("nothing is cancelled"),
                 Output::Presences { peer, .. } => self.server.on_answers_written(peer, self.now),
                 Output::Prefetch(_) | Output::EndPrefetch(_) => unreachable!("no master"),
             }
