@@ -9,6 +9,7 @@
 mod common;
 
 use std::{
+    collections::HashSet,
     io::{Seek as _, SeekFrom, Write as _},
     num::NonZeroU32,
     time::Duration,
@@ -16,10 +17,11 @@ use std::{
 
 use anypath::{
     ConnectError, FetchError, Node, Path, Session, SessionEvent, SessionOptions,
-    bitswap::{MostWanted, Role},
+    bitswap::Role,
     libp2p::{Multiaddr, StreamProtocol, identity::Keypair, multiaddr::Protocol},
     tiered_store,
 };
+use cid::Cid;
 use common::{Host, QUIC, SOON, TCP, alone, blocks, tokio_executor};
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _, future::join_all};
 use tokio::time::timeout;
@@ -467,42 +469,86 @@ async fn metrics_count_connections() {
     );
 }
 
-/// Three peers want at `server` what only `seeder` has, urgently; `None` where it does not come.
-async fn crowd(role: Role) -> (Vec<bool>, Vec<MostWanted>, bool) {
-    let config = alone(&[TCP]).role(role);
-    let server = Host::start(config, tokio_executor()).await;
-    let seeder = host(&[TCP]).await;
-    let cid = seeder.put(&[7; 50_000]).await;
-    server
-        .node
-        .connect(seeder.addresses().remove(0))
-        .await
-        .unwrap();
-    let mut crowd = Vec::new();
-    for _ in 0..3 {
-        let peer = host(&[TCP]).await;
-        let options = SessionOptions::default()
-            .peers(server.addresses())
-            .priority(5)
-            .patience(Duration::from_secs(3));
-        crowd.push((peer.node.session(options), peer));
+/// Three peers that want a block at a server, urgently, which only the server's seeder has.
+struct Crowd {
+    server: Host,
+    _seeder: Host,
+    peers: Vec<(Session, Host)>,
+    cid: Cid,
+}
+
+impl Crowd {
+    async fn gather(role: Role) -> Self {
+        let server = Host::start(alone(&[TCP]).role(role), tokio_executor()).await;
+        let seeder = host(&[TCP]).await;
+        let cid = seeder.put(&[7; 50_000]).await;
+        let address = seeder.addresses().remove(0);
+        server.node.connect(address).await.unwrap();
+        let mut peers = Vec::new();
+        for _ in 0..3 {
+            let peer = host(&[TCP]).await;
+            let options = SessionOptions::default()
+                .peers(server.addresses())
+                .priority(5)
+                .patience(Duration::from_secs(5));
+            peers.push((peer.node.session(options), peer));
+        }
+        Self {
+            server,
+            _seeder: seeder,
+            peers,
+            cid,
+        }
     }
-    let got = join_all(crowd.iter().map(|(session, _)| session.get(cid)));
-    let got = timeout(SOON, got).await.unwrap();
-    let got = got.into_iter().map(|block| block.is_ok()).collect();
-    let hottest = server.node.most_wanted(10).await.unwrap();
-    assert_eq!(hottest.iter().map(|block| block.cid).collect::<Vec<_>>(), [cid]);
-    (got, hottest, server.node.store().has(&cid))
+
+    /// Whether each of them gets it.
+    async fn fetch(&self) -> Vec<bool> {
+        let got = join_all(self.peers.iter().map(|(session, _)| session.get(self.cid)));
+        let got = timeout(SOON, got).await.unwrap();
+        got.into_iter().map(|block| block.is_ok()).collect()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_fetches_what_a_crowd_wants_and_a_worker_does_not() {
-    let (got, hottest, kept) = crowd(Role::Master).await;
-    assert_eq!((got, kept), (vec![true; 3], true));
-    assert!(hottest[0].have && hottest[0].heat > 2.0);
-    let (got, hottest, kept) = crowd(Role::Worker).await;
-    assert_eq!((got, kept), (vec![false; 3], false));
-    assert!(!hottest[0].have);
+    for (role, fetches) in [(Role::Master, true), (Role::Worker, false)] {
+        let crowd = Crowd::gather(role).await;
+        assert_eq!(crowd.fetch().await, [fetches; 3], "{role:?}");
+        let node = &crowd.server.node;
+        assert_eq!(node.store().has(&crowd.cid), fetches, "{role:?}");
+        let hottest = node.most_wanted(10).await.unwrap();
+        assert_eq!((hottest[0].cid, hottest.len()), (crowd.cid, 1));
+        assert_eq!(hottest[0].have, fetches);
+        assert!(hottest[0].heat > 2.0, "{hottest:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_tells_who_wants_what_from_it_and_how_urgently() {
+    let crowd = Crowd::gather(Role::Worker).await;
+    let told = async {
+        loop {
+            let list = crowd.server.node.wantlist().await.unwrap();
+            if let [entry] = list.as_slice()
+                && entry.requesters.len() == 3
+            {
+                return entry.clone();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let told = async { timeout(SOON, told).await.unwrap() };
+    let (told, _) = futures::join!(told, crowd.fetch());
+    assert_eq!(
+        (told.cid, told.priority.0, told.have),
+        (crowd.cid, 5, false)
+    );
+    let asked: HashSet<_> = crowd
+        .peers
+        .iter()
+        .map(|(_, peer)| peer.node.peer_id())
+        .collect();
+    assert_eq!(told.requesters.into_iter().collect::<HashSet<_>>(), asked);
 }
 
 #[tokio::test(flavor = "multi_thread")]
