@@ -2,4 +2,5 @@
 
 pub mod compare;
 pub mod lab;
+pub mod peers;
 pub mod soak;

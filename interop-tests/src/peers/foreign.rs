@@ -1,0 +1,464 @@
+//! The foreign peers: which there are, and what they can be told to do.
+
+use super::process::Process;
+use super::{Error, directory};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use cid::Cid;
+use libp2p::{Multiaddr, PeerId};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::process::Command;
+
+/// What a command takes at most; a peer that needs longer has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Starting an interpreter and loading hundreds of modules on a busy machine.
+const START: Duration = Duration::from_secs(60);
+
+/// Who wrote the peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Implementation {
+    /// go-libp2p and boxo.
+    Go,
+    /// js-libp2p and Helia on Node.
+    Js,
+    /// py-libp2p.
+    Python,
+}
+
+impl Implementation {
+    /// The column's name in the matrix.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Go => "go",
+            Self::Js => "js",
+            Self::Python => "py",
+        }
+    }
+
+    fn command(self) -> Command {
+        let peers = directory();
+        let sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");
+        match self {
+            Self::Go => Command::new(peers.join("go-peer")),
+            Self::Js => {
+                let mut node = Command::new(peers.join("js/node_modules/node/bin/node"));
+                node.arg(peers.join("js/main.js"));
+                node
+            }
+            Self::Python => {
+                let mut python = Command::new(peers.join("python/bin/python"));
+                python.arg(sources.join("python/peer.py"));
+                python
+            }
+        }
+    }
+}
+
+/// What a peer is started with.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Settings {
+    /// Where it listens.
+    pub listen: Vec<Multiaddr>,
+    /// It relays for others, with these limits.
+    pub relay: Option<RelayLimits>,
+    /// `client` or `server`; without, it is in no DHT.
+    pub dht: Option<&'static str>,
+    /// The bitswap protocols that it speaks, best first; empty: all that it knows.
+    pub bitswap: Vec<&'static str>,
+    /// Announces itself over gossipsub (pubsub-peer-discovery).
+    pub discovery: bool,
+}
+
+/// Limits of a peer's relay.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct RelayLimits {
+    /// Reservations at a time.
+    pub max_reservations: u32,
+    /// Life of a circuit.
+    pub seconds: u32,
+    /// Bytes of a circuit in each direction.
+    pub bytes: u64,
+}
+
+impl Default for RelayLimits {
+    /// Those of the specification's reference relays.
+    fn default() -> Self {
+        Self {
+            max_reservations: 128,
+            seconds: 120,
+            bytes: 128 << 10,
+        }
+    }
+}
+
+/// A connection as the peer sees it.
+#[derive(Debug, Deserialize)]
+pub struct Connection {
+    /// The other end.
+    pub address: Multiaddr,
+    /// Whether a relay limits it.
+    pub limited: bool,
+}
+
+/// What identify told the peer.
+#[derive(Debug, Deserialize)]
+pub struct Identity {
+    /// Name and version of the program.
+    pub agent: String,
+    /// Protocols that it serves.
+    pub protocols: Vec<String>,
+    /// Where it can be reached.
+    pub addresses: Vec<String>,
+}
+
+/// A reservation that the peer got.
+#[derive(Debug, Deserialize)]
+pub struct Reservation {
+    /// Where the relay says that it is; may be empty where the implementation does not tell.
+    pub addresses: Vec<Multiaddr>,
+    /// How long it lasts.
+    pub expires_seconds: u64,
+    /// Life of a circuit; 0: any.
+    pub limit_seconds: u64,
+    /// Bytes of a circuit; 0: any number.
+    pub limit_bytes: u64,
+    /// The relay's signed word, where the implementation checks it.
+    pub voucher: Option<Voucher>,
+}
+
+/// Whom the relay vouches for.
+#[derive(Debug, Deserialize)]
+pub struct Voucher {
+    /// The relay.
+    #[serde(deserialize_with = "name")]
+    pub relay: PeerId,
+    /// The peer that reserved.
+    #[serde(deserialize_with = "name")]
+    pub peer: PeerId,
+}
+
+/// A message that the peer heard on a topic.
+#[derive(Debug)]
+pub struct Message {
+    /// Who signed it.
+    pub from: String,
+    /// What it says.
+    pub data: Bytes,
+}
+
+/// A running foreign peer. Dropping it kills the process.
+#[derive(Debug)]
+pub struct Peer {
+    process: Process,
+    id: PeerId,
+    listen: Vec<Multiaddr>,
+}
+
+#[derive(Deserialize)]
+struct Started {
+    #[serde(deserialize_with = "name")]
+    peer: PeerId,
+    listen: Vec<Multiaddr>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    #[serde(deserialize_with = "name")]
+    peer: PeerId,
+}
+
+#[derive(Deserialize)]
+struct Names {
+    peers: Vec<String>,
+}
+
+impl Names {
+    fn parse(self) -> Result<Vec<PeerId>, Error> {
+        let wrong = |name: &str| Error::Wrong(format!("{name} is no peer id"));
+        self.peers
+            .iter()
+            .map(|name| name.parse().map_err(|_| wrong(name)))
+            .collect()
+    }
+}
+
+/// A peer id as text.
+fn name<'de, D: Deserializer<'de>>(source: D) -> Result<PeerId, D::Error> {
+    String::deserialize(source)?
+        .parse()
+        .map_err(D::Error::custom)
+}
+
+#[derive(Deserialize)]
+struct Data {
+    data: String,
+}
+
+impl Data {
+    fn decode(&self) -> Result<Bytes, Error> {
+        Ok(BASE64.decode(&self.data)?.into())
+    }
+}
+
+/// Command without a result.
+#[derive(Deserialize)]
+struct Done {}
+
+impl Peer {
+    /// Starts one.
+    ///
+    /// # Errors
+    ///
+    /// It is not installed, or does not come up.
+    pub async fn start(implementation: Implementation, settings: &Settings) -> Result<Self, Error> {
+        let mut process = Process::start(implementation.command())?;
+        let started = process
+            .call("start", json!({ "config": settings }), START)
+            .await?;
+        let started: Started = serde_json::from_value(started)?;
+        Ok(Self {
+            process,
+            id: started.peer,
+            listen: started.listen,
+        })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> PeerId {
+        self.id
+    }
+
+    /// Where it listens first, ending in its name.
+    ///
+    /// # Errors
+    ///
+    /// It listens nowhere.
+    pub fn address(&self) -> Result<Multiaddr, Error> {
+        let none = || Error::Wrong("the peer listens nowhere".to_owned());
+        self.listen.first().cloned().ok_or_else(none)
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &mut self,
+        command: &str,
+        fields: Value,
+    ) -> Result<T, Error> {
+        let answer = self.process.call(command, fields, PATIENCE).await?;
+        Ok(serde_json::from_value(answer)?)
+    }
+
+    /// Dials an address that ends in a name, relayed ones too.
+    ///
+    /// # Errors
+    ///
+    /// The peer's, as of all commands.
+    pub async fn dial(&mut self, address: &Multiaddr) -> Result<PeerId, Error> {
+        let dialled: Named = self.call("dial", json!({ "address": address })).await?;
+        Ok(dialled.peer)
+    }
+
+    /// Its connections to a peer.
+    ///
+    /// # Errors
+    ///
+    /// The peer's.
+    pub async fn connections(&mut self, peer: PeerId) -> Result<Vec<Connection>, Error> {
+        #[derive(Deserialize)]
+        struct Connections {
+            connections: Vec<Connection>,
+        }
+        let found: Connections = self
+            .call("connections", json!({ "peer": peer.to_string() }))
+            .await?;
+        Ok(found.connections)
+    }
+
+    /// What identify told it about a connected peer.
+    ///
+    /// # Errors
+    ///
+    /// The peer's.
+    pub async fn identify(&mut self, peer: PeerId) -> Result<Identity, Error> {
+        self.call("identify", json!({ "peer": peer.to_string() }))
+            .await
+    }
+
+    /// Pings a connected peer.
+    ///
+    /// # Errors
+    ///
+    /// The peer's.
+    pub async fn ping(&mut self, peer: PeerId) -> Result<Duration, Error> {
+        #[derive(Deserialize)]
+        struct Pong {
+            microseconds: u64,
+        }
+        let pong: Pong = self
+            .call("ping", json!({ "peer": peer.to_string() }))
+            .await?;
+        Ok(Duration::from_micros(pong.microseconds))
+    }
+
+    /// Sends bytes to a connected peer and waits until they came back.
+    ///
+    /// # Errors
+    ///
+    /// The peer's; the stream was reset, or other bytes came.
+    pub async fn echo(&mut self, peer: PeerId, bytes: u64) -> Result<(), Error> {
+        #[derive(Deserialize)]
+        struct Echoed {
+            bytes: u64,
+        }
+        let echoed: Echoed = self
+            .call("echo", json!({ "peer": peer.to_string(), "bytes": bytes }))
+            .await?;
+        if echoed.bytes == bytes {
+            Ok(())
+        } else {
+            Err(Error::Wrong(format!("{} of {bytes} bytes", echoed.bytes)))
+        }
+    }
+
+    /// Reserves at a relay.
+    ///
+    /// # Errors
+    ///
+    /// The peer's: `refused: <status>` if the relay did not want.
+    pub async fn reserve(&mut self, relay: &Multiaddr) -> Result<Reservation, Error> {
+        self.call("reserve", json!({ "address": relay })).await
+    }
+
+    /// Subscribes to a topic.
+    ///
+    /// # Errors
+    ///
+    /// The peer's.
+    pub async fn subscribe(&mut self, topic: &str) -> Result<(), Error> {
+        let Done {} = self.call("subscribe", json!({ "topic": topic })).await?;
+        Ok(())
+    }
+
+    /// Who it knows to be subscribed to a topic.
+    ///
+    /// # Errors
+    ///
+    /// The peer's.
+    pub async fn subscribers(&mut self, topic: &str) -> Result<Vec<PeerId>, Error> {
+        let found: Names = self.call("subscribers", json!({ "topic": topic })).await?;
+        found.parse()
+    }
+
+    /// Publishes on a topic.
+    ///
+    /// # Errors
+    ///
+    /// The peer's.
+    pub async fn publish(&mut self, topic: &str, data: &[u8]) -> Result<(), Error> {
+        let Done {} = self
+            .call(
+                "publish",
+                json!({ "topic": topic, "data": BASE64.encode(data) }),
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// The next message on a topic.
+    ///
+    /// # Errors
+    ///
+    /// None came.
+    pub async fn message(&mut self, topic: &str) -> Result<Message, Error> {
+        let (from, data) = self
+            .process
+            .event("message", PATIENCE, |event| {
+                let text = |key: &str| event.get(key)?.as_str();
+                (text("event")? == "message" && text("topic")? == topic)
+                    .then(|| Some((text("from")?.to_owned(), text("data")?.to_owned())))?
+            })
+            .await?;
+        let data = BASE64.decode(data)?.into();
+        Ok(Message { from, data })
+    }
+
+    /// Waits until its discovery has found a peer; returns the addresses.
+    ///
+    /// # Errors
+    ///
+    /// It did not.
+    pub async fn discovered(&mut self, peer: PeerId) -> Result<Vec<Multiaddr>, Error> {
+        let name = peer.to_string();
+        let found = self
+            .process
+            .event("discovery", PATIENCE, |event| {
+                let text = |key: &str| event.get(key)?.as_str();
+                (text("event")? == "discovered" && text("peer")? == name)
+                    .then(|| event.get("addresses").cloned())?
+            })
+            .await?;
+        Ok(serde_json::from_value(found)?)
+    }
+
+    /// Provides a block in the DHT.
+    ///
+    /// # Errors
+    ///
+    /// The peer's.
+    pub async fn provide(&mut self, cid: &Cid) -> Result<(), Error> {
+        let Done {} = self
+            .call("provide", json!({ "cid": cid.to_string() }))
+            .await?;
+        Ok(())
+    }
+
+    /// Who provides a block, as the DHT says.
+    ///
+    /// # Errors
+    ///
+    /// The peer's.
+    pub async fn find(&mut self, cid: &Cid) -> Result<Vec<PeerId>, Error> {
+        let found: Names = self.call("find", json!({ "cid": cid.to_string() })).await?;
+        found.parse()
+    }
+
+    /// Adds a block; the peer computes the identifier.
+    ///
+    /// # Errors
+    ///
+    /// The peer's: it may not know the hash function.
+    pub async fn add(&mut self, like: &Cid, data: &[u8]) -> Result<Cid, Error> {
+        #[derive(Deserialize)]
+        struct Added {
+            cid: String,
+        }
+        let added: Added = self
+            .call(
+                "add",
+                json!({
+                    "version": u64::from(like.version()),
+                    "codec": like.codec(),
+                    "hash": like.hash().code(),
+                    "data": BASE64.encode(data),
+                }),
+            )
+            .await?;
+        Ok(added.cid.parse()?)
+    }
+
+    /// Gets a block over bitswap.
+    ///
+    /// # Errors
+    ///
+    /// The peer's.
+    pub async fn get(&mut self, cid: &Cid) -> Result<Bytes, Error> {
+        let found: Data = self.call("get", json!({ "cid": cid.to_string() })).await?;
+        found.decode()
+    }
+}

@@ -1,0 +1,93 @@
+//! A kubo daemon with a repository of its own, that knows nobody.
+
+use super::daemon::Daemon;
+use super::{Error, Transport, directory};
+use libp2p::{Multiaddr, PeerId};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// A running kubo. Dropping it kills the daemon.
+#[derive(Debug)]
+pub struct Kubo {
+    daemon: Daemon,
+    id: PeerId,
+    address: Multiaddr,
+}
+
+impl Kubo {
+    /// Starts one on loopback: no bootstrap, no routing, nothing of the internet.
+    ///
+    /// # Errors
+    ///
+    /// It is not installed, or does not come up.
+    pub async fn start(transport: Transport) -> Result<Self, Error> {
+        let mut daemon = Daemon::new(directory().join("ipfs"))?;
+        let repository = daemon.home.path().join("repository");
+        daemon.variables = vec![
+            ("IPFS_PATH".to_owned(), repository.display().to_string()),
+            ("IPFS_TELEMETRY".to_owned(), "off".to_owned()),
+        ];
+        daemon.run(&[], &["init", "--profile=test"]).await?;
+        for (key, value) in settings(transport) {
+            daemon
+                .run(&[], &["config", "--json", key, &value.to_string()])
+                .await?;
+        }
+        daemon
+            .start(&["daemon"], |output| {
+                output.contains("Daemon is ready").then_some(())
+            })
+            .await?;
+        let told: Value = serde_json::from_str(&daemon.run(&[], &["id"]).await?)?;
+        let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+        let (id, address) = text(told.get("ID"))
+            .zip(text(told.pointer("/Addresses/0")))
+            .ok_or_else(|| Error::Wrong(format!("no id and address in {told}")))?;
+        let wrong = |error: &dyn std::error::Error| Error::Wrong(error.to_string());
+        Ok(Self {
+            daemon,
+            id: id.parse().map_err(|error| wrong(&error))?,
+            address: address.parse().map_err(|error| wrong(&error))?,
+        })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> PeerId {
+        self.id
+    }
+
+    /// Where it listens, ending in its name.
+    #[must_use]
+    pub fn address(&self) -> &Multiaddr {
+        &self.address
+    }
+
+    /// Runs `ipfs` with these arguments and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// The command's.
+    pub async fn run(&self, arguments: &[&str]) -> Result<String, Error> {
+        self.daemon.run(&[], arguments).await
+    }
+
+    /// A directory that lives as long as the daemon.
+    #[must_use]
+    pub fn scratch(&self) -> &Path {
+        self.daemon.home.path()
+    }
+}
+
+fn settings(transport: Transport) -> [(&'static str, Value); 8] {
+    [
+        ("Addresses.Swarm", json!([transport.loopback()])),
+        ("Bootstrap", json!([])),
+        ("Routing.Type", json!("none")),
+        ("Provide.Enabled", json!(false)),
+        ("AutoConf.Enabled", json!(false)),
+        ("AutoTLS.Enabled", json!(false)),
+        ("Swarm.DisableNatPortMap", json!(true)),
+        ("Swarm.RelayClient.Enabled", json!(false)),
+    ]
+}

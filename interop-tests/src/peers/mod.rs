@@ -1,0 +1,46 @@
+//! Peers that nobody here wrote, as processes that a test drives, and a node of ours that meets them.
+//!
+//! [`Peer`] is a process that speaks the protocol of `peers/README.md`: go-libp2p with boxo, js-libp2p with Helia, py-libp2p.
+//! [`Kubo`] is a real kubo daemon, [`Anypath`] the node as users run it. [`Node`] is a swarm of this workspace's behaviours. [`Cells`] collects what worked, and
+//! [`matrix`] makes `MATRIX.md` of it.
+
+mod anypath;
+mod cells;
+mod daemon;
+mod error;
+mod foreign;
+mod kubo;
+pub mod matrix;
+mod ours;
+mod process;
+
+pub use anypath::Anypath;
+pub use cells::Cells;
+pub use error::Error;
+pub use foreign::{
+    Connection, Identity, Implementation, Message, Peer, RelayLimits, Reservation, Settings,
+    Voucher,
+};
+pub use kubo::Kubo;
+pub use ours::{Behaviour, BehaviourEvent, Node, NodeSettings};
+
+pub use crate::compare::swarm::Transport;
+
+use std::path::{Path, PathBuf};
+
+/// Where `install-peers` put the peers: what `PEERS_DIR` names, else `peers` in the target directory.
+#[must_use]
+pub fn directory() -> PathBuf {
+    if let Some(named) = std::env::var_os("PEERS_DIR") {
+        return named.into();
+    }
+    target().join("peers")
+}
+
+/// Cargo's target directory.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
+        PathBuf::from,
+    )
+}

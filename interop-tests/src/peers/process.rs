@@ -1,0 +1,174 @@
+//! A program that answers commands, one JSON object a line.
+
+use super::Error;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+/// What of a dead peer's stderr goes into the error.
+const LAST_WORDS: u64 = 4096;
+
+/// A line of the peer: the answer to a command, or an event.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Answer {
+        id: u64,
+        #[serde(flatten)]
+        answer: Answer,
+    },
+    Event(Value),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Answer {
+    Ok(Value),
+    Error(String),
+}
+
+/// The running program. Dropping it kills it.
+#[derive(Debug)]
+pub(super) struct Process {
+    child: Child,
+    input: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+    stderr: std::fs::File,
+    last_id: u64,
+    events: VecDeque<Value>,
+}
+
+impl Process {
+    pub(super) fn start(mut command: Command) -> Result<Self, Error> {
+        let stderr = tempfile::tempfile()?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(stderr.try_clone()?)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|source| Error::Start {
+                program: command.as_std().get_program().display().to_string(),
+                source,
+            })?;
+        let piped = || Error::Wrong("a piped process has no pipe".to_owned());
+        let input = child.stdin.take().ok_or_else(piped)?;
+        let output = child.stdout.take().ok_or_else(piped)?;
+        Ok(Self {
+            child,
+            input,
+            lines: BufReader::new(output).lines(),
+            stderr,
+            last_id: 0,
+            events: VecDeque::new(),
+        })
+    }
+
+    /// Sends a command and waits for its answer; events that come before it are kept.
+    pub(super) async fn call(
+        &mut self,
+        command: &str,
+        mut fields: Value,
+        within: Duration,
+    ) -> Result<Value, Error> {
+        self.last_id += 1;
+        let id = self.last_id;
+        if let Some(fields) = fields.as_object_mut() {
+            fields.insert("id".to_owned(), json!(id));
+            fields.insert("command".to_owned(), json!(command));
+            fields.insert("seconds".to_owned(), json!(within.as_secs_f64()));
+        }
+        let line = format!("{fields}\n");
+        let answered = async {
+            self.input.write_all(line.as_bytes()).await?;
+            self.input.flush().await?;
+            loop {
+                match self.line().await? {
+                    Line::Answer {
+                        id: answered,
+                        answer,
+                    } if answered == id => {
+                        return match answer {
+                            Answer::Ok(value) => Ok(value),
+                            Answer::Error(reason) => Err(Error::Peer(reason)),
+                        };
+                    }
+                    // Of a command that was given up.
+                    Line::Answer { .. } => {}
+                    Line::Event(event) => self.events.push_back(event),
+                }
+            }
+        };
+        // The peer has its own clock for the same time; its reason is better than ours.
+        let patience = within + Duration::from_secs(5);
+        tokio::time::timeout(patience, answered)
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error::Timeout {
+                    what: format!("answer to {command}"),
+                    within: patience,
+                })
+            })
+    }
+
+    /// The first event, of those before and those to come, that `pick` takes.
+    pub(super) async fn event<T>(
+        &mut self,
+        what: &str,
+        within: Duration,
+        mut pick: impl FnMut(&Value) -> Option<T>,
+    ) -> Result<T, Error> {
+        for index in 0..self.events.len() {
+            if let Some(found) = self.events.get(index).and_then(&mut pick) {
+                self.events.remove(index);
+                return Ok(found);
+            }
+        }
+        let found = async {
+            loop {
+                if let Line::Event(event) = self.line().await? {
+                    if let Some(found) = pick(&event) {
+                        return Ok(found);
+                    }
+                    self.events.push_back(event);
+                }
+            }
+        };
+        tokio::time::timeout(within, found)
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error::Timeout {
+                    what: what.to_owned(),
+                    within,
+                })
+            })
+    }
+
+    async fn line(&mut self) -> Result<Line, Error> {
+        loop {
+            match self.lines.next_line().await? {
+                // Libraries may print what they like.
+                Some(line) if !line.starts_with('{') => {}
+                Some(line) => return Ok(serde_json::from_str(&line)?),
+                None => {
+                    let status = self.child.wait().await?;
+                    return Err(Error::Ended(format!("{status}\n{}", self.last_words()?)));
+                }
+            }
+        }
+    }
+
+    fn last_words(&mut self) -> std::io::Result<String> {
+        let length = self.stderr.metadata()?.len();
+        self.stderr
+            .seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS)))?;
+        let mut words = Vec::new();
+        self.stderr.read_to_end(&mut words)?;
+        Ok(String::from_utf8_lossy(&words).into_owned())
+    }
+}

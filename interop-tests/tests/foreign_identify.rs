@@ -1,0 +1,178 @@
+//! Connections both ways: each end learns who the other one is, and pings it.
+#![cfg(feature = "foreign")]
+
+use anypath_interop_tests::peers::{
+    Anypath, Cells, Error, Implementation, Node, NodeSettings, Peer, Settings, Transport,
+};
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::ConnectionId;
+
+async fn start(implementation: Implementation, transport: Transport) -> Result<Peer, Error> {
+    let settings = Settings {
+        listen: vec![transport.loopback()],
+        ..Settings::default()
+    };
+    Peer::start(implementation, &settings).await
+}
+
+/// Who dials.
+#[derive(Clone, Copy)]
+enum Dialler {
+    We,
+    They,
+}
+
+async fn meet(
+    implementation: Implementation,
+    transport: Transport,
+    test: &'static str,
+) -> Result<(), Error> {
+    let column = format!("{} {}", implementation.name(), transport.name());
+    let mut cells = Cells::new("Identify and ping", column, test);
+    for dialler in [Dialler::We, Dialler::They] {
+        let mut peer = start(implementation, transport).await?;
+        let mut node = Node::start(transport, NodeSettings::default()).await?;
+        let (title, connection) = match dialler {
+            Dialler::We => ("we dial", node.dial(peer.address()?).await?.1),
+            Dialler::They => {
+                peer.dial(node.address()).await?;
+                ("they dial", node.dialled_by(peer.id()).await?)
+            }
+        };
+        cells
+            .works(
+                &format!("{title}: they identify us"),
+                they_identify_us(&mut peer, &node),
+            )
+            .await;
+        cells
+            .works(
+                &format!("{title}: we identify them"),
+                we_identify_them(&mut node, &peer),
+            )
+            .await;
+        cells
+            .works(&format!("{title}: pings both ways"), async {
+                pings(&mut node, &mut peer, connection).await
+            })
+            .await;
+        cells
+            .works(
+                &format!("{title}: 1 MiB there and back on one stream"),
+                async {
+                    node.echo(peer.id(), 1 << 20).await?;
+                    peer.echo(node.id(), 1 << 20).await
+                },
+            )
+            .await;
+    }
+    cells.finish()
+}
+
+async fn they_identify_us(peer: &mut Peer, node: &Node) -> Result<(), Error> {
+    let us = peer.identify(node.id()).await?;
+    has("the agent", us.agent.starts_with("anypath-interop/"), &us)?;
+    for protocol in ["/ipfs/bitswap/1.2.0", "/ipfs/ping/1.0.0", "/meshsub/1.1.0"] {
+        has(protocol, us.protocols.iter().any(|p| p == protocol), &us)?;
+    }
+    let at: String = without_name(node.address()).to_string();
+    has(&at, us.addresses.iter().any(|a| a.starts_with(&at)), &us)
+}
+
+async fn we_identify_them(node: &mut Node, peer: &Peer) -> Result<(), Error> {
+    let them = node.identified(peer.id()).await?;
+    let protocols: Vec<_> = them.protocols.iter().map(AsRef::as_ref).collect();
+    has("ping", protocols.contains(&"/ipfs/ping/1.0.0"), &protocols)?;
+    has(
+        "their key",
+        them.public_key.to_peer_id() == peer.id(),
+        &them,
+    )?;
+    let at = without_name(&peer.address()?);
+    has(
+        "their address",
+        them.listen_addrs.iter().any(|a| without_name(a) == at),
+        &them,
+    )
+}
+
+async fn pings(node: &mut Node, peer: &mut Peer, connection: ConnectionId) -> Result<(), Error> {
+    node.ping(connection).await?;
+    peer.ping(node.id()).await?;
+    Ok(())
+}
+
+fn has(what: &str, there: bool, told: &impl std::fmt::Debug) -> Result<(), Error> {
+    if there {
+        Ok(())
+    } else {
+        Err(Error::Wrong(format!("{what} is missing in {told:?}")))
+    }
+}
+
+fn without_name(address: &libp2p::Multiaddr) -> libp2p::Multiaddr {
+    address
+        .iter()
+        .filter(|part| !matches!(part, Protocol::P2p(_)))
+        .collect()
+}
+
+/// The `anypath` command, whose transports are its own: negotiation in one round trip less, TLS beside Noise.
+async fn meet_the_command(
+    implementation: Implementation,
+    transport: Transport,
+    test: &'static str,
+) -> Result<(), Error> {
+    let column = format!("{} {}", implementation.name(), transport.name());
+    let mut cells = Cells::new("Identify and ping", column, test);
+    let mut peer = start(implementation, transport).await?;
+    let node = Anypath::start(transport).await?;
+    cells
+        .works("they dial `anypath start`, identify and ping it", async {
+            peer.dial(node.address()).await?;
+            let us = peer.identify(node.id()).await?;
+            has("the agent", us.agent.starts_with("anypath/"), &us)?;
+            peer.ping(node.id()).await?;
+            Ok(())
+        })
+        .await;
+    let mut peer = start(implementation, transport).await?;
+    cells
+        .works("`anypath connect` reaches them", async {
+            node.run(&["connect", &peer.address()?.to_string()]).await?;
+            peer.ping(node.id()).await?;
+            Ok(())
+        })
+        .await;
+    cells.finish()
+}
+
+#[tokio::test]
+async fn we_and_go_identify_and_ping_each_other_over_tcp() -> Result<(), Error> {
+    meet(Implementation::Go, Transport::Tcp, "identify-go-tcp").await
+}
+
+#[tokio::test]
+async fn we_and_go_identify_and_ping_each_other_over_quic() -> Result<(), Error> {
+    meet(Implementation::Go, Transport::Quic, "identify-go-quic").await
+}
+
+#[tokio::test]
+async fn go_and_the_command_meet_over_tcp() -> Result<(), Error> {
+    meet_the_command(
+        Implementation::Go,
+        Transport::Tcp,
+        "identify-go-tcp-command",
+    )
+    .await
+}
+
+#[tokio::test]
+async fn go_and_the_command_meet_over_quic() -> Result<(), Error> {
+    meet_the_command(
+        Implementation::Go,
+        Transport::Quic,
+        "identify-go-quic-command",
+    )
+    .await
+}
