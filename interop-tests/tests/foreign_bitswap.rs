@@ -256,3 +256,27 @@ async fn blocks_go_both_ways_with_every_version_that_go_speaks() -> Result<(), E
     }
     cells.finish()
 }
+
+#[tokio::test]
+async fn blocks_go_both_ways_with_js_over_tcp() -> Result<(), Error> {
+    exchange(
+        Implementation::Js,
+        Transport::Tcp,
+        "bitswap-js-tcp",
+        &[],
+        &[],
+    )
+    .await
+}
+
+#[tokio::test]
+async fn blocks_go_both_ways_with_js_over_quic() -> Result<(), Error> {
+    exchange(
+        Implementation::Js,
+        Transport::Quic,
+        "bitswap-js-quic",
+        &[],
+        &[],
+    )
+    .await
+}

@@ -176,3 +176,33 @@ async fn go_and_the_command_meet_over_quic() -> Result<(), Error> {
     )
     .await
 }
+
+#[tokio::test]
+async fn we_and_js_identify_and_ping_each_other_over_tcp() -> Result<(), Error> {
+    meet(Implementation::Js, Transport::Tcp, "identify-js-tcp").await
+}
+
+#[tokio::test]
+async fn we_and_js_identify_and_ping_each_other_over_quic() -> Result<(), Error> {
+    meet(Implementation::Js, Transport::Quic, "identify-js-quic").await
+}
+
+#[tokio::test]
+async fn js_and_the_command_meet_over_tcp() -> Result<(), Error> {
+    meet_the_command(
+        Implementation::Js,
+        Transport::Tcp,
+        "identify-js-tcp-command",
+    )
+    .await
+}
+
+#[tokio::test]
+async fn js_and_the_command_meet_over_quic() -> Result<(), Error> {
+    meet_the_command(
+        Implementation::Js,
+        Transport::Quic,
+        "identify-js-quic-command",
+    )
+    .await
+}

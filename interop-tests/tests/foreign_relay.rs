@@ -300,3 +300,35 @@ async fn go_relays_for_us_over_tcp() -> Result<(), Error> {
 async fn go_relays_for_us_over_quic() -> Result<(), Error> {
     they_relay(Implementation::Go, Transport::Quic, "relay-go-quic-theirs").await
 }
+
+/// Its client checks the voucher and does not tell; it renews when the end is near, not when it is told to.
+const JS: Telling = Telling {
+    limits: true,
+    voucher: false,
+};
+
+#[tokio::test]
+async fn we_relay_for_js_over_tcp() -> Result<(), Error> {
+    we_relay(Implementation::Js, Transport::Tcp, "relay-js-tcp-ours", JS).await
+}
+
+#[tokio::test]
+async fn we_relay_for_js_over_quic() -> Result<(), Error> {
+    we_relay(
+        Implementation::Js,
+        Transport::Quic,
+        "relay-js-quic-ours",
+        JS,
+    )
+    .await
+}
+
+#[tokio::test]
+async fn js_relays_for_us_over_tcp() -> Result<(), Error> {
+    they_relay(Implementation::Js, Transport::Tcp, "relay-js-tcp-theirs").await
+}
+
+#[tokio::test]
+async fn js_relays_for_us_over_quic() -> Result<(), Error> {
+    they_relay(Implementation::Js, Transport::Quic, "relay-js-quic-theirs").await
+}

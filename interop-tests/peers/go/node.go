@@ -121,6 +121,10 @@ func start(command *command, out *output) (*node, any, error) {
 func (node *node) addresses() []string {
 	addresses := []string{}
 	for _, address := range node.host.Network().ListenAddresses() {
+		// The relay client listens, too, nowhere in particular.
+		if _, err := address.ValueForProtocol(multiaddr.P_CIRCUIT); err == nil {
+			continue
+		}
 		addresses = append(addresses, fmt.Sprintf("%s/p2p/%s", address, node.host.ID()))
 	}
 	return addresses

@@ -95,6 +95,8 @@ impl Node {
         let mut swarm = swarm(store.clone(), settings).map_err(Error::Other)?;
         let id = *swarm.local_peer_id();
         serve_echo(&mut swarm)?;
+        // It reserves when it is told to, not at every relay that it meets.
+        swarm.behaviour_mut().relay_client.on_reachability(true);
         swarm
             .listen_on(transport.loopback())
             .map_err(|error| Error::Other(error.into()))?;
@@ -349,7 +351,11 @@ impl Node {
         relay: Multiaddr,
     ) -> Result<(Multiaddr, Option<anypath_relay::CircuitLimit>), Error> {
         let relay = self
-            .with(move |swarm| swarm.behaviour_mut().relay_client.add_relay(relay))
+            .with(move |swarm| {
+                let client = &mut swarm.behaviour_mut().relay_client;
+                client.on_reachability(false);
+                client.add_relay(relay)
+            })
             .await?
             .map_err(|error| Error::Other(error.into()))?;
         self.wait("reservation", |event| match event {

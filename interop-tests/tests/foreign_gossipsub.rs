@@ -1,0 +1,182 @@
+//! Messages and announcements both ways over gossipsub.
+#![cfg(feature = "foreign")]
+
+use anypath_discovery_pubsub as pubsub;
+use anypath_interop_tests::peers::{
+    BehaviourEvent, Cells, Error, Implementation, Node, NodeSettings, Peer, Settings, Transport,
+};
+use libp2p::PeerId;
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::SwarmEvent;
+use std::time::{Duration, Instant};
+
+const TOPIC: &str = "anypath-interop/chat/1";
+
+/// Longer than the slowest heartbeat with subscriptions takes.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+async fn talk(
+    implementation: Implementation,
+    transport: Transport,
+    test: &'static str,
+) -> Result<(), Error> {
+    let column = format!("{} {}", implementation.name(), transport.name());
+    let mut cells = Cells::new("Gossipsub", column, test);
+    let mut peer = Peer::start(
+        implementation,
+        &Settings {
+            listen: vec![transport.loopback()],
+            ..Settings::default()
+        },
+    )
+    .await?;
+    let mut node = Node::start(transport, NodeSettings::default()).await?;
+    peer.subscribe(TOPIC).await?;
+    node.subscribe(TOPIC).await?;
+    node.dial(peer.address()?).await?;
+
+    cells
+        .works("subscriptions are known both ways", async {
+            node.subscribed(peer.id(), TOPIC).await?;
+            they_know(&mut peer, node.id()).await
+        })
+        .await;
+    cells
+        .works("they hear us, signed", async {
+            node.publish(TOPIC, "from anypath").await?;
+            let heard = peer.message(TOPIC).await?;
+            equal(&heard.from, &node.id().to_string())?;
+            equal(&heard.data.as_ref(), &b"from anypath".as_slice())
+        })
+        .await;
+    cells
+        .works("we hear them, signed", async {
+            peer.publish(TOPIC, b"to anypath").await?;
+            let (from, data) = node.message(TOPIC).await?;
+            equal(&from, &Some(peer.id()))?;
+            equal(&data.as_slice(), &b"to anypath".as_slice())
+        })
+        .await;
+    cells
+        .works("60 KiB in one message, both ways", async {
+            let large = vec![7; 60 << 10];
+            node.publish(TOPIC, large.clone()).await?;
+            equal(&peer.message(TOPIC).await?.data.as_ref(), &large.as_slice())?;
+            let large = vec![9; 60 << 10];
+            peer.publish(TOPIC, &large).await?;
+            equal(&node.message(TOPIC).await?.1, &large)
+        })
+        .await;
+    cells
+        .works(
+            "a message of one of them reaches another through us",
+            async {
+                let mut other = Peer::start(implementation, &Settings::default()).await?;
+                other.subscribe(TOPIC).await?;
+                other.dial(node.address()).await?;
+                node.subscribed(other.id(), TOPIC).await?;
+                they_know(&mut other, node.id()).await?;
+                other.publish(TOPIC, b"passed on").await?;
+                let heard = peer.message(TOPIC).await?;
+                equal(&heard.from, &other.id().to_string())
+            },
+        )
+        .await;
+    cells.finish()
+}
+
+async fn they_know(peer: &mut Peer, us: PeerId) -> Result<(), Error> {
+    let began = Instant::now();
+    while !peer.subscribers(TOPIC).await?.contains(&us) {
+        if began.elapsed() > PATIENCE {
+            return Err(Error::Timeout {
+                what: "subscription at the peer".to_owned(),
+                within: PATIENCE,
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+fn equal<T: PartialEq + std::fmt::Debug>(got: &T, expected: &T) -> Result<(), Error> {
+    if got == expected {
+        Ok(())
+    } else {
+        Err(Error::Wrong("another message than was sent".to_owned()))
+    }
+}
+
+/// pubsub-peer-discovery, which only js-libp2p has: two peers that know only us find each other, and both of them us.
+#[tokio::test]
+async fn announcements_are_understood_both_ways_with_js() -> Result<(), Error> {
+    let mut cells = Cells::new("Gossipsub", "js tcp", "gossipsub-js-discovery");
+    let settings = Settings {
+        listen: vec![Transport::Tcp.loopback()],
+        discovery: true,
+        ..Settings::default()
+    };
+    let mut node = Node::start(Transport::Tcp, NodeSettings::default()).await?;
+    let mut one = Peer::start(Implementation::Js, &settings).await?;
+    one.dial(node.address()).await?;
+    cells
+        .works("pubsub-peer-discovery: we find them", async {
+            let them = one.id();
+            let addresses = node
+                .wait("announcement", |event| match event {
+                    SwarmEvent::Behaviour(BehaviourEvent::Pubsub(pubsub::Event::Discovered {
+                        peer,
+                        addresses,
+                        ..
+                    })) if *peer == them => Some(addresses.clone()),
+                    _ => None,
+                })
+                .await?;
+            equal(&addresses.contains(&one.address()?), &true)
+        })
+        .await;
+    cells
+        .works("pubsub-peer-discovery: they find us", async {
+            let addresses = one.discovered(node.id()).await?;
+            let without_name = node
+                .address()
+                .iter()
+                .filter(|part| !matches!(part, Protocol::P2p(_)))
+                .collect();
+            let ours = [node.address().clone(), without_name];
+            equal(&addresses.iter().any(|at| ours.contains(at)), &true)
+        })
+        .await;
+    cells
+        .works(
+            "pubsub-peer-discovery: they find each other through us",
+            async {
+                let mut two = Peer::start(Implementation::Js, &settings).await?;
+                two.dial(node.address()).await?;
+                one.discovered(two.id()).await?;
+                two.discovered(one.id()).await.map(drop)
+            },
+        )
+        .await;
+    cells.finish()
+}
+
+#[tokio::test]
+async fn we_and_go_hear_each_other_over_tcp() -> Result<(), Error> {
+    talk(Implementation::Go, Transport::Tcp, "gossipsub-go-tcp").await
+}
+
+#[tokio::test]
+async fn we_and_go_hear_each_other_over_quic() -> Result<(), Error> {
+    talk(Implementation::Go, Transport::Quic, "gossipsub-go-quic").await
+}
+
+#[tokio::test]
+async fn we_and_js_hear_each_other_over_tcp() -> Result<(), Error> {
+    talk(Implementation::Js, Transport::Tcp, "gossipsub-js-tcp").await
+}
+
+#[tokio::test]
+async fn we_and_js_hear_each_other_over_quic() -> Result<(), Error> {
+    talk(Implementation::Js, Transport::Quic, "gossipsub-js-quic").await
+}
