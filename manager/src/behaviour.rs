@@ -67,8 +67,10 @@ impl Behaviour {
             peer_store: peer_store::Behaviour::new(MemoryStore::new(
                 peer_store::memory_store::Config::default(),
             )),
+            // Without a signed peer record: rust-libp2p's has a domain of its own (rust-libp2p 6204), go ignores it,
+            // and js throws the whole message away because of it.
             identify: identify::Behaviour::new(
-                identify::Config::new_with_signed_peer_record("ipfs/0.1.0".to_owned(), keypair)
+                identify::Config::new("ipfs/0.1.0".to_owned(), keypair.public())
                     .with_agent_version(AGENT.to_owned())
                     .with_push_listen_addr_updates(true),
             ),

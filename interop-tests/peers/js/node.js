@@ -59,12 +59,20 @@ export async function start (config, discovered) {
     connectionEncrypters: [noise()],
     streamMuxers: [yamux()],
     connectionGater: { denyDialMultiaddr: () => false },
-    peerDiscovery: config.discovery ? [pubsubPeerDiscovery({ interval: 1000 })] : [],
+    peerDiscovery: config.discovery ? [discovery(discovered)] : [],
     services
   }))
   await helia.start()
-  helia.libp2p.addEventListener('peer:discovery', ({ detail }) => {
-    discovered(detail.id.toString(), detail.multiaddrs.map(String))
-  })
   return helia
+}
+
+// Tells of what this discovery finds; libp2p's own event tells of every peer that it meets.
+function discovery (discovered) {
+  return (components) => {
+    const found = pubsubPeerDiscovery({ interval: 1000 })(components)
+    found.addEventListener('peer', ({ detail }) => {
+      discovered(detail.id.toString(), detail.multiaddrs.map(String))
+    })
+    return found
+  }
 }

@@ -539,7 +539,7 @@ fn swarm(
         })?
         .with_behaviour(|key| Behaviour {
             identify: identify::Behaviour::new(
-                identify::Config::new_with_signed_peer_record("ipfs/0.1.0".to_owned(), key)
+                identify::Config::new("ipfs/0.1.0".to_owned(), key.public())
                     .with_agent_version(AGENT.to_owned()),
             ),
             ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL)),
