@@ -88,16 +88,11 @@ fn cases(salt: u64) -> Result<Vec<Case>, Error> {
     Ok(cases)
 }
 
-/// What a peer cannot do: by its own defect, or because it was not built.
+/// What does not work, and is the peer's defect.
 struct Exception {
-    /// Of the cell.
+    /// Of the case.
     name: &'static str,
-    reason: Reason,
-}
-
-enum Reason {
-    Defect(&'static str),
-    Unsupported(&'static str),
+    defect: &'static str,
 }
 
 /// Both directions over one connection, which we dialled.
@@ -106,7 +101,6 @@ async fn exchange(
     transport: Transport,
     test: &'static str,
     they_serve: &[Exception],
-    we_serve: &[Exception],
 ) -> Result<(), Error> {
     let column = format!("{} {}", implementation.name(), transport.name());
     let mut cells = Cells::new("Bitswap", column, test);
@@ -125,33 +119,17 @@ async fn exchange(
     for Case { name, block } in cases(1 << 32)? {
         let cell = format!("we get from them: {name}");
         let got = they_serve_one(&mut node, &mut peer, &block);
-        attempt(&mut cells, &cell, exception(they_serve, &name), got).await;
+        match they_serve.iter().find(|exception| exception.name == name) {
+            None => cells.works(&cell, got).await,
+            Some(exception) => cells.defect(&cell, exception.defect, got).await,
+        }
     }
     for Case { name, block } in cases(2 << 32)? {
         let cell = format!("they get from us: {name}");
         let got = we_serve_one(&node, &mut peer, block);
-        attempt(&mut cells, &cell, exception(we_serve, &name), got).await;
+        cells.works(&cell, got).await;
     }
     cells.finish()
-}
-
-fn exception<'a>(of: &'a [Exception], name: &str) -> Option<&'a Reason> {
-    of.iter()
-        .find(|exception| exception.name == name)
-        .map(|exception| &exception.reason)
-}
-
-async fn attempt(
-    cells: &mut Cells,
-    cell: &str,
-    exception: Option<&Reason>,
-    attempt: impl Future<Output = Result<(), Error>>,
-) {
-    match exception {
-        None => cells.works(cell, attempt).await,
-        Some(Reason::Defect(why)) => cells.defect(cell, why, attempt).await,
-        Some(Reason::Unsupported(why)) => cells.unsupported(cell, why),
-    }
 }
 
 async fn they_serve_one(node: &mut Node, peer: &mut Peer, block: &Block) -> Result<(), Error> {
@@ -178,9 +156,7 @@ fn same<T: PartialEq>(what: &str, left: &T, right: &T) -> Result<(), Error> {
 
 const GO_EMPTY: Exception = Exception {
     name: "0 B",
-    reason: Reason::Defect(
-        "boxo's server takes a block of size 0 for one that it has not (`getBlockSizes` of its decision engine skips it)",
-    ),
+    defect: "boxo's server takes a block of size 0 for one that it has not (`getBlockSizes` of its decision engine skips it)",
 };
 
 #[tokio::test]
@@ -190,7 +166,6 @@ async fn blocks_go_both_ways_with_go_over_tcp() -> Result<(), Error> {
         Transport::Tcp,
         "bitswap-go-tcp",
         &[GO_EMPTY],
-        &[],
     )
     .await
 }
@@ -202,7 +177,6 @@ async fn blocks_go_both_ways_with_go_over_quic() -> Result<(), Error> {
         Transport::Quic,
         "bitswap-go-quic",
         &[GO_EMPTY],
-        &[],
     )
     .await
 }
@@ -259,24 +233,10 @@ async fn blocks_go_both_ways_with_every_version_that_go_speaks() -> Result<(), E
 
 #[tokio::test]
 async fn blocks_go_both_ways_with_js_over_tcp() -> Result<(), Error> {
-    exchange(
-        Implementation::Js,
-        Transport::Tcp,
-        "bitswap-js-tcp",
-        &[],
-        &[],
-    )
-    .await
+    exchange(Implementation::Js, Transport::Tcp, "bitswap-js-tcp", &[]).await
 }
 
 #[tokio::test]
 async fn blocks_go_both_ways_with_js_over_quic() -> Result<(), Error> {
-    exchange(
-        Implementation::Js,
-        Transport::Quic,
-        "bitswap-js-quic",
-        &[],
-        &[],
-    )
-    .await
+    exchange(Implementation::Js, Transport::Quic, "bitswap-js-quic", &[]).await
 }

@@ -77,6 +77,7 @@ async fn talk(
                 node.subscribed(other.id(), TOPIC).await?;
                 they_know(&mut other, node.id()).await?;
                 other.publish(TOPIC, b"passed on").await?;
+                equal(&node.message(TOPIC).await?.0, &Some(other.id()))?;
                 let heard = peer.message(TOPIC).await?;
                 equal(&heard.from, &other.id().to_string())
             },

@@ -140,6 +140,7 @@ async fn meet_the_command(
     cells
         .works("`anypath connect` reaches them", async {
             node.run(&["connect", &peer.address()?.to_string()]).await?;
+            peer.identify(node.id()).await?;
             peer.ping(node.id()).await?;
             Ok(())
         })
