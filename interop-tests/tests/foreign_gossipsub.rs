@@ -77,8 +77,8 @@ async fn talk(
                 other.dial(node.address()).await?;
                 node.subscribed(other.id(), TOPIC).await?;
                 they_know(&mut other, node.id()).await?;
-                other.publish(TOPIC, b"passed on").await?;
-                equal(&node.message(TOPIC).await?.0, &Some(other.id()))?;
+                let (from, _) = they_publish(&mut other, &mut node, b"passed on").await?;
+                equal(&from, &Some(other.id()))?;
                 let heard = peer.message(TOPIC).await?;
                 equal(&heard.from, &other.id().to_string())
             },
