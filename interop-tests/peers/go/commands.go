@@ -267,7 +267,8 @@ func (node *node) subscribers(name string) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return fields{"peers": topic.ListPeers()}, nil
+	// Never null.
+	return fields{"peers": append([]peer.ID{}, topic.ListPeers()...)}, nil
 }
 
 func (node *node) publish(ctx context.Context, name, data string) (any, error) {
