@@ -8,7 +8,8 @@ use anypath_interop_tests::peers::{
 use libp2p::PeerId;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::SwarmEvent;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 const TOPIC: &str = "anypath-interop/chat/1";
 

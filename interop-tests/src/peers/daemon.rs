@@ -63,7 +63,7 @@ impl Daemon {
                 source,
             })?;
         let child = self.process.insert(child);
-        let began = std::time::Instant::now();
+        let began = tokio::time::Instant::now();
         loop {
             // Whole lines only.
             let text = std::fs::read_to_string(&output)?;

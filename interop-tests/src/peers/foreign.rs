@@ -26,8 +26,6 @@ pub enum Implementation {
     Go,
     /// js-libp2p and Helia on Node.
     Js,
-    /// py-libp2p.
-    Python,
 }
 
 impl Implementation {
@@ -37,24 +35,17 @@ impl Implementation {
         match self {
             Self::Go => "go",
             Self::Js => "js",
-            Self::Python => "py",
         }
     }
 
     fn command(self) -> Command {
         let peers = directory();
-        let sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");
         match self {
             Self::Go => Command::new(peers.join("go-peer")),
             Self::Js => {
                 let mut node = Command::new(peers.join("js/node_modules/node/bin/node"));
                 node.arg(peers.join("js/main.js"));
                 node
-            }
-            Self::Python => {
-                let mut python = Command::new(peers.join("python/bin/python"));
-                python.arg(sources.join("python/peer.py"));
-                python
             }
         }
     }

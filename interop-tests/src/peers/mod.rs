@@ -1,6 +1,6 @@
 //! Peers that nobody here wrote, as processes that a test drives, and a node of ours that meets them.
 //!
-//! [`Peer`] is a process that speaks the protocol of `peers/README.md`: go-libp2p with boxo, js-libp2p with Helia, py-libp2p.
+//! [`Peer`] is a process that speaks the protocol of `peers/README.md`: go-libp2p with boxo, js-libp2p with Helia.
 //! [`Kubo`] is a real kubo daemon, [`Anypath`] the node as users run it. [`Node`] is a swarm of this workspace's behaviours. [`Cells`] collects what worked, and
 //! [`matrix`] makes `MATRIX.md` of it.
 

@@ -1,5 +1,10 @@
 //! A node of ours: the behaviours of this workspace on one swarm, driven by a task of its own.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a node for tests, which run on tokio"
+)]
+
 use super::{Error, Transport};
 use anypath_bitswap as bitswap;
 use anypath_bitswap::{Block, MemorySource};
