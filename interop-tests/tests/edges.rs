@@ -153,9 +153,9 @@ fn no_published_crate_depends_on_async_std() {
 fn each_crate_builds_on_the_package_that_the_design_names() {
     let (_, edges) = workspace();
     let missing: Vec<_> = [
-        // Its own wire format; libp2p-relay is the peer of its tests.
+        // Their own wire formats; libp2p-relay and libp2p-dcutr are the peers of their tests.
         ("anypath-relay", "prost"),
-        ("anypath-holepunch", "libp2p-dcutr"),
+        ("anypath-holepunch", "prost"),
         ("anypath-discovery-mdns", "hickory-proto"),
         ("anypath-discovery-pubsub", "libp2p-gossipsub"),
         ("anypath-dht", "libp2p-kad"),
