@@ -528,12 +528,11 @@ fn take(shared: &Shared, log: &Log, last: usize, stalled: bool) -> (Vec<Op>, usi
         }
         state.lingering = false;
     }
-    // A group larger than what pins leave would find no room, where its ops one after the other do. Half of it, as that shrinks while the
-    // group waits for the cold tier: with the next checkpoint.
+    // A group larger than what pins leave would find no room, where its ops one after the other do.
     let unpinned = shared.live_limit().saturating_sub(shared.fixed_bytes());
     let room = log
         .room_in_segment(shared)
-        .min(unpinned / 2)
+        .min(unpinned)
         .clamp(1, GROUP_BYTES);
     let each = |op: &Op| match op {
         Op::Put(put) => {

@@ -217,21 +217,16 @@ impl Shared {
         self.counters.pinned.get() + self.counters.value_bytes.get()
     }
 
-    /// Bytes of records that may be live: the rest is what three checkpoints take and what compaction works with, an eighth, or two segments
-    /// where that is more and there is room.
+    /// Bytes of records that may be live: the rest is what three checkpoints take and what compaction works with.
     pub(crate) fn live_limit(&self) -> u64 {
         let checkpoints = 3 * self.next_checkpoint();
-        let rest = self.capacity().saturating_sub(checkpoints);
-        let compaction = (2 * self.segment_bytes()).min(rest / 4);
-        rest - compaction.max(rest / 8)
+        self.capacity().saturating_sub(checkpoints) / 8 * 7
     }
 
     /// Bytes that the store takes on the disk, with those of the next checkpoint, which is there beside the two before it until it is whole.
-    /// A young store has not written them yet, and cannot free a segment without them.
     pub(crate) fn used(&self) -> u64 {
-        let next = self.next_checkpoint();
-        let kept = self.counters.checkpoint_bytes.get().max(2 * next);
-        self.counters.used.get() + kept + next
+        let kept = self.counters.checkpoint_bytes.get();
+        self.counters.used.get() + kept + self.next_checkpoint()
     }
 
     /// About how long it will be: as the last one, which had pins, values and long names, or longer with more blocks.
