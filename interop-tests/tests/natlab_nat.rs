@@ -204,8 +204,10 @@ fn expected(kind: NatKind) -> (Option<NatType>, NatType) {
     let both = |nat_type| (Some(nat_type), nat_type);
     match kind {
         NatKind::None => both(NatType::Public),
-        NatKind::FullCone => both(NatType::FullCone),
-        NatKind::AddressRestricted => both(NatType::RestrictedCone),
+        NatKind::FullCone | NatKind::FullConeShifting => both(NatType::FullCone),
+        NatKind::AddressRestricted | NatKind::AddressRestrictedShifting => {
+            both(NatType::RestrictedCone)
+        }
         NatKind::Symmetric | NatKind::SymmetricSequential => both(NatType::Symmetric),
         NatKind::UdpBlocked => (None, NatType::PortRestrictedCone),
         _ => both(NatType::PortRestrictedCone),
