@@ -377,11 +377,7 @@ impl NetworkBehaviour for Behaviour {
                 self.on_nat_output(output);
                 continue;
             }
-            let punching = self.dcutr.poll(cx);
-            for address in self.dcutr.take_opened() {
-                self.nat.on_contact(&address, now());
-            }
-            if let Poll::Ready(action) = punching {
+            if let Poll::Ready(action) = self.dcutr.poll(cx) {
                 return Poll::Ready(action.map_in(Either::Left));
             }
             match self.probe.poll(cx) {

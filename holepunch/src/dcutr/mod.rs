@@ -1,7 +1,6 @@
 //! DCUtR of our own: the adapter between the swarm and the core that coordinates punches.
 
 mod handler;
-mod opener;
 mod protocol;
 
 use std::{
@@ -43,8 +42,6 @@ pub struct Dcutr {
     nat: NatReport,
     /// The dials of ours that are under way, by the connection that they may become.
     dials: BTreeMap<ConnectionId, DialId>,
-    /// Addresses that openers went to, until they are asked for.
-    opened: Vec<Multiaddr>,
     alarm: Alarm,
 }
 
@@ -59,7 +56,6 @@ impl Dcutr {
             listening: Vec::new(),
             nat: NatReport::default(),
             dials: BTreeMap::new(),
-            opened: Vec::new(),
             alarm: Alarm::default(),
         }
     }
@@ -79,11 +75,6 @@ impl Dcutr {
     pub(crate) fn on_nat(&mut self, nat: NatReport) {
         self.nat = nat;
         self.update();
-    }
-
-    /// Addresses that packets were sent to without a dial, since the last call.
-    pub(crate) fn take_opened(&mut self) -> Vec<Multiaddr> {
-        std::mem::take(&mut self.opened)
     }
 
     /// The last outcomes, the oldest first.
@@ -164,15 +155,6 @@ impl Dcutr {
                 notify(peer, relayed, Command::Abandon { opener, number })
             }
             Output::Release { peer, relayed } => notify(peer, relayed, Command::Release),
-            Output::Open { addresses } => {
-                for address in addresses {
-                    if let Err(error) = opener::open(&self.listening, &address) {
-                        tracing::debug!(%address, %error, "our NAT could not be opened early");
-                    }
-                    self.opened.push(address);
-                }
-                return None;
-            }
             Output::Dial {
                 dial,
                 peer,

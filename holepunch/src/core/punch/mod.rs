@@ -89,10 +89,6 @@ pub(crate) enum Output {
         peer: PeerId,
         relayed: ConnectionId,
     },
-    /// Open our NAT towards these addresses without reaching them.
-    Open {
-        addresses: Vec<Multiaddr>,
-    },
     /// Dial; tell how it ended with [`Punches::on_direct`] or [`Punches::on_dial_failed`].
     Dial {
         dial: DialId,
@@ -278,11 +274,15 @@ impl Punches {
             dials: 0,
         };
         self.relayed.insert(connection, relayed);
-        if self.direct.contains_key(&peer) || self.punches.contains_key(&peer) {
+        if self.direct.contains_key(&peer) {
             self.release(peer, connection);
-            return;
+        } else if self.punches.contains_key(&peer) {
+            if !self.settle_on_one_circuit(peer, now) {
+                self.release(peer, connection);
+            }
+        } else {
+            self.begin(connection, peer, role, now);
         }
-        self.begin(connection, peer, role, now);
     }
 
     /// A direct connection is up, by one of our dials or otherwise.
@@ -383,6 +383,7 @@ impl Punches {
             Some(extras) => extras.attempt.max(1),
             None => u8::try_from(relayed.opened_by_peer).unwrap_or(u8::MAX),
         };
+        tracing::debug!(%peer, attempt, ?role, "the peer's CONNECT");
         if message.kind == Kind::Sync {
             self.on_farewell(peer, message, now);
             self.abandon(peer, exchange);
@@ -393,9 +394,19 @@ impl Punches {
             self.abandon(peer, exchange);
             return;
         }
-        if !self.punches.contains_key(&peer) {
+        match self.punches.get(&peer).map(|punch| punch.role) {
             // The peer tries again after we gave up.
-            self.begin_waiting(exchange.relayed, peer, role, now);
+            None => self.begin_waiting(exchange.relayed, peer, role, now),
+            Some(ours) if ours == role => {}
+            Some(_) if self.is_preferred(peer, role) => {
+                self.change_circuit(exchange.relayed, peer, role);
+            }
+            // The peer changes to the other circuit as well.
+            Some(_) => {
+                tracing::debug!(%peer, "an exchange on the circuit that is given up is refused");
+                self.abandon(peer, exchange);
+                return;
+            }
         }
         let is_idle = self
             .punches
@@ -437,15 +448,12 @@ impl Punches {
         punch.no_punch = peers;
         let (at_once, later): (Vec<_>, Vec<_>) =
             targets.into_iter().partition(|target| target.at_once);
-        punch
-            .exchanges
-            .push((exchange, Step::Answered(later.clone())));
+        punch.exchanges.push((exchange, Step::Answered(later)));
         self.outputs.push_back(Output::Reply {
             peer,
             exchange,
             message: answer,
         });
-        self.open(&later);
         self.dial_all(peer, at_once);
     }
 
@@ -460,6 +468,7 @@ impl Punches {
         let Some((peer, Step::Sent(attempt))) = self.take_exchange(exchange) else {
             return;
         };
+        tracing::debug!(%peer, attempt, ?round_trip, "our CONNECT is answered");
         let attempts = self.config.attempts();
         let Some(punch) = self.punches.get_mut(&peer) else {
             return;
@@ -524,9 +533,8 @@ impl Punches {
         punch.synchronised = attempt;
         punch.stage = Stage::Synchronised {
             at: now + round_trip / 2,
-            targets: later.clone(),
+            targets: later,
         };
-        self.open(&later);
         self.dial_all(peer, at_once);
     }
 
@@ -535,6 +543,7 @@ impl Punches {
         let Some((peer, Step::Answered(targets))) = self.take_exchange(exchange) else {
             return;
         };
+        tracing::debug!(%peer, attempt = message.attempt(), "the peer's SYNC");
         let Some(punch) = self.punches.get_mut(&peer) else {
             return;
         };
@@ -564,6 +573,9 @@ impl Punches {
         let Some((peer, _)) = self.take_exchange(exchange) else {
             return;
         };
+        if self.settle_on_one_circuit(peer, now) {
+            return;
+        }
         let attempts = self.config.attempts();
         let Some(punch) = self.punches.get_mut(&peer) else {
             return;
@@ -636,11 +648,60 @@ impl Punches {
 
     fn begin(&mut self, relayed: ConnectionId, peer: PeerId, role: Role, now: Instant) {
         self.begin_waiting(relayed, peer, role, now);
+        self.begin_talking(peer, role, now);
+    }
+
+    fn begin_talking(&mut self, peer: PeerId, role: Role, now: Instant) {
         if role == Role::Initiator || self.config.early() {
             self.talk(peer, now);
         } else if let Some(punch) = self.punches.get_mut(&peer) {
             punch.stage = Stage::Talking;
         }
+    }
+
+    /// Whether a circuit on which we have this role is the one to talk on, where both nodes dialled
+    /// each other over a relay: the one that the node with the smaller id dialled. On one circuit
+    /// exactly one node is the initiator; each talking on its own, both would dial as the TLS client.
+    fn is_preferred(&self, peer: PeerId, role: Role) -> bool {
+        (role == Role::Responder) == (self.local < peer)
+    }
+
+    /// Goes over to the preferred circuit, if there is one and no exchange has come further on the
+    /// present one. Tells whether it did.
+    fn settle_on_one_circuit(&mut self, peer: PeerId, now: Instant) -> bool {
+        let Some(punch) = self.punches.get(&peer) else {
+            return false;
+        };
+        let is_answered = |(_, step): &(_, Step)| matches!(step, Step::Answered(_));
+        let has_come_further = punch.exchanges.iter().any(is_answered)
+            || (punch.synchronised > 0 && punch.synchronised == punch.attempt);
+        if has_come_further || self.is_preferred(peer, punch.role) {
+            return false;
+        }
+        let mut relayed = self.relayed.iter();
+        let other = relayed.find(|(_, other)| other.peer == peer && other.role != punch.role);
+        let Some((other, role)) = other.map(|(id, other)| (*id, other.role)) else {
+            return false;
+        };
+        self.change_circuit(other, peer, role);
+        self.begin_talking(peer, role, now);
+        true
+    }
+
+    fn change_circuit(&mut self, relayed: ConnectionId, peer: PeerId, role: Role) {
+        let Some(punch) = self.punches.get_mut(&peer) else {
+            return;
+        };
+        tracing::debug!(%peer, old = %punch.relayed, new = %relayed, "two circuits crossed");
+        let old = std::mem::replace(&mut punch.relayed, relayed);
+        punch.role = role;
+        punch.stage = Stage::Talking;
+        // What was said there counts for nothing.
+        punch.attempt = punch.synchronised;
+        for (exchange, _) in std::mem::take(&mut punch.exchanges) {
+            self.abandon(peer, exchange);
+        }
+        self.release(peer, old);
     }
 
     /// A punch that waits for its place.
@@ -821,22 +882,6 @@ impl Punches {
             address: address.clone(),
             how,
         });
-    }
-
-    /// "Low TTL" openers, where the peer begins: its SYN then finds our listener, however late we
-    /// are. Where we begin, an open NAT would let in the peer's SYN before ours is out, and of that
-    /// connection both sides would be the listener.
-    fn open(&mut self, targets: &[Target]) {
-        let addresses: Vec<Multiaddr> = targets
-            .iter()
-            .filter(|target| target.how == As::Server)
-            .filter(|target| Transport::of(&target.address) == Transport::Tcp)
-            .take(MAX_OPENERS)
-            .map(|target| target.address.clone())
-            .collect();
-        if !addresses.is_empty() {
-            self.outputs.push_back(Output::Open { addresses });
-        }
     }
 
     fn handle_due(&mut self, peer: PeerId, now: Instant) {
@@ -1072,9 +1117,6 @@ const JUST_REACHED: Duration = Duration::from_secs(10);
 
 /// Addresses of our own network in a message: two transports, two families.
 const MAX_LOCAL: usize = 4;
-
-/// TCP addresses that a NAT is opened for.
-const MAX_OPENERS: usize = 4;
 
 /// Addresses that an outcome names: three attempts at eight.
 const MAX_TRIED: usize = 24;

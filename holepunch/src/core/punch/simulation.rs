@@ -42,6 +42,8 @@ pub(super) struct Scenario {
     /// Whether the nodes know what they stand behind.
     pub(super) classified: bool,
     pub(super) early: bool,
+    /// How much later the initiator's own circuit to the responder is up, if it dialled one too.
+    pub(super) crossing: Option<Duration>,
 }
 
 impl Scenario {
@@ -60,6 +62,7 @@ impl Scenario {
             loss: 0.0,
             classified: true,
             early: true,
+            crossing: None,
         }
     }
 }
@@ -93,7 +96,8 @@ const RELAY: Port = (2, 4001);
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Happening {
-    Relayed(usize),
+    /// The end of a circuit is up, that of the node that dialled it or the other.
+    Relayed(usize, Role),
     Timer(usize),
     /// A message through the relay, or the end of a stream.
     Said(usize, Word),
@@ -219,6 +223,8 @@ struct World {
     boxes: [Box_; 2],
     attempts: Vec<Attempt>,
     messages: BTreeMap<(usize, Opener, u32), (Message, Instant)>,
+    /// On which circuit a node opened an exchange.
+    opened: BTreeMap<(usize, u32), ConnectionId>,
     farewells: Vec<Message>,
     acts: Vec<Output>,
     next_connection: usize,
@@ -229,7 +235,8 @@ struct World {
     report: Report,
 }
 
-const CIRCUIT: usize = 0;
+/// The circuits that each node may have dialled; direct connections count on from there.
+const CIRCUITS: usize = 2;
 
 /// Runs one scenario to its end.
 #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
@@ -258,9 +265,10 @@ pub(super) fn run(scenario: &Scenario, seed: u64) -> Report {
         boxes: scenario.nats.map(Box_::new),
         attempts: Vec::new(),
         messages: BTreeMap::new(),
+        opened: BTreeMap::new(),
         farewells: Vec::new(),
         acts: Vec::new(),
-        next_connection: 1,
+        next_connection: CIRCUITS,
         links: Default::default(),
         stuck: BTreeSet::new(),
         report: Report::default(),
@@ -290,9 +298,13 @@ impl World {
             };
             self.cores[side].on_own(own, self.now);
         }
-        self.at(Duration::ZERO, Happening::Relayed(0));
         let relayed = self.scenario.relayed;
-        self.at(relayed, Happening::Relayed(1));
+        self.at(Duration::ZERO, Happening::Relayed(0, Role::Responder));
+        self.at(relayed, Happening::Relayed(1, Role::Initiator));
+        if let Some(after) = self.scenario.crossing {
+            self.at(after, Happening::Relayed(1, Role::Responder));
+            self.at(after + relayed, Happening::Relayed(0, Role::Initiator));
+        }
         let end = self.start + Duration::from_secs(20);
         while let Some(Reverse((at, _, happening))) = self.due.pop() {
             if at > end {
@@ -333,17 +345,21 @@ impl World {
         port
     }
 
-    fn circuit() -> ConnectionId {
-        ConnectionId::new_unchecked(CIRCUIT)
+    /// The circuit that this node dialled.
+    fn circuit(side: usize) -> ConnectionId {
+        ConnectionId::new_unchecked(side)
     }
 
     fn happen(&mut self, happening: Happening) {
         let now = self.now;
         match happening {
-            Happening::Relayed(side) => {
-                let role = [Role::Responder, Role::Initiator][side];
+            Happening::Relayed(side, role) => {
                 let peer = self.ids[1 - side];
-                self.cores[side].on_relayed(Self::circuit(), peer, role, now);
+                let circuit = match role {
+                    Role::Responder => Self::circuit(side),
+                    Role::Initiator => Self::circuit(1 - side),
+                };
+                self.cores[side].on_relayed(circuit, peer, role, now);
                 self.drain(side);
             }
             Happening::Timer(side) => {
@@ -376,7 +392,10 @@ impl World {
     fn said(&mut self, side: usize, word: Word) {
         let now = self.now;
         let exchange = |opener, number| Exchange {
-            relayed: Self::circuit(),
+            relayed: match opener {
+                Opener::Us => self.opened[&(side, number)],
+                Opener::Peer => self.opened[&(1 - side, number)],
+            },
             opener,
             number,
         };
@@ -437,6 +456,7 @@ impl World {
             } => {
                 let key = (side, Opener::Us, exchange.number);
                 self.messages.insert(key, (message, self.now));
+                self.opened.insert((side, exchange.number), exchange.relayed);
                 self.at(
                     relayed,
                     Happening::Said(there, Word::Opened(exchange.number)),
@@ -458,9 +478,14 @@ impl World {
                 let word = Word::Synchronised(exchange.number);
                 self.at(relayed, Happening::Said(there, word));
             }
-            Output::Farewell { message, .. } => {
+            Output::Farewell {
+                relayed: circuit,
+                message,
+                ..
+            } => {
                 self.farewells.push(message);
                 let index = self.farewells.len() as u64 - 1;
+                self.opened.insert((side, u32::MAX - index as u32), circuit);
                 self.at(relayed, Happening::Said(there, Word::Farewell(index)));
             }
             Output::Abandon { exchange, .. } => {
@@ -468,11 +493,6 @@ impl World {
                 self.at(relayed, Happening::Said(there, word));
             }
             Output::Release { .. } => {}
-            Output::Open { addresses } => {
-                for address in addresses {
-                    self.boxes[side].leaves(LISTENING, Self::port(&address));
-                }
-            }
             Output::Dial {
                 dial, address, how, ..
             } => self.dial(side, dial, &address, how),

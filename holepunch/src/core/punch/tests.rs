@@ -70,6 +70,35 @@ fn every_pair_that_can_be_punched_is_punched_at_once_and_one_connection_is_left(
 }
 
 #[test]
+fn circuits_that_crossed_are_one_punch() {
+    for early in [true, false] {
+        every_cell(|responder, initiator, transport, scenario| {
+            if !can_be_punched(responder, initiator) {
+                return;
+            }
+            // From both at once to the second in the midst of the dials.
+            for after in (0..400).step_by(20) {
+                let scenario = Scenario {
+                    early,
+                    crossing: Some(Duration::from_millis(after)),
+                    ..scenario.clone()
+                };
+                let what = format!("{responder} to {initiator} over {transport:?}, {after} ms");
+                for seed in 0..2 {
+                    let report = run(&scenario, seed);
+                    assert!(report.is_success(), "{what}, {early}, {seed}: {report:?}");
+                    assert_eq!(report.connections, 1, "{what}: {report:?}");
+                    for outcome in &report.outcomes {
+                        let (at, _) = outcome.as_ref().unwrap();
+                        assert!(*at < Duration::from_secs(1), "{what}, {early}: {report:?}");
+                    }
+                }
+            }
+        });
+    }
+}
+
+#[test]
 fn nats_that_change_the_port_are_punched_like_others() {
     every_cell(|responder, initiator, _, mut scenario| {
         if !can_be_punched(responder, initiator) {
