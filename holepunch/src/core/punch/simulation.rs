@@ -456,7 +456,8 @@ impl World {
             } => {
                 let key = (side, Opener::Us, exchange.number);
                 self.messages.insert(key, (message, self.now));
-                self.opened.insert((side, exchange.number), exchange.relayed);
+                self.opened
+                    .insert((side, exchange.number), exchange.relayed);
                 self.at(
                     relayed,
                     Happening::Said(there, Word::Opened(exchange.number)),
