@@ -24,7 +24,7 @@ use anypath_tiered_store::{
     vfs::{Image, SimVfs},
 };
 use bytes::Bytes;
-use common::{MIB, block, open_sim, random, run};
+use common::{MIB, block, in_parallel, open_sim, random, run};
 use parking_lot::Mutex;
 
 const CAPACITY: u64 = 2 * MIB;
@@ -227,7 +227,9 @@ fn no_power_cut_loses_what_was_acknowledged() {
 #[test]
 #[ignore = "takes minutes; CI runs it in release"]
 fn no_power_cut_loses_what_was_acknowledged_in_ten_thousand_images() {
-    let images: u64 = (100..130).map(|seed| torture(seed, 120, 3)).sum();
+    let images: u64 = in_parallel((100..130).collect(), |seed| torture(seed, 120, 3))
+        .into_iter()
+        .sum();
     assert!(images > 10_000, "only {images} images");
 }
 

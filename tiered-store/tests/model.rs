@@ -20,7 +20,7 @@ use anypath_tiered_store::{
     vfs::SimVfs,
 };
 use bytes::Bytes;
-use common::{MIB, block, run};
+use common::{MIB, block, in_parallel, run};
 use object_store::memory::InMemory;
 use proptest::prelude::*;
 
@@ -305,7 +305,13 @@ proptest! {
 #[test]
 #[ignore = "takes minutes; CI runs it in release"]
 fn behaves_like_a_map_for_a_million_operations() {
-    for (tiers, cases) in [(Tiers::Disk, 300), (Tiers::Memory, 150), (Tiers::All, 50)] {
+    let parts = [
+        (Tiers::Disk, 150),
+        (Tiers::Disk, 150),
+        (Tiers::Memory, 150),
+        (Tiers::All, 50),
+    ];
+    in_parallel(parts.into(), |(tiers, cases)| {
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
             cases,
             failure_persistence: None,
@@ -318,5 +324,5 @@ fn behaves_like_a_map_for_a_million_operations() {
                 Ok(())
             })
             .unwrap();
-    }
+    });
 }

@@ -6,7 +6,11 @@
     reason = "every test binary uses a part"
 )]
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex},
+    thread,
+};
 
 use anypath_tiered_store::{Config, Store, vfs::SimVfs};
 use bytes::Bytes;
@@ -17,6 +21,26 @@ pub const RAW: u64 = 0x55;
 
 pub fn run<T>(future: impl Future<Output = T>) -> T {
     smol::block_on(future)
+}
+
+/// Does the work on as many threads as there are cores; a panic in one is the test's.
+pub fn in_parallel<W: Send, T: Send>(work: Vec<W>, each: impl Fn(W) -> T + Sync) -> Vec<T> {
+    let work = Mutex::new(work.into_iter());
+    let one_after_the_other = || {
+        let next = || work.lock().expect("no panic inside").next();
+        std::iter::from_fn(next).map(&each).collect::<Vec<T>>()
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|_| scope.spawn(one_after_the_other))
+            .collect();
+        let done = workers.into_iter().map(|worker| match worker.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        done.flatten().collect()
+    })
 }
 
 pub fn cid_of(data: &[u8]) -> Cid {
