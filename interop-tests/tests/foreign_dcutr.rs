@@ -2,6 +2,7 @@
 //!
 //! `PUNCH_RUNS` is how many punches each test tries.
 #![cfg(feature = "foreign")]
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
 use anypath_interop_tests::lab::scenario::scratch;
 use anypath_interop_tests::lab::{Lab, NatKind, Node, NodeConfig, binary, isolated, now};
