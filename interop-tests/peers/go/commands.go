@@ -17,6 +17,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
+	"github.com/libp2p/go-libp2p/p2p/protocol/holepunch"
 	"github.com/multiformats/go-multihash"
 )
 
@@ -66,6 +67,8 @@ func (node *node) run(command *command) (any, error) {
 		return node.echo(ctx, command.Peer, command.Bytes)
 	case "reserve":
 		return node.reserve(ctx, command.Address)
+	case "punchable":
+		return node.punchable(ctx)
 	case "subscribe":
 		return node.subscribe(command.Topic)
 	case "subscribers":
@@ -218,6 +221,23 @@ func (node *node) reserve(ctx context.Context, address string) (any, error) {
 		result["voucher"] = fields{"relay": voucher.Relay.String(), "peer": voucher.Peer.String()}
 	}
 	return result, nil
+}
+
+// Waits until the node takes part in hole punches: it does once it has been told under which address it is seen.
+func (node *node) punchable(ctx context.Context) (any, error) {
+	updated, err := node.host.EventBus().Subscribe(new(event.EvtLocalProtocolsUpdated))
+	if err != nil {
+		return nil, err
+	}
+	defer updated.Close()
+	for !slices.Contains(node.host.Mux().Protocols(), holepunch.Protocol) {
+		select {
+		case <-updated.Out():
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return fields{}, nil
 }
 
 func (node *node) topic(name string) (*pubsub.Topic, error) {

@@ -20,6 +20,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
+	"github.com/libp2p/go-libp2p/p2p/protocol/holepunch"
 	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
 	"github.com/multiformats/go-multiaddr"
 
@@ -43,6 +44,8 @@ type config struct {
 	DHT string `json:"dht"`
 	// The versions spoken, best first; empty for all that boxo knows.
 	Bitswap []string `json:"bitswap"`
+	// Stands behind a NAT and takes part in hole punches.
+	Punch bool `json:"punch"`
 }
 
 type node struct {
@@ -63,9 +66,16 @@ func start(command *command, out *output) (*node, any, error) {
 	settings := command.Config
 	options := []libp2p.Option{
 		libp2p.ListenAddrStrings(settings.Listen...),
-		// The addresses of loopback are as good as any.
-		libp2p.ForceReachabilityPublic(),
 		libp2p.DisableMetrics(),
+	}
+	if settings.Punch {
+		options = append(options,
+			libp2p.ForceReachabilityPrivate(),
+			libp2p.EnableHolePunching(holepunch.WithTracer(punches{out})),
+		)
+	} else {
+		// The addresses of loopback are as good as any.
+		options = append(options, libp2p.ForceReachabilityPublic())
 	}
 	if limits := settings.Relay; limits != nil {
 		resources := relay.DefaultResources()
@@ -79,6 +89,16 @@ func start(command *command, out *output) (*node, any, error) {
 	peerHost, err := libp2p.New(options...)
 	if err != nil {
 		return nil, nil, err
+	}
+	if settings.Punch {
+		peerHost.Network().Notify(&network.NotifyBundle{ConnectedF: func(_ network.Network, connection network.Conn) {
+			out.write(fields{
+				"event":        "connected",
+				"peer":         connection.RemotePeer().String(),
+				"address":      connection.RemoteMultiaddr().String(),
+				"microseconds": connection.Stat().Opened.UnixMicro(),
+			})
+		}})
 	}
 	peerNode := &node{host: peerHost, out: out, topics: map[string]*pubsub.Topic{}}
 	peerNode.ping = ping.NewPingService(peerHost)
@@ -115,6 +135,15 @@ func start(command *command, out *output) (*node, any, error) {
 		return nil, nil, err
 	}
 	return peerNode, map[string]any{"peer": peerHost.ID().String(), "listen": peerNode.addresses()}, nil
+}
+
+// Tells what the hole puncher does.
+type punches struct {
+	out *output
+}
+
+func (punches punches) Trace(event *holepunch.Event) {
+	punches.out.write(fields{"event": "punch", "peer": event.Remote.String(), "what": event.Type, "details": event.Evt})
 }
 
 // Where the node listens, with its name at the end.

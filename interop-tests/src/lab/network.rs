@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The core router's address on every leg.
 const CORE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Public addresses, where the plan says nothing.
+const DOCUMENTATION: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 0);
 const CORE_MAC: &str = "02:00:00:00:00:01";
 const SITE_MAC: &str = "02:00:00:00:00:02";
 /// Sites that the address plan has room for.
@@ -110,7 +112,7 @@ impl Network {
             number,
         };
         for (index, site) in plan.sites.iter().enumerate() {
-            network.add_site(index, site, plan.links)?;
+            network.add_site(index, site, plan)?;
         }
         Ok(network)
     }
@@ -192,9 +194,10 @@ impl Network {
         Ok(())
     }
 
-    fn add_site(&mut self, index: usize, site: &Site, links: Links) -> Result<(), LabError> {
+    fn add_site(&mut self, index: usize, site: &Site, plan: &Lab) -> Result<(), LabError> {
         let number = self.number;
-        let counted = Ipv4Addr::new(203, 0, 113, counted_octet(index));
+        let [a, b, c, _] = plan.public.unwrap_or(DOCUMENTATION).octets();
+        let counted = Ipv4Addr::new(a, b, c, counted_octet(index));
         let addresses = if site.addresses.is_empty() {
             vec![counted]
         } else {
@@ -202,7 +205,7 @@ impl Network {
         };
         let public = addresses.first().copied().unwrap_or(counted);
         let edge = Namespace::create(&format!("n{number}s{index}"))?;
-        self.lay_wire(index, &edge, &addresses, site.leg, links)?;
+        self.lay_wire(index, &edge, &addresses, site.leg, plan.links)?;
         let Some(rules) = site.kind.rules(public) else {
             for name in &site.hosts {
                 let host = Host {

@@ -28,6 +28,7 @@ pub struct Lab {
     pub(crate) sites: Vec<Site>,
     pub(crate) leg: Leg,
     pub(crate) links: Links,
+    pub(crate) public: Option<Ipv4Addr>,
     pub(crate) misuse: Option<String>,
 }
 
@@ -57,6 +58,14 @@ impl Lab {
     #[must_use]
     pub fn links(mut self, links: Links) -> Self {
         self.links = links;
+        self
+    }
+
+    /// The /24 from which sites without addresses of their own get them: 203.0.113.0 unless another one is asked for. That
+    /// is a range for documentation, which some programs do not take for public.
+    #[must_use]
+    pub fn public(mut self, network: Ipv4Addr) -> Self {
+        self.public = Some(network);
         self
     }
 

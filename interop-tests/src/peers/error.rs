@@ -45,6 +45,7 @@ macro_rules! other {
 }
 other!(
     Box<dyn std::error::Error + Send + Sync>,
+    crate::lab::LabError,
     std::io::Error,
     serde_json::Error,
     base64::DecodeError,

@@ -2,6 +2,7 @@
 
 use super::process::Process;
 use super::{Error, directory};
+use crate::lab::Host;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::process::Command;
+use tokio::runtime::Handle;
 
 /// What a command takes at most; a peer that needs longer has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -64,6 +66,8 @@ pub struct Settings {
     pub bitswap: Vec<&'static str>,
     /// Announces itself over gossipsub (pubsub-peer-discovery).
     pub discovery: bool,
+    /// Stands behind a NAT and punches holes (go).
+    pub punch: bool,
 }
 
 /// Limits of a peer's relay.
@@ -208,7 +212,35 @@ impl Peer {
     ///
     /// It is not installed, or does not come up.
     pub async fn start(implementation: Implementation, settings: &Settings) -> Result<Self, Error> {
-        let mut process = Process::start(implementation.command())?;
+        Self::started(
+            Process::start(implementation.command(), Command::spawn)?,
+            settings,
+        )
+        .await
+    }
+
+    /// As [`start`](Self::start), on a host of the lab.
+    ///
+    /// # Errors
+    ///
+    /// It is not installed, or does not come up.
+    pub async fn start_on(
+        host: &Host,
+        implementation: Implementation,
+        settings: &Settings,
+    ) -> Result<Self, Error> {
+        let runtime = Handle::current();
+        let process = Process::start(implementation.command(), |command| {
+            host.enter(|| {
+                let _guard = runtime.enter();
+                command.spawn()
+            })
+            .map_err(std::io::Error::other)?
+        })?;
+        Self::started(process, settings).await
+    }
+
+    async fn started(mut process: Process, settings: &Settings) -> Result<Self, Error> {
         let started = process
             .call("start", json!({ "config": settings }), START)
             .await?;
@@ -324,6 +356,52 @@ impl Peer {
     /// The peer's: `refused: <status>` if the relay did not want.
     pub async fn reserve(&mut self, relay: &Multiaddr) -> Result<Reservation, Error> {
         self.call("reserve", json!({ "address": relay })).await
+    }
+
+    /// Waits until it takes part in hole punches: it has to know under which public address it is seen.
+    ///
+    /// # Errors
+    ///
+    /// The peer's.
+    pub async fn punchable(&mut self) -> Result<(), Error> {
+        let Done {} = self.call("punchable", json!({})).await?;
+        Ok(())
+    }
+
+    /// Waits for a connection to a peer, over a relay or directly, of those that were not waited for yet; started with `punch`.
+    /// Returns when it was made, by the peer's clock, since 1970.
+    ///
+    /// # Errors
+    ///
+    /// There was none.
+    pub async fn connected(&mut self, peer: PeerId, relayed: bool) -> Result<Duration, Error> {
+        let name = peer.to_string();
+        let what = if relayed {
+            "relayed connection"
+        } else {
+            "direct connection"
+        };
+        let microseconds = self
+            .process
+            .event(what, PATIENCE, |event| {
+                let text = |key: &str| event.get(key)?.as_str();
+                let wanted = text("event")? == "connected"
+                    && text("peer")? == name
+                    && text("address")?.contains("/p2p-circuit") == relayed;
+                wanted.then(|| event.get("microseconds")?.as_u64())?
+            })
+            .await?;
+        Ok(Duration::from_micros(microseconds))
+    }
+
+    /// The steps of hole punches with a peer that it has told of until its last answer, in its own words.
+    pub fn punches(&mut self, peer: PeerId) -> Vec<String> {
+        let name = peer.to_string();
+        self.process.events_until_now(|event| {
+            let text = |key: &str| event.get(key)?.as_str();
+            let wanted = text("event")? == "punch" && text("peer")? == name;
+            wanted.then(|| Some(format!("{} {}", text("what")?, event.get("details")?)))?
+        })
     }
 
     /// Subscribes to a topic.

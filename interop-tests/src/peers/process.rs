@@ -44,18 +44,21 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn start(mut command: Command) -> Result<Self, Error> {
+    /// `spawn` starts the command, here or elsewhere.
+    pub(super) fn start(
+        mut command: Command,
+        spawn: impl FnOnce(&mut Command) -> std::io::Result<Child>,
+    ) -> Result<Self, Error> {
         let stderr = tempfile::tempfile()?;
-        let mut child = command
+        command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(stderr.try_clone()?)
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|source| Error::Start {
-                program: command.as_std().get_program().display().to_string(),
-                source,
-            })?;
+            .kill_on_drop(true);
+        let mut child = spawn(&mut command).map_err(|source| Error::Start {
+            program: command.as_std().get_program().display().to_string(),
+            source,
+        })?;
         let piped = || Error::Wrong("a piped process has no pipe".to_owned());
         let input = child.stdin.take().ok_or_else(piped)?;
         let output = child.stdout.take().ok_or_else(piped)?;
@@ -147,6 +150,22 @@ impl Process {
                     within,
                 })
             })
+    }
+
+    /// The events that came until now and that `pick` takes.
+    pub(super) fn events_until_now<T>(
+        &mut self,
+        mut pick: impl FnMut(&Value) -> Option<T>,
+    ) -> Vec<T> {
+        let mut picked = Vec::new();
+        self.events.retain(|event| match pick(event) {
+            Some(found) => {
+                picked.push(found);
+                false
+            }
+            None => true,
+        });
+        picked
     }
 
     async fn line(&mut self) -> Result<Line, Error> {
