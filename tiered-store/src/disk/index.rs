@@ -4,6 +4,7 @@ use hashbrown::DefaultHashBuilder;
 use parking_lot::Mutex;
 use std::{
     hash::BuildHasher,
+    ops::Range,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
@@ -14,6 +15,8 @@ const SHARD_BITS: u32 = 4;
 pub(crate) const SHARDS: usize = 1 << SHARD_BITS;
 /// Entries are allocated in pieces, so that growth neither copies nor doubles them.
 const PIECE: usize = 256;
+/// Places of the table that are asked of memory at once.
+const TOUCHED: usize = 64;
 /// Blocks have at most 2^26 bytes; the bits above are flags.
 pub(crate) const MOST_LEN: u32 = (1 << 30) - 1;
 /// The segment of a block whose bytes are nowhere: it is known because it is pinned, and counts as damaged.
@@ -265,32 +268,42 @@ impl Shard {
         hash: u64,
         mut entry: Entry,
     ) -> Option<(u32, Option<Entry>)> {
-        if let Some(found) = self.find(hash, &entry.key()) {
+        let key = entry.key();
+        if self.table.is_full() && self.find(hash, &key).is_none() {
+            self.grow(hasher, 0);
+        }
+        let next = match self.free.last() {
+            Some(at) => *at,
+            None => self.end()?,
+        };
+        let pieces = &self.pieces;
+        let found = self.table.find_or_insert(hash, next, |at| {
+            slot(pieces, at).is_some_and(|entry| entry.key() == key)
+        });
+        if let Some(found) = found {
             let old = slot_mut(&mut self.pieces, found)?;
             entry.pins = old.pins;
             entry.heat = entry.heat.max(old.heat);
             return Some((found, Some(std::mem::replace(old, entry))));
         }
-        if self.table.is_full() {
-            self.grow(hasher, 0);
+        if self.free.pop().is_some() {
+            *slot_mut(&mut self.pieces, next)? = entry;
+        } else {
+            if self.pieces.last().is_none_or(|piece| piece.len() == PIECE) {
+                self.pieces.push(Vec::with_capacity(PIECE));
+            }
+            self.pieces.last_mut()?.push(entry);
         }
-        let at = match self.free.pop() {
-            Some(at) => {
-                *slot_mut(&mut self.pieces, at)? = entry;
-                at
-            }
-            None => {
-                if self.pieces.last().is_none_or(|piece| piece.len() == PIECE) {
-                    self.pieces.push(Vec::with_capacity(PIECE));
-                }
-                let before = (self.pieces.len() - 1) * PIECE;
-                let piece = self.pieces.last_mut()?;
-                piece.push(entry);
-                u32::try_from(before + piece.len() - 1).ok()?
-            }
-        };
-        self.table.insert(hash, at);
-        Some((at, None))
+        Some((next, None))
+    }
+
+    /// The first slot that never had an entry; `None` if ids have no bits for it.
+    fn end(&self) -> Option<u32> {
+        let last = self.pieces.last().map_or(PIECE, Vec::len);
+        let end = (self.pieces.len() * PIECE + last).checked_sub(PIECE)?;
+        u32::try_from(end)
+            .ok()
+            .filter(|end| *end < 1 << (u32::BITS - SHARD_BITS))
     }
 
     /// Gives the table more places, for `least` members at least.
@@ -353,31 +366,28 @@ impl Index {
         self.hash(key)
     }
 
-    /// Inserts entries of one shard, named by their places in `from`, with their hashes. Their ids in the same order; `None` if the index
-    /// is full.
+    /// Inserts entries of one shard, each with its hash, in their order, and puts their ids at the end of `ids`; `None` if the index is
+    /// full.
     pub(crate) fn insert_all(
         &self,
         number: usize,
-        which: &[(u32, u64)],
-        from: &[Entry],
-    ) -> Option<Vec<(u32, EntryId)>> {
+        entries: &[(u64, Entry)],
+        ids: &mut Vec<EntryId>,
+    ) -> Option<()> {
         let mut shard = self.shards.get(number)?.lock();
-        let (mut ids, mut new) = (Vec::with_capacity(which.len()), 0);
-        let mut is_full = false;
-        for (at, hash) in which {
-            let Some((slot, old)) = from
-                .get(*at as usize)
-                .and_then(|entry| shard.insert(&self.hasher, *hash, *entry))
-            else {
-                is_full = true;
-                break;
-            };
-            new += usize::from(old.is_none());
-            ids.push((*at, id(slot, number)));
-        }
+        let mut new = 0;
+        let inserted = entries.chunks(TOUCHED).try_for_each(|some| {
+            shard.table.touch(some.iter().map(|(hash, _)| *hash));
+            some.iter().try_for_each(|(hash, entry)| {
+                let (slot, old) = shard.insert(&self.hasher, *hash, *entry)?;
+                new += usize::from(old.is_none());
+                ids.push(id(slot, number));
+                Some(())
+            })
+        });
         // Once for all: others add to it from other threads.
         self.len.fetch_add(new, Relaxed);
-        (!is_full).then_some(ids)
+        inserted
     }
 
     fn with<T>(&self, key: &Key, f: impl FnOnce(EntryId, &mut Entry) -> T) -> Option<T> {
@@ -489,8 +499,13 @@ impl Index {
     }
 
     /// Calls `f` with every entry, a shard at a time.
-    pub(crate) fn for_each(&self, mut f: impl FnMut(&Entry)) {
-        for shard in &self.shards {
+    pub(crate) fn for_each(&self, f: impl FnMut(&Entry)) {
+        self.for_each_of(0..SHARDS, f);
+    }
+
+    /// The same for some shards.
+    pub(crate) fn for_each_of(&self, shards: Range<usize>, mut f: impl FnMut(&Entry)) {
+        for shard in self.shards.get(shards).unwrap_or_default() {
             shard.lock().entries().for_each(&mut f);
         }
     }

@@ -3,6 +3,7 @@
 pub(crate) mod aborts;
 pub(crate) mod checkpoint;
 pub(crate) mod compact;
+mod filler;
 mod id_set;
 pub(crate) mod index;
 pub(crate) mod lane;

@@ -7,6 +7,7 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap, VecDeque},
     io::{self, IoSlice},
+    ops::Range,
     path::Path,
     sync::Arc,
     thread,
@@ -20,7 +21,8 @@ use hashbrown::HashMap;
 use super::{
     aborts,
     checkpoint::{self, Kept, Name, Start},
-    index::{self, Entry, EntryId, Place},
+    filler::Filler,
+    index::{self, Entry, Place},
     lane::LaneKind,
     log::{Active, Before, Log, Position},
     moves,
@@ -75,7 +77,8 @@ pub(crate) fn open(config: Config) -> Result<Shared, OpenError> {
     vfs.sync_dir(&dir).map_err(io("syncing the directory"))?;
     let shared = Shared::new(config, lock);
     let mut log = Log::default();
-    recover(&shared, &mut log).map_err(io("reading the log"))?;
+    thread::scope(|scope| recover(&shared, &mut log, Filler::new(scope, &shared.index)))
+        .map_err(io("reading the log"))?;
     *shared.log.lock() = log;
     Ok(shared)
 }
@@ -135,7 +138,7 @@ fn check_format(vfs: &dyn Vfs, dir: &Path) -> Result<(), OpenError> {
     }
 }
 
-fn recover(shared: &Shared, log: &mut Log) -> io::Result<()> {
+fn recover(shared: &Shared, log: &mut Log, mut filler: Filler<'_, '_>) -> io::Result<()> {
     let names = shared.vfs.list(&shared.dir)?;
     for name in [checkpoint::TEMPORARY, aborts::TEMPORARY] {
         if names.iter().any(|other| other == name) {
@@ -154,7 +157,7 @@ fn recover(shared: &Shared, log: &mut Log) -> io::Result<()> {
         .filter_map(|name| segment::parse_name(name))
         .collect();
     ids.sort_unstable();
-    let start = read_checkpoints(shared, log, &names, &ids)?;
+    let start = read_checkpoints(shared, log, &mut filler, &names, &ids)?;
     log.next_segment = ids
         .last()
         .map_or(1, |last| last.saturating_add(1))
@@ -170,7 +173,7 @@ fn recover(shared: &Shared, log: &mut Log) -> io::Result<()> {
     for id in ids {
         sources.extend(look_at(shared, log, &start, id)?);
     }
-    replay(shared, log, &start, sources)?;
+    replay(shared, log, filler, &start, sources)?;
     settle(shared, log);
     Ok(())
 }
@@ -179,6 +182,7 @@ fn recover(shared: &Shared, log: &mut Log) -> io::Result<()> {
 fn read_checkpoints(
     shared: &Shared,
     log: &mut Log,
+    filler: &mut Filler<'_, '_>,
     names: &[String],
     segments: &[u32],
 ) -> io::Result<Start> {
@@ -190,7 +194,7 @@ fn read_checkpoints(
     log.checkpoints.next_number = numbers.last().map_or(0, |last| last.wrapping_add(1));
     let mut found = None;
     while let Some(number) = numbers.pop() {
-        if let Some((start, bytes)) = read_checkpoint(shared, number, segments)? {
+        if let Some((start, bytes)) = read_checkpoint(shared, filler, number, segments)? {
             let seq = start.seq;
             log.checkpoints.kept.push_back(Kept {
                 number,
@@ -309,104 +313,16 @@ fn estimate(shared: &Shared, start: &Start, segments: &[u32]) -> u64 {
     all + all / 64
 }
 
-/// What numbers in a checkpoint stand for here.
+/// What numbers of kinds in a checkpoint stand for here.
 struct Numbers {
     /// With digest lengths.
     hashes: [Option<(u8, u8)>; 256],
     codecs: [u8; 256],
-    blocks: Vec<EntryId>,
-    waiting: Batch,
-}
-
-impl Numbers {
-    /// Puts what waits into the index, and numbers it. `None`: the index is full.
-    fn settle(&mut self, shared: &Shared) -> Option<()> {
-        let first = self.blocks.len();
-        let ids = self.waiting.insert(shared)?;
-        self.blocks.resize(first + ids.len(), EntryId(u32::MAX));
-        for (at, id) in ids {
-            *self.blocks.get_mut(first + at as usize)? = id;
-        }
-        Some(())
-    }
-}
-
-/// Blocks that enter the index together, shard by shard: the table of a shard of a million blocks fits the processor's cache, that of the
-/// whole index does not. 56 bytes each.
-const TOGETHER: usize = 64 * 1024;
-
-/// So few are not worth sorting.
-const FEW: usize = 64;
-
-/// Blocks that are not in the index yet, in the order in which they were written.
-#[derive(Default)]
-struct Batch(Vec<Entry>);
-
-impl Batch {
-    fn push(&mut self, entry: Entry) {
-        if self.0.len() == FEW {
-            self.0.reserve_exact(TOGETHER - FEW);
-        }
-        self.0.push(entry);
-    }
-
-    fn is_full(&self) -> bool {
-        self.0.len() >= TOGETHER
-    }
-
-    /// Puts them into the index. Their ids, with the place of each in the batch; `None`: the index is full.
-    fn insert(&mut self, shared: &Shared) -> Option<Vec<(u32, EntryId)>> {
-        if self.0.len() < FEW {
-            let inserted = (0..).zip(self.0.drain(..));
-            return inserted
-                .map(|(at, entry)| Some((at, shared.index.insert_at(entry)?.0)))
-                .collect();
-        }
-        let share = self.0.len() / index::SHARDS;
-        let mut shards: [Vec<(u32, u64)>; index::SHARDS] =
-            std::array::from_fn(|_| Vec::with_capacity(share + 4 * share.isqrt()));
-        for (at, entry) in (0..).zip(&self.0) {
-            let (hash, number) = shared.index.hash_and_shard(&entry.key());
-            shards.get_mut(number)?.push((at, hash));
-        }
-        let waiting = &self.0;
-        let insert = |shards: &[(usize, Vec<(u32, u64)>)]| -> Option<Vec<(u32, EntryId)>> {
-            let mut ids = Vec::new();
-            for (number, shard) in shards {
-                ids.append(&mut shared.index.insert_all(*number, shard, waiting)?);
-            }
-            Some(ids)
-        };
-        let shards: Vec<_> = shards.into_iter().enumerate().collect();
-        // Shards have locks of their own. A few blocks are not worth a thread.
-        let threads = if waiting.len() < TOGETHER {
-            1
-        } else {
-            thread::available_parallelism().map_or(1, |cores| cores.get().min(4))
-        };
-        let inserted: Option<Vec<Vec<_>>> = thread::scope(|scope| {
-            let running: Vec<_> = shards
-                .chunks(index::SHARDS.div_ceil(threads))
-                .skip(1)
-                .map(|shards| scope.spawn(|| insert(shards)))
-                .collect();
-            let own = insert(shards.get(..index::SHARDS.div_ceil(threads))?);
-            let others = running.into_iter().map(|running| running.join().ok()?);
-            std::iter::once(own).chain(others).collect()
-        });
-        self.0.clear();
-        let mut inserted = inserted?;
-        // Usually that of one thread.
-        let mut ids = inserted.pop()?;
-        for mut more in inserted {
-            ids.append(&mut more);
-        }
-        Some(ids)
-    }
 }
 
 fn read_checkpoint(
     shared: &Shared,
+    filler: &mut Filler<'_, '_>,
     number: u32,
     segments: &[u32],
 ) -> io::Result<Option<(Start, u64)>> {
@@ -417,8 +333,6 @@ fn read_checkpoint(
     let mut numbers = Numbers {
         hashes: [None; 256],
         codecs: [0; 256],
-        blocks: Vec::new(),
-        waiting: Batch::default(),
     };
     // A declared number allocates nothing that the file has no bytes for.
     let most_blocks = file.len()? / checkpoint::BLOCK_BYTES;
@@ -436,7 +350,8 @@ fn read_checkpoint(
                 segments,
             );
             shared.index.reserve(usize::try_from(all).unwrap_or(0));
-            numbers.blocks.reserve(blocks);
+            // Pins name blocks by their numbers in the file.
+            filler.keep_ids(blocks);
             start = read;
         }
         checkpoint::Entry::Hash { number, code, size } => {
@@ -457,13 +372,13 @@ fn read_checkpoint(
             }
         }
         checkpoint::Entry::Block(block) => {
-            is_sound &= insert(shared, &mut numbers, &block).is_some();
+            is_sound &= insert(shared, filler, &numbers, &block).is_some();
         }
         checkpoint::Entry::Pins { set, blocks } => {
-            is_sound &= numbers.settle(shared).is_some();
+            is_sound &= filler.settle().is_some();
             let mut pins = shared.pins.write();
             for number in blocks {
-                match numbers.blocks.get(number as usize) {
+                match filler.ids().get(number as usize) {
                     Some(id) => pins.pin_id(&shared.index, &set, *id),
                     None => is_sound = false,
                 }
@@ -473,7 +388,8 @@ fn read_checkpoint(
             shared.values.write().insert(key, value);
         }
     })?;
-    is_sound &= numbers.settle(shared).is_some();
+    is_sound &= filler.settle().is_some();
+    filler.drop_ids();
     Ok(if whole && is_sound {
         Some((start, file.len()?))
     } else {
@@ -481,7 +397,12 @@ fn read_checkpoint(
     })
 }
 
-fn insert(shared: &Shared, numbers: &mut Numbers, block: &checkpoint::Block) -> Option<()> {
+fn insert(
+    shared: &Shared,
+    filler: &mut Filler<'_, '_>,
+    numbers: &Numbers,
+    block: &checkpoint::Block,
+) -> Option<()> {
     let (key, codec) = match &block.name {
         Name::Short {
             hash,
@@ -507,12 +428,11 @@ fn insert(shared: &Shared, numbers: &mut Numbers, block: &checkpoint::Block) -> 
         entry = Entry::lost(key, codec);
     }
     entry.expiry_s = block.expiry_s;
-    numbers.waiting.push(entry);
-    if numbers.waiting.is_full() {
-        numbers.settle(shared)?;
-    }
-    Some(())
+    filler.push(entry)
 }
+
+/// So many blocks are worth a thread.
+const MANY: usize = 64 * 1024;
 
 /// A segment that has something to say beyond the checkpoint.
 struct Source {
@@ -550,6 +470,10 @@ fn look_at(shared: &Shared, log: &mut Log, start: &Start, id: u32) -> io::Result
         tracing::error!(segment = id, "the header of a segment is damaged");
         shared.counters.corruptions.add(1);
     }
+    if settled == len && header.is_some_and(|header| header.lane.lane().is_none()) {
+        // The checkpoint was the last to hear of it, and nothing goes into it any more. Compaction does without its list.
+        return Ok(None);
+    }
     log.since_checkpoint += len.saturating_sub(settled);
     Ok(Some(Source {
         id,
@@ -577,6 +501,7 @@ impl Loaded {
 fn replay(
     shared: &Shared,
     log: &mut Log,
+    filler: Filler<'_, '_>,
     start: &Start,
     mut sources: Vec<Source>,
 ) -> io::Result<()> {
@@ -592,7 +517,11 @@ fn replay(
     let mut sources = VecDeque::from(sources);
     let mut loaded: Vec<Option<Loaded>> = Vec::new();
     let mut order = BinaryHeap::new();
-    let mut blocks = Blocks::default();
+    let mut blocks = Blocks {
+        filler,
+        usual: None,
+    };
+    blocks.settle()?;
     // The list of one segment goes into the memory of another: allocators give such pieces back late.
     let mut spare = Vec::new();
     loop {
@@ -612,7 +541,7 @@ fn replay(
         }
         let Some(Reverse((_, number))) = order.pop() else {
             if sources.is_empty() {
-                return blocks.insert(shared);
+                return blocks.settle();
             }
             continue;
         };
@@ -642,7 +571,7 @@ fn replay(
                     blocks.push(shared, current.id, &item)?;
                 } else {
                     if !matches!(item.kind, Kind::Value | Kind::DeleteValue) {
-                        blocks.insert(shared)?;
+                        blocks.settle()?;
                     }
                     apply(shared, current.id, &item)?;
                 }
@@ -660,14 +589,13 @@ fn replay(
 }
 
 /// Blocks that the log names one after the other.
-#[derive(Default)]
-struct Blocks {
-    batch: Batch,
+struct Blocks<'scope, 'env> {
+    filler: Filler<'scope, 'env>,
     /// How the last CID of the usual length began, and what its key has for that.
     usual: Option<([u8; 4], u8, u8)>,
 }
 
-impl Blocks {
+impl Blocks<'_, '_> {
     fn push(&mut self, shared: &Shared, segment: u32, item: &Item<'_>) -> io::Result<()> {
         let Some((key, codec)) = self.key(shared, item.key) else {
             return Ok(());
@@ -677,15 +605,10 @@ impl Blocks {
             offset: item.offset,
         };
         let head = u8::try_from(HEADER + item.key.len()).unwrap_or(u8::MAX);
-        let len = shared.index.len() + self.batch.0.len();
-        let heat = shared.clock.tick(len).fresh(1.0);
+        let heat = shared.clock.tick(self.filler.len()).fresh(1.0);
         let len = item.payload_len;
         let entry = Entry::new(key, codec, at, head, len, item.expiry_ms, heat);
-        self.batch.push(entry);
-        if self.batch.is_full() {
-            self.insert(shared)?;
-        }
-        Ok(())
+        self.filler.push(entry).ok_or_else(is_full)
     }
 
     /// The key of a CID as it is in the log.
@@ -709,15 +632,13 @@ impl Blocks {
     }
 
     /// Everything else comes after them.
-    fn insert(&mut self, shared: &Shared) -> io::Result<()> {
-        if self.batch.0.is_empty() {
-            return Ok(());
-        }
-        let inserted = self.batch.insert(shared);
-        inserted
-            .map(drop)
-            .ok_or_else(|| io::Error::other("more blocks than the index can hold"))
+    fn settle(&mut self) -> io::Result<()> {
+        self.filler.settle().ok_or_else(is_full)
     }
+}
+
+fn is_full() -> io::Error {
+    io::Error::other("more blocks than the index can hold")
 }
 
 /// Reads what a segment says. One without a footer is cut behind its last whole record, and grows on or is sealed.
@@ -956,30 +877,74 @@ fn remove(shared: &Shared, cid: &Cid) {
     }
 }
 
+/// What the index needs of segments.
+#[derive(Default)]
+struct Needs {
+    /// Of each, in bytes.
+    live: HashMap<u32, u64>,
+    pinned: u64,
+    /// What points nowhere.
+    gone: Vec<Entry>,
+}
+
+impl Needs {
+    /// Of some shards of the index. `lens` are the lengths of segments.
+    fn of(shared: &Shared, lens: &HashMap<u32, u64>, shards: Range<usize>) -> Needs {
+        let mut needs = Needs::default();
+        // Neighbours were mostly written one after the other.
+        let (mut segment, mut len, mut live) = (0, None, 0);
+        shared.index.for_each_of(shards, |entry| {
+            let at = match entry.place() {
+                Place::Cold(at) => return shared.packs.retain(at, entry.len()),
+                Place::Disk(at) => at,
+            };
+            if at.segment != segment {
+                *needs.live.entry(segment).or_default() += live;
+                (segment, len, live) = (at.segment, lens.get(&at.segment), 0);
+            }
+            if len.is_some_and(|len| u64::from(at.offset) + entry.record_len() <= *len) {
+                let footprint = entry.footprint();
+                live += footprint;
+                if entry.pins > 0 {
+                    needs.pinned += footprint;
+                }
+            } else {
+                needs.gone.push(*entry);
+            }
+        });
+        *needs.live.entry(segment).or_default() += live;
+        needs
+    }
+
+    fn add(&mut self, mut other: Needs) {
+        for (id, live) in other.live {
+            *self.live.entry(id).or_default() += live;
+        }
+        self.pinned += other.pinned;
+        self.gone.append(&mut other.gone);
+    }
+}
+
 /// Drops what points nowhere, and counts what is needed.
 fn settle(shared: &Shared, log: &mut Log) {
-    // Of each segment its length, and what is needed of it.
-    let mut segments: HashMap<u32, (u64, u64)> = log
-        .segments
-        .iter()
-        .map(|(id, segment)| (*id, (segment.len, 0)))
-        .collect();
-    let (mut gone, mut pinned) = (Vec::new(), 0);
-    shared.index.for_each(|entry| {
-        let at = match entry.place() {
-            Place::Cold(at) => return shared.packs.retain(at, entry.len()),
-            Place::Disk(at) => at,
-        };
-        match segments.get_mut(&at.segment) {
-            Some((len, live)) if u64::from(at.offset) + entry.record_len() <= *len => {
-                *live += entry.footprint();
-                if entry.pins > 0 {
-                    pinned += entry.footprint();
-                }
-            }
-            _ => gone.push(*entry),
+    let segments = log.segments.iter();
+    let lens: HashMap<u32, u64> = segments.map(|(id, segment)| (*id, segment.len)).collect();
+    // Two threads see twice as much of the index in a time.
+    const HALF: usize = index::SHARDS / 2;
+    let needs = thread::scope(|scope| {
+        let count = || Needs::of(shared, &lens, HALF..index::SHARDS);
+        let beside = (shared.index.len() >= MANY)
+            .then(|| thread::Builder::new().spawn_scoped(scope, count).ok())
+            .flatten();
+        let mut needs = Needs::of(shared, &lens, 0..HALF);
+        match beside.map(|thread| thread.join()) {
+            Some(Ok(others)) => needs.add(others),
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => needs.add(count()),
         }
+        needs
     });
+    let Needs { live, pinned, gone } = needs;
     for entry in gone {
         let key = entry.key();
         if entry.pins == 0 {
@@ -991,7 +956,7 @@ fn settle(shared: &Shared, log: &mut Log) {
             shared.index.insert(Entry::lost(key, entry.codec));
         }
     }
-    for (id, (_, live)) in segments {
+    for (id, live) in live {
         shared.retain_record(log, id, live);
     }
     shared.counters.pinned.add(pinned);
