@@ -63,6 +63,7 @@ impl<'scope, 'env> Filler<'scope, 'env> {
     }
 
     /// Takes an entry. `None`: the index is full.
+    #[inline]
     pub(crate) fn push(&mut self, entry: Entry) -> Option<()> {
         let (hash, shard) = self.index.hash_and_shard(&entry.key());
         self.len += 1;
@@ -181,6 +182,7 @@ struct Batch {
 
 impl Batch {
     /// Whether it is full now.
+    #[inline]
     fn push(&mut self, hash: u64, number: usize, entry: Entry) -> Option<bool> {
         let shard = self.shards.get_mut(number)?;
         if shard.len() == FEW {

@@ -54,6 +54,7 @@ pub(crate) struct Entry {
 
 impl Entry {
     /// A block on disk.
+    #[inline]
     pub(crate) fn new(
         key: Key,
         codec: u8,
@@ -78,6 +79,7 @@ impl Entry {
     }
 
     /// A block in the cold tier.
+    #[inline]
     pub(crate) fn cold(
         key: Key,
         codec: u8,
@@ -115,6 +117,7 @@ impl Entry {
         self.unit == NOWHERE && !self.is_cold()
     }
 
+    #[inline]
     pub(crate) fn key(&self) -> Key {
         Key {
             digest: self.digest,
@@ -346,6 +349,7 @@ fn slot_mut(pieces: &mut [Vec<Entry>], slot: u32) -> Option<&mut Entry> {
 }
 
 impl Index {
+    #[inline]
     fn hash(&self, key: &Key) -> (u64, usize) {
         let hash = self.hasher.hash_one(key);
         // The table uses the top bits and the low eight.
@@ -362,6 +366,7 @@ impl Index {
     }
 
     /// The hash of a key, and the part of the index that has it, if it is there.
+    #[inline]
     pub(crate) fn hash_and_shard(&self, key: &Key) -> (u64, usize) {
         self.hash(key)
     }

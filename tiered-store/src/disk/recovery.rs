@@ -22,7 +22,7 @@ use super::{
     aborts,
     checkpoint::{self, Kept, Name, Start},
     filler::Filler,
-    index::{self, Entry, Place},
+    index::{self, Entry, EntryId, Place},
     lane::LaneKind,
     log::{Active, Before, Log, Position},
     moves,
@@ -335,6 +335,7 @@ fn read_checkpoint(
         codecs: [0; 256],
     };
     // A declared number allocates nothing that the file has no bytes for.
+    let mut pinned = Pinned::default();
     let most_blocks = file.len()? / checkpoint::BLOCK_BYTES;
     let mut is_sound = true;
     let whole = checkpoint::read(&*file, |entry| match entry {
@@ -376,10 +377,13 @@ fn read_checkpoint(
         }
         checkpoint::Entry::Pins { set, blocks } => {
             is_sound &= filler.settle().is_some();
-            let mut pins = shared.pins.write();
+            if pinned.set != set {
+                pinned.settle(shared);
+                pinned.set = set;
+            }
             for number in blocks {
                 match filler.ids().get(number as usize) {
-                    Some(id) => pins.pin_id(&shared.index, &set, *id),
+                    Some(id) => pinned.ids.push(*id),
                     None => is_sound = false,
                 }
             }
@@ -390,6 +394,7 @@ fn read_checkpoint(
     })?;
     is_sound &= filler.settle().is_some();
     filler.drop_ids();
+    pinned.settle(shared);
     Ok(if whole && is_sound {
         Some((start, file.len()?))
     } else {
@@ -397,11 +402,30 @@ fn read_checkpoint(
     })
 }
 
+/// Members of a pin set.
+#[derive(Default)]
+struct Pinned {
+    set: String,
+    ids: Vec<EntryId>,
+}
+
+impl Pinned {
+    fn settle(&mut self, shared: &Shared) {
+        // In the order in which the set and the index have them.
+        self.ids.sort_unstable();
+        let mut pins = shared.pins.write();
+        for id in self.ids.drain(..) {
+            pins.pin_id(&shared.index, &self.set, id);
+        }
+    }
+}
+
+#[inline]
 fn insert(
     shared: &Shared,
     filler: &mut Filler<'_, '_>,
     numbers: &Numbers,
-    block: &checkpoint::Block,
+    block: &checkpoint::Block<'_>,
 ) -> Option<()> {
     let (key, codec) = match &block.name {
         Name::Short {
@@ -411,7 +435,7 @@ fn insert(
         } => {
             let (hash, size) = (*numbers.hashes.get(usize::from(*hash))?)?;
             let codec = *numbers.codecs.get(usize::from(*codec))?;
-            let digest = *digest;
+            let digest = **digest;
             // Shorter digests are filled up with zeros.
             if digest.iter().skip(usize::from(size)).any(|byte| *byte != 0) {
                 return None;
@@ -653,12 +677,12 @@ fn load(
     let file = shared.file(id)?;
     let footer = match &source.header {
         Some(header) => segment::read_footer_into(&*file, header, spare)?,
-        None => None,
+        None => Err(spare),
     };
     let items = match footer {
-        Some(items) => items,
-        None => {
-            let scan = segment::scan(&file, source.header, source.settled)?;
+        Ok(items) => items,
+        Err(spare) => {
+            let scan = segment::scan_into(&file, source.header, source.settled, spare)?;
             for (offset, bytes) in &scan.damaged {
                 tracing::error!(
                     segment = id,
