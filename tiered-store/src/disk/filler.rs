@@ -4,6 +4,7 @@
 //! of their own, in order, so that of two entries with one key the later counts and ids do not depend on when threads run.
 
 use std::{
+    ops::RangeBounds,
     sync::mpsc::{Receiver, SyncSender, sync_channel},
     thread::{self, Scope},
 };
@@ -15,6 +16,9 @@ const MOST_OF_SHARD: usize = 256;
 
 /// So few do not say yet that there will be many.
 const FEW: usize = 16;
+
+/// Shards that the thread that reads fills itself: it has less to do than the other one.
+const OWN: usize = 3;
 
 /// Batches that wait or are being put in.
 const AHEAD: usize = 3;
@@ -104,11 +108,13 @@ impl<'scope, 'env> Filler<'scope, 'env> {
             number(&mut self.ids, &next);
             next.clear();
         }
+        // A shard is filled by one thread, so that the order stays.
+        self.batch.insert(self.index, ..OWN)?;
         worker.give(std::mem::replace(&mut self.batch, next))
     }
 
     fn insert_here(&mut self) -> Option<()> {
-        let inserted = self.batch.insert(self.index);
+        let inserted = self.batch.insert(self.index, ..);
         if inserted.is_some() {
             number(&mut self.ids, &self.batch);
         }
@@ -141,7 +147,7 @@ impl Worker {
         let (answers, inserted) = sync_channel(AHEAD);
         let work = move || {
             for mut batch in waiting {
-                let answer = batch.insert(index).map(|()| batch);
+                let answer = batch.insert(index, OWN..).map(|()| batch);
                 if answers.send(answer).is_err() {
                     // Opening failed.
                     break;
@@ -193,11 +199,11 @@ impl Batch {
         Some(shard.len() == MOST_OF_SHARD)
     }
 
-    /// Puts them into the index. `None`: that is full.
-    fn insert(&mut self, index: &Index) -> Option<()> {
-        self.ids.reserve_exact(self.order.len());
+    /// Puts those of some shards into the index, after those of shards before them. `None`: that is full.
+    fn insert(&mut self, index: &Index, shards: impl RangeBounds<usize>) -> Option<()> {
+        self.ids.reserve(self.order.len() - self.ids.len());
         for (number, shard) in self.shards.iter().enumerate() {
-            if !shard.is_empty() {
+            if shards.contains(&number) && !shard.is_empty() {
                 index.insert_all(number, shard, &mut self.ids)?;
             }
         }

@@ -8,13 +8,11 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use super::{log::Position, record::HEADER, segment, table::Table};
+use super::{log::Position, record::HEADER, segment, slots::Slots, table::Table};
 use crate::{cold::Location, heat::Heat, key::Key};
 
 const SHARD_BITS: u32 = 4;
 pub(crate) const SHARDS: usize = 1 << SHARD_BITS;
-/// Entries are allocated in pieces, so that growth neither copies nor doubles them.
-const PIECE: usize = 256;
 /// Places of the table that are asked of memory at once.
 const TOUCHED: usize = 64;
 /// Blocks have at most 2^26 bytes; the bits above are flags.
@@ -243,7 +241,7 @@ pub(crate) struct Index {
 #[derive(Default)]
 struct Shard {
     table: Table,
-    pieces: Vec<Vec<Entry>>,
+    slots: Slots,
     free: Vec<u32>,
     /// Slots that became free while ids were frozen.
     frozen: Vec<u32>,
@@ -253,15 +251,12 @@ struct Shard {
 impl Shard {
     fn find(&self, hash: u64, key: &Key) -> Option<u32> {
         self.table.find(hash, |at| {
-            slot(&self.pieces, at).is_some_and(|entry| entry.key() == *key)
+            self.slots.get(at).is_some_and(|entry| entry.key() == *key)
         })
     }
 
     fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.pieces
-            .iter()
-            .flatten()
-            .filter(|entry| !entry.is_free())
+        self.slots.iter().filter(|entry| !entry.is_free())
     }
 
     /// Inserts, or replaces what has the key; then pins and heat of the old entry stay.
@@ -279,32 +274,27 @@ impl Shard {
             Some(at) => *at,
             None => self.end()?,
         };
-        let pieces = &self.pieces;
+        let slots = &self.slots;
         let found = self.table.find_or_insert(hash, next, |at| {
-            slot(pieces, at).is_some_and(|entry| entry.key() == key)
+            slots.get(at).is_some_and(|entry| entry.key() == key)
         });
         if let Some(found) = found {
-            let old = slot_mut(&mut self.pieces, found)?;
+            let old = self.slots.get_mut(found)?;
             entry.pins = old.pins;
             entry.heat = entry.heat.max(old.heat);
             return Some((found, Some(std::mem::replace(old, entry))));
         }
         if self.free.pop().is_some() {
-            *slot_mut(&mut self.pieces, next)? = entry;
+            *self.slots.get_mut(next)? = entry;
         } else {
-            if self.pieces.last().is_none_or(|piece| piece.len() == PIECE) {
-                self.pieces.push(Vec::with_capacity(PIECE));
-            }
-            self.pieces.last_mut()?.push(entry);
+            self.slots.push(entry);
         }
         Some((next, None))
     }
 
     /// The first slot that never had an entry; `None` if ids have no bits for it.
     fn end(&self) -> Option<u32> {
-        let last = self.pieces.last().map_or(PIECE, Vec::len);
-        let end = (self.pieces.len() * PIECE + last).checked_sub(PIECE)?;
-        u32::try_from(end)
+        u32::try_from(self.slots.len())
             .ok()
             .filter(|end| *end < 1 << (u32::BITS - SHARD_BITS))
     }
@@ -312,15 +302,9 @@ impl Shard {
     /// Gives the table more places, for `least` members at least.
     fn grow(&mut self, hasher: &DefaultHashBuilder, least: usize) {
         self.table.clear_and_grow(least);
-        for (number, piece) in self.pieces.iter().enumerate() {
-            for (at, entry) in piece
-                .iter()
-                .enumerate()
-                .filter(|(_, entry)| !entry.is_free())
-            {
-                if let Ok(at) = u32::try_from(number * PIECE + at) {
-                    self.table.insert(hasher.hash_one(entry.key()), at);
-                }
+        for (at, entry) in (0..).zip(self.slots.iter()) {
+            if !entry.is_free() {
+                self.table.insert(hasher.hash_one(entry.key()), at);
             }
         }
     }
@@ -336,18 +320,6 @@ impl Default for Index {
     }
 }
 
-fn slot(pieces: &[Vec<Entry>], slot: u32) -> Option<&Entry> {
-    pieces
-        .get(slot as usize / PIECE)?
-        .get(slot as usize % PIECE)
-}
-
-fn slot_mut(pieces: &mut [Vec<Entry>], slot: u32) -> Option<&mut Entry> {
-    pieces
-        .get_mut(slot as usize / PIECE)?
-        .get_mut(slot as usize % PIECE)
-}
-
 impl Index {
     #[inline]
     fn hash(&self, key: &Key) -> (u64, usize) {
@@ -360,8 +332,9 @@ impl Index {
     pub(crate) fn reserve(&self, entries: usize) {
         for shard in &self.shards {
             // Shards differ by a few standard deviations of a binomial distribution.
-            let share = entries / SHARDS;
-            shard.lock().grow(&self.hasher, share + 4 * share.isqrt());
+            let (share, mut shard) = (entries / SHARDS, shard.lock());
+            shard.grow(&self.hasher, share + 4 * share.isqrt());
+            shard.slots.reserve(share);
         }
     }
 
@@ -399,7 +372,7 @@ impl Index {
         let (hash, number) = self.hash(key);
         let mut shard = self.shards.get(number)?.lock();
         let found = shard.find(hash, key)?;
-        Some(f(id(found, number), slot_mut(&mut shard.pieces, found)?))
+        Some(f(id(found, number), shard.slots.get_mut(found)?))
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<Entry> {
@@ -419,7 +392,7 @@ impl Index {
 
     pub(crate) fn by_id(&self, id: EntryId) -> Option<Entry> {
         let shard = self.shards.get(id.0 as usize % SHARDS)?.lock();
-        slot(&shard.pieces, id.0 >> SHARD_BITS)
+        shard.slots.get(id.0 >> SHARD_BITS)
             .filter(|entry| !entry.is_free())
             .copied()
     }
@@ -432,7 +405,7 @@ impl Index {
         };
         if let Some(entry) = u32::try_from(at)
             .ok()
-            .and_then(|at| slot_mut(&mut shard.pieces, at))
+            .and_then(|at| shard.slots.get_mut(at))
         {
             f(entry);
         }
@@ -459,18 +432,18 @@ impl Index {
         let mut shard = self.shards.get(number)?.lock();
         let Shard {
             table,
-            pieces,
+            slots,
             free,
             frozen,
             is_frozen,
         } = &mut *shard;
         let at = table.remove(
             hash,
-            |at| slot(pieces, at).is_some_and(|entry| entry.key() == *key),
-            |at| slot(pieces, at).map_or(0, |entry| self.hasher.hash_one(entry.key())),
+            |at| slots.get(at).is_some_and(|entry| entry.key() == *key),
+            |at| slots.get(at).map_or(0, |entry| self.hasher.hash_one(entry.key())),
         )?;
         if *is_frozen { frozen } else { free }.push(at);
-        let entry = slot_mut(pieces, at)?;
+        let entry = slots.get_mut(at)?;
         let old = *entry;
         (entry.unit, entry.len) = (0, 0);
         self.len.fetch_sub(1, Relaxed);
@@ -497,7 +470,7 @@ impl Index {
     /// Lowers every heat, as the clock was set back.
     pub(crate) fn cool(&self, by: Heat) {
         for shard in &self.shards {
-            for entry in shard.lock().pieces.iter_mut().flatten() {
+            for entry in shard.lock().slots.iter_mut() {
                 entry.heat -= by;
             }
         }
@@ -524,7 +497,7 @@ impl Index {
     /// The entries of one shard in the order of their ids, with them; `None` past the last.
     pub(crate) fn shard_with_ids(&self, number: usize) -> Option<Vec<(EntryId, Entry)>> {
         let shard = self.shards.get(number)?.lock();
-        let entries = shard.pieces.iter().flatten().enumerate();
+        let entries = shard.slots.iter().enumerate();
         let used = entries.filter(|(_, entry)| !entry.is_free());
         Some(
             used.filter_map(|(at, entry)| Some((id(u32::try_from(at).ok()?, number), *entry)))
@@ -540,8 +513,7 @@ impl Index {
     pub(crate) fn bytes(&self) -> u64 {
         let of = |shard: &Shard| {
             shard.table.bytes()
-                + shard.pieces.len() * PIECE * size_of::<Entry>()
-                + shard.pieces.capacity() * size_of::<Vec<Entry>>()
+                + shard.slots.bytes()
                 + (shard.free.capacity() + shard.frozen.capacity()) * 4
         };
         self.shards
@@ -597,7 +569,16 @@ mod tests {
 
     #[test]
     fn ids_survive_other_entries_and_slots_are_used_again() {
-        let index = Index::default();
+        ids_survive(Index::default());
+        // Fewer and more than come.
+        for known in [1, 2000, 20_000] {
+            let index = Index::default();
+            index.reserve(known);
+            ids_survive(index);
+        }
+    }
+
+    fn ids_survive(index: Index) {
         for n in 0..5000 {
             assert!(index.insert(entry(n, n as u32)).is_none());
         }
@@ -613,5 +594,12 @@ mod tests {
         }
         assert_eq!((index.bytes(), index.len()), (bytes, 4000));
         assert_eq!(index.by_id(id).unwrap().offset, 4321);
+        let with_ids = (0..SHARDS).flat_map(|number| index.shard_with_ids(number).unwrap());
+        let mut count = 0;
+        for (id, entry) in with_ids {
+            assert_eq!(index.id(&entry.key()), Some(id));
+            count += 1;
+        }
+        assert_eq!(count, 4000);
     }
 }

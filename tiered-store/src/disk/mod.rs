@@ -14,5 +14,6 @@ pub(crate) mod pins;
 pub(crate) mod record;
 pub(crate) mod recovery;
 pub(crate) mod segment;
+mod slots;
 mod table;
 pub(crate) mod victims;
