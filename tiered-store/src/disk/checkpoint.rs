@@ -42,7 +42,7 @@ const CHUNK: usize = 256 * 1024;
 /// A longer one is damaged. A pin set's chunk is cut like all others.
 const MOST_CHUNK: u32 = 4 * 1024 * 1024;
 /// What the device reads ahead while a checkpoint is read, in bytes.
-const AHEAD: u64 = 16 * 1024 * 1024;
+const AHEAD: u64 = 64 * 1024 * 1024;
 /// Members of a pin set in one entry.
 const PINS_PER_ENTRY: usize = 4096;
 
@@ -613,7 +613,7 @@ pub(crate) fn read(file: &dyn VfsFile, mut each: impl FnMut(Entry<'_>)) -> io::R
     let (mut chunk, mut asked_for) = (Vec::new(), 0);
     while at < end {
         if at + AHEAD / 2 >= asked_for && asked_for < end {
-            file.will_need(asked_for, AHEAD);
+            file.will_need(asked_for, AHEAD.min(end - asked_for));
             asked_for += AHEAD;
         }
         let mut head = [0; 8];
