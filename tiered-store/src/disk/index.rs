@@ -392,7 +392,9 @@ impl Index {
 
     pub(crate) fn by_id(&self, id: EntryId) -> Option<Entry> {
         let shard = self.shards.get(id.0 as usize % SHARDS)?.lock();
-        shard.slots.get(id.0 >> SHARD_BITS)
+        shard
+            .slots
+            .get(id.0 >> SHARD_BITS)
             .filter(|entry| !entry.is_free())
             .copied()
     }
@@ -440,7 +442,11 @@ impl Index {
         let at = table.remove(
             hash,
             |at| slots.get(at).is_some_and(|entry| entry.key() == *key),
-            |at| slots.get(at).map_or(0, |entry| self.hasher.hash_one(entry.key())),
+            |at| {
+                slots
+                    .get(at)
+                    .map_or(0, |entry| self.hasher.hash_one(entry.key()))
+            },
         )?;
         if *is_frozen { frozen } else { free }.push(at);
         let entry = slots.get_mut(at)?;
