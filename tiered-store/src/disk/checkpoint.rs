@@ -41,8 +41,8 @@ const MAGIC: &[u8; 8] = b"ANYPCHKP";
 const CHUNK: usize = 256 * 1024;
 /// A longer one is damaged. A pin set's chunk is cut like all others.
 const MOST_CHUNK: u32 = 4 * 1024 * 1024;
-/// What the device reads ahead while a checkpoint is read, in bytes.
-const AHEAD: u64 = 64 * 1024 * 1024;
+/// What the device reads ahead while a checkpoint is read, in bytes. With more the first of it comes late: devices choose the order.
+pub(crate) const AHEAD: u64 = 16 * 1024 * 1024;
 /// Members of a pin set in one entry.
 const PINS_PER_ENTRY: usize = 4096;
 

@@ -164,8 +164,9 @@ fn recover(shared: &Shared, log: &mut Log, mut filler: Filler<'_, '_>) -> io::Re
         .max(start.next_segment)
         .max(1);
     if start == Start::default() {
-        let blocks = estimate(shared, &start, &ids);
+        let (blocks, ahead) = estimate(shared, &start, &ids);
         shared.index.reserve(usize::try_from(blocks).unwrap_or(0));
+        ahead.ask(shared);
     }
     let aborted = log.aborts.iter().map(|range| range.last).max();
     log.next_seq = start.seq.max(aborted.unwrap_or(0)) + 1;
@@ -250,16 +251,31 @@ fn read_checkpoints(
     Ok(found.unwrap_or_default())
 }
 
-/// Bytes of the log that the device reads ahead while a checkpoint is read.
+/// Bytes of the log that the device reads ahead.
 const LOG_AHEAD: u64 = 256 << 20;
 
-/// About how many blocks there are: too few costs a second filling of the index, too many a little memory. What is read of the segments
-/// later is asked for on the way.
-fn estimate(shared: &Shared, start: &Start, segments: &[u32]) -> u64 {
+/// What will be read of segments: the device is asked for it when it has nothing else to do.
+#[derive(Default)]
+struct Ahead(Vec<(u32, Range<u64>)>);
+
+impl Ahead {
+    fn ask(self, shared: &Shared) {
+        for (id, bytes) in self.0 {
+            // Whatever is wrong with it shows when it is read.
+            if let Ok(file) = shared.vfs.open(&shared.dir.join(segment::file_name(id))) {
+                file.will_need(bytes.start, bytes.end - bytes.start);
+            }
+        }
+    }
+}
+
+/// About how many blocks there are: too few costs a second filling of the index, too many a little memory. And what is read of the
+/// segments later.
+fn estimate(shared: &Shared, start: &Start, segments: &[u32]) -> (u64, Ahead) {
     let (mut blocks, mut bytes, mut rest) = (start.blocks, 0, 0);
     // Blocks and bytes of the segment that has the most blocks in its bytes.
     let mut densest = (0, 1);
-    let mut ahead = LOG_AHEAD;
+    let (mut ahead, mut left) = (Ahead::default(), LOG_AHEAD);
     for id in segments {
         // Whatever is wrong with it shows when it is read.
         let file = shared.vfs.open(&shared.dir.join(segment::file_name(*id)));
@@ -280,10 +296,11 @@ fn estimate(shared: &Shared, start: &Start, segments: &[u32]) -> u64 {
             Some(outline) => outline.items.clone(),
             None => known..len,
         };
-        let wanted_bytes = (wanted.end - wanted.start).min(ahead);
+        let wanted_bytes = (wanted.end - wanted.start).min(left);
         if wanted_bytes > 0 {
-            file.will_need(wanted.start, wanted_bytes);
-            ahead -= wanted_bytes;
+            let bytes = wanted.start..wanted.start + wanted_bytes;
+            ahead.0.push((*id, bytes));
+            left -= wanted_bytes;
         }
         match outline.filter(|_| settled.is_none()) {
             Some(outline) => {
@@ -310,7 +327,7 @@ fn estimate(shared: &Shared, start: &Start, segments: &[u32]) -> u64 {
     let more = at_density((blocks, bytes)).max(at_density(densest));
     // Never more than there are bytes for.
     let all = blocks + u64::try_from(more).unwrap_or(0).min(rest / HEADER as u64);
-    all + all / 64
+    (all + all / 64, ahead)
 }
 
 /// What numbers of kinds in a checkpoint stand for here.
@@ -338,11 +355,13 @@ fn read_checkpoint(
     let mut pinned = Pinned::default();
     let most_blocks = file.len()? / checkpoint::BLOCK_BYTES;
     let mut is_sound = true;
+    // After so many blocks the whole checkpoint has been asked for.
+    let (mut log_ahead, mut asked_after) = (None::<Ahead>, usize::MAX);
     let whole = checkpoint::read(&*file, |entry| match entry {
         checkpoint::Entry::Start(read) => {
             let blocks = usize::try_from(read.blocks.min(most_blocks)).unwrap_or(0);
             // One table for all that comes: growing it step by step would cost as much as filling it.
-            let all = estimate(
+            let (all, ahead) = estimate(
                 shared,
                 &Start {
                     blocks: blocks as u64,
@@ -353,6 +372,9 @@ fn read_checkpoint(
             shared.index.reserve(usize::try_from(all).unwrap_or(0));
             // Pins name blocks by their numbers in the file.
             filler.keep_ids(blocks);
+            let last = usize::try_from(checkpoint::AHEAD / 2 / checkpoint::BLOCK_BYTES);
+            asked_after = blocks.saturating_sub(last.unwrap_or(0));
+            log_ahead = Some(ahead);
             start = read;
         }
         checkpoint::Entry::Hash { number, code, size } => {
@@ -374,6 +396,11 @@ fn read_checkpoint(
         }
         checkpoint::Entry::Block(block) => {
             is_sound &= insert(shared, filler, &numbers, &block).is_some();
+            if filler.len() >= asked_after
+                && let Some(ahead) = log_ahead.take()
+            {
+                ahead.ask(shared);
+            }
         }
         checkpoint::Entry::Pins { set, blocks } => {
             is_sound &= filler.settle().is_some();
@@ -392,6 +419,7 @@ fn read_checkpoint(
             shared.values.write().insert(key, value);
         }
     })?;
+    log_ahead.take().unwrap_or_default().ask(shared);
     is_sound &= filler.settle().is_some();
     filler.drop_ids();
     pinned.settle(shared);
