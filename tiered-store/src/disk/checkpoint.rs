@@ -41,8 +41,8 @@ const MAGIC: &[u8; 8] = b"ANYPCHKP";
 const CHUNK: usize = 256 * 1024;
 /// A longer one is damaged. A pin set's chunk is cut like all others.
 const MOST_CHUNK: u32 = 4 * 1024 * 1024;
-/// What the device reads ahead while a checkpoint is read, in bytes.
-const AHEAD: u64 = 16 * 1024 * 1024;
+/// What the device reads ahead while a checkpoint is read, in bytes. With more the first of it comes late: devices choose the order.
+pub(crate) const AHEAD: u64 = 16 * 1024 * 1024;
 /// Members of a pin set in one entry.
 const PINS_PER_ENTRY: usize = 4096;
 
@@ -144,7 +144,7 @@ impl Checkpoints {
 
 /// What a checkpoint says, one thing at a time.
 #[derive(Debug)]
-pub(crate) enum Entry {
+pub(crate) enum Entry<'a> {
     Start(Start),
     Hash {
         number: u8,
@@ -156,7 +156,7 @@ pub(crate) enum Entry {
         is_v0: bool,
         codec: u64,
     },
-    Block(Block),
+    Block(Block<'a>),
     /// Members of a pin set, as numbers of blocks in the order of this file.
     Pins {
         set: String,
@@ -181,10 +181,10 @@ pub(crate) struct Start {
     pub(crate) open: BTreeMap<u32, u64>,
 }
 
-/// A block as a checkpoint has it.
+/// A block as a checkpoint has it. It borrows: a million of them are not copied from one form into another.
 #[derive(Debug)]
-pub(crate) struct Block {
-    pub(crate) name: Name,
+pub(crate) struct Block<'a> {
+    pub(crate) name: Name<'a>,
     pub(crate) place: Place,
     /// Bytes of the record before the block; on disk only.
     pub(crate) head: u8,
@@ -196,12 +196,12 @@ pub(crate) struct Block {
 
 /// Which block it is.
 #[derive(Debug)]
-pub(crate) enum Name {
+pub(crate) enum Name<'a> {
     /// Numbers of hash function and codec in this file.
     Short {
         hash: u8,
         codec: u8,
-        digest: [u8; 32],
+        digest: &'a [u8; 32],
     },
     Long(Box<Cid>),
 }
@@ -607,13 +607,13 @@ fn index_byte(n: usize) -> u8 {
 }
 
 /// Reads a checkpoint and hands out what it says. `false`: it is damaged, and what was handed out does not count.
-pub(crate) fn read(file: &dyn VfsFile, mut each: impl FnMut(Entry)) -> io::Result<bool> {
+pub(crate) fn read(file: &dyn VfsFile, mut each: impl FnMut(Entry<'_>)) -> io::Result<bool> {
     let end = file.len()?;
     let (mut at, mut crc, mut set) = (0, 0, String::new());
     let (mut chunk, mut asked_for) = (Vec::new(), 0);
     while at < end {
         if at + AHEAD / 2 >= asked_for && asked_for < end {
-            file.will_need(asked_for, AHEAD);
+            file.will_need(asked_for, AHEAD.min(end - asked_for));
             asked_for += AHEAD;
         }
         let mut head = [0; 8];
@@ -635,35 +635,36 @@ pub(crate) fn read(file: &dyn VfsFile, mut each: impl FnMut(Entry)) -> io::Resul
             return Ok(false);
         }
         let mut fields = Fields(&chunk);
-        if at == 0 {
-            match start_of(&mut fields) {
-                Some(start) => each(Entry::Start(start)),
-                None => return Ok(false),
-            }
-        }
+        let mut is_first = at == 0;
         at += 8 + u64::from(len);
-        while let Some(tag) = fields.u8() {
-            let entry = match tag {
-                TAG_END => return Ok(at == end && fields.0.is_empty()),
-                TAG_SET => {
-                    let Some(name) = text(&mut fields) else {
-                        return Ok(false);
-                    };
-                    set = name;
-                    continue;
+        loop {
+            let entry = if std::mem::take(&mut is_first) {
+                start_of(&mut fields).map(Entry::Start)
+            } else {
+                let Some(tag) = fields.u8() else { break };
+                match tag {
+                    TAG_DISK | TAG_COLD | TAG_DISK_LONG | TAG_COLD_LONG => {
+                        block(&mut fields, tag).map(Entry::Block)
+                    }
+                    TAG_END => return Ok(at == end && fields.0.is_empty()),
+                    TAG_SET => {
+                        let Some(name) = text(&mut fields) else {
+                            return Ok(false);
+                        };
+                        set = name;
+                        continue;
+                    }
+                    TAG_PINS => members(&mut fields).map(|blocks| Entry::Pins {
+                        set: set.clone(),
+                        blocks,
+                    }),
+                    TAG_HASH => kind(&mut fields),
+                    TAG_CODEC => codec(&mut fields),
+                    TAG_VALUE => value(&mut fields),
+                    _ => None,
                 }
-                TAG_PINS => members(&mut fields).map(|blocks| Entry::Pins {
-                    set: set.clone(),
-                    blocks,
-                }),
-                TAG_HASH => kind(&mut fields),
-                TAG_CODEC => codec(&mut fields),
-                TAG_DISK | TAG_COLD | TAG_DISK_LONG | TAG_COLD_LONG => {
-                    block(&mut fields, tag).map(Entry::Block)
-                }
-                TAG_VALUE => value(&mut fields),
-                _ => None,
             };
+            // The one place where it is called, so that it is part of this loop.
             match entry {
                 Some(entry) => each(entry),
                 None => return Ok(false),
@@ -721,7 +722,7 @@ fn members(fields: &mut Fields<'_>) -> Option<Vec<u32>> {
     Some(std::iter::from_fn(|| members.u32()).collect())
 }
 
-fn kind(fields: &mut Fields<'_>) -> Option<Entry> {
+fn kind(fields: &mut Fields<'_>) -> Option<Entry<'static>> {
     Some(Entry::Hash {
         number: fields.u8()?,
         code: fields.u64()?,
@@ -729,7 +730,7 @@ fn kind(fields: &mut Fields<'_>) -> Option<Entry> {
     })
 }
 
-fn codec(fields: &mut Fields<'_>) -> Option<Entry> {
+fn codec(fields: &mut Fields<'_>) -> Option<Entry<'static>> {
     Some(Entry::Codec {
         number: fields.u8()?,
         is_v0: fields.u8()? != 0,
@@ -737,19 +738,22 @@ fn codec(fields: &mut Fields<'_>) -> Option<Entry> {
     })
 }
 
-fn block(fields: &mut Fields<'_>, tag: u8) -> Option<Block> {
-    let (name, head) = if matches!(tag, TAG_DISK_LONG | TAG_COLD_LONG) {
-        (Name::Long(Box::new(get_cid(fields)?)), fields.u8()?)
+#[inline]
+fn block<'a>(fields: &mut Fields<'a>, tag: u8) -> Option<Block<'a>> {
+    let (name, head, words) = if matches!(tag, TAG_DISK_LONG | TAG_COLD_LONG) {
+        let name = Name::Long(Box::new(get_cid(fields)?));
+        (name, fields.u8()?, fields.bytes(20)?)
     } else {
-        let [hash, codec, head, digest @ ..]: [u8; 35] = fields.array()?;
+        let whole = fields.bytes(55)?;
+        let (&[hash, codec, head], rest) = whole.split_first_chunk()?;
+        let (digest, words) = rest.split_first_chunk()?;
         let name = Name::Short {
             hash,
             codec,
             digest,
         };
-        (name, head)
+        (name, head, words)
     };
-    let words: [u8; 20] = fields.array()?;
     let (&[unit, offset, len, expiry_s, heat], []) = words.as_chunks() else {
         return None;
     };
@@ -779,7 +783,7 @@ fn block(fields: &mut Fields<'_>, tag: u8) -> Option<Block> {
     })
 }
 
-fn value(fields: &mut Fields<'_>) -> Option<Entry> {
+fn value(fields: &mut Fields<'_>) -> Option<Entry<'static>> {
     Some(Entry::Value {
         key: text(fields)?,
         value: Value {

@@ -318,7 +318,10 @@ fn items_of(shared: &Shared, id: u32) -> io::Result<(Items, bool)> {
     {
         return Ok((items, true));
     }
-    Ok((segment::scan(&file, header, 0)?.items, false))
+    let scan = segment::scan(&file, header, 0)?;
+    // Opening leaves segments without a footer that the checkpoint knows.
+    let is_whole = header.is_some() && scan.damaged.is_empty() && scan.end == file.len()?;
+    Ok((scan.items, is_whole))
 }
 
 fn news_of(items: &Items) -> u64 {

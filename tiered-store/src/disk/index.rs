@@ -4,16 +4,17 @@ use hashbrown::DefaultHashBuilder;
 use parking_lot::Mutex;
 use std::{
     hash::BuildHasher,
+    ops::Range,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use super::{log::Position, record::HEADER, segment, table::Table};
+use super::{log::Position, record::HEADER, segment, slots::Slots, table::Table};
 use crate::{cold::Location, heat::Heat, key::Key};
 
 const SHARD_BITS: u32 = 4;
 pub(crate) const SHARDS: usize = 1 << SHARD_BITS;
-/// Entries are allocated in pieces, so that growth neither copies nor doubles them.
-const PIECE: usize = 256;
+/// Places of the table that are asked of memory at once.
+const TOUCHED: usize = 64;
 /// Blocks have at most 2^26 bytes; the bits above are flags.
 pub(crate) const MOST_LEN: u32 = (1 << 30) - 1;
 /// The segment of a block whose bytes are nowhere: it is known because it is pinned, and counts as damaged.
@@ -51,6 +52,7 @@ pub(crate) struct Entry {
 
 impl Entry {
     /// A block on disk.
+    #[inline]
     pub(crate) fn new(
         key: Key,
         codec: u8,
@@ -75,6 +77,7 @@ impl Entry {
     }
 
     /// A block in the cold tier.
+    #[inline]
     pub(crate) fn cold(
         key: Key,
         codec: u8,
@@ -112,6 +115,7 @@ impl Entry {
         self.unit == NOWHERE && !self.is_cold()
     }
 
+    #[inline]
     pub(crate) fn key(&self) -> Key {
         Key {
             digest: self.digest,
@@ -237,7 +241,7 @@ pub(crate) struct Index {
 #[derive(Default)]
 struct Shard {
     table: Table,
-    pieces: Vec<Vec<Entry>>,
+    slots: Slots,
     free: Vec<u32>,
     /// Slots that became free while ids were frozen.
     frozen: Vec<u32>,
@@ -247,15 +251,12 @@ struct Shard {
 impl Shard {
     fn find(&self, hash: u64, key: &Key) -> Option<u32> {
         self.table.find(hash, |at| {
-            slot(&self.pieces, at).is_some_and(|entry| entry.key() == *key)
+            self.slots.get(at).is_some_and(|entry| entry.key() == *key)
         })
     }
 
     fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.pieces
-            .iter()
-            .flatten()
-            .filter(|entry| !entry.is_free())
+        self.slots.iter().filter(|entry| !entry.is_free())
     }
 
     /// Inserts, or replaces what has the key; then pins and heat of the old entry stay.
@@ -265,46 +266,45 @@ impl Shard {
         hash: u64,
         mut entry: Entry,
     ) -> Option<(u32, Option<Entry>)> {
-        if let Some(found) = self.find(hash, &entry.key()) {
-            let old = slot_mut(&mut self.pieces, found)?;
+        let key = entry.key();
+        if self.table.is_full() && self.find(hash, &key).is_none() {
+            self.grow(hasher, 0);
+        }
+        let next = match self.free.last() {
+            Some(at) => *at,
+            None => self.end()?,
+        };
+        let slots = &self.slots;
+        let found = self.table.find_or_insert(hash, next, |at| {
+            slots.get(at).is_some_and(|entry| entry.key() == key)
+        });
+        if let Some(found) = found {
+            let old = self.slots.get_mut(found)?;
             entry.pins = old.pins;
             entry.heat = entry.heat.max(old.heat);
             return Some((found, Some(std::mem::replace(old, entry))));
         }
-        if self.table.is_full() {
-            self.grow(hasher, 0);
+        if self.free.pop().is_some() {
+            *self.slots.get_mut(next)? = entry;
+        } else {
+            self.slots.push(entry);
         }
-        let at = match self.free.pop() {
-            Some(at) => {
-                *slot_mut(&mut self.pieces, at)? = entry;
-                at
-            }
-            None => {
-                if self.pieces.last().is_none_or(|piece| piece.len() == PIECE) {
-                    self.pieces.push(Vec::with_capacity(PIECE));
-                }
-                let before = (self.pieces.len() - 1) * PIECE;
-                let piece = self.pieces.last_mut()?;
-                piece.push(entry);
-                u32::try_from(before + piece.len() - 1).ok()?
-            }
-        };
-        self.table.insert(hash, at);
-        Some((at, None))
+        Some((next, None))
+    }
+
+    /// The first slot that never had an entry; `None` if ids have no bits for it.
+    fn end(&self) -> Option<u32> {
+        u32::try_from(self.slots.len())
+            .ok()
+            .filter(|end| *end < 1 << (u32::BITS - SHARD_BITS))
     }
 
     /// Gives the table more places, for `least` members at least.
     fn grow(&mut self, hasher: &DefaultHashBuilder, least: usize) {
         self.table.clear_and_grow(least);
-        for (number, piece) in self.pieces.iter().enumerate() {
-            for (at, entry) in piece
-                .iter()
-                .enumerate()
-                .filter(|(_, entry)| !entry.is_free())
-            {
-                if let Ok(at) = u32::try_from(number * PIECE + at) {
-                    self.table.insert(hasher.hash_one(entry.key()), at);
-                }
+        for (at, entry) in (0..).zip(self.slots.iter()) {
+            if !entry.is_free() {
+                self.table.insert(hasher.hash_one(entry.key()), at);
             }
         }
     }
@@ -320,19 +320,8 @@ impl Default for Index {
     }
 }
 
-fn slot(pieces: &[Vec<Entry>], slot: u32) -> Option<&Entry> {
-    pieces
-        .get(slot as usize / PIECE)?
-        .get(slot as usize % PIECE)
-}
-
-fn slot_mut(pieces: &mut [Vec<Entry>], slot: u32) -> Option<&mut Entry> {
-    pieces
-        .get_mut(slot as usize / PIECE)?
-        .get_mut(slot as usize % PIECE)
-}
-
 impl Index {
+    #[inline]
     fn hash(&self, key: &Key) -> (u64, usize) {
         let hash = self.hasher.hash_one(key);
         // The table uses the top bits and the low eight.
@@ -343,48 +332,47 @@ impl Index {
     pub(crate) fn reserve(&self, entries: usize) {
         for shard in &self.shards {
             // Shards differ by a few standard deviations of a binomial distribution.
-            let share = entries / SHARDS;
-            shard.lock().grow(&self.hasher, share + 4 * share.isqrt());
+            let (share, mut shard) = (entries / SHARDS, shard.lock());
+            shard.grow(&self.hasher, share + 4 * share.isqrt());
+            shard.slots.reserve(share);
         }
     }
 
     /// The hash of a key, and the part of the index that has it, if it is there.
+    #[inline]
     pub(crate) fn hash_and_shard(&self, key: &Key) -> (u64, usize) {
         self.hash(key)
     }
 
-    /// Inserts entries of one shard, named by their places in `from`, with their hashes. Their ids in the same order; `None` if the index
-    /// is full.
+    /// Inserts entries of one shard, each with its hash, in their order, and puts their ids at the end of `ids`; `None` if the index is
+    /// full.
     pub(crate) fn insert_all(
         &self,
         number: usize,
-        which: &[(u32, u64)],
-        from: &[Entry],
-    ) -> Option<Vec<(u32, EntryId)>> {
+        entries: &[(u64, Entry)],
+        ids: &mut Vec<EntryId>,
+    ) -> Option<()> {
         let mut shard = self.shards.get(number)?.lock();
-        let (mut ids, mut new) = (Vec::with_capacity(which.len()), 0);
-        let mut is_full = false;
-        for (at, hash) in which {
-            let Some((slot, old)) = from
-                .get(*at as usize)
-                .and_then(|entry| shard.insert(&self.hasher, *hash, *entry))
-            else {
-                is_full = true;
-                break;
-            };
-            new += usize::from(old.is_none());
-            ids.push((*at, id(slot, number)));
-        }
+        let mut new = 0;
+        let inserted = entries.chunks(TOUCHED).try_for_each(|some| {
+            shard.table.touch(some.iter().map(|(hash, _)| *hash));
+            some.iter().try_for_each(|(hash, entry)| {
+                let (slot, old) = shard.insert(&self.hasher, *hash, *entry)?;
+                new += usize::from(old.is_none());
+                ids.push(id(slot, number));
+                Some(())
+            })
+        });
         // Once for all: others add to it from other threads.
         self.len.fetch_add(new, Relaxed);
-        (!is_full).then_some(ids)
+        inserted
     }
 
     fn with<T>(&self, key: &Key, f: impl FnOnce(EntryId, &mut Entry) -> T) -> Option<T> {
         let (hash, number) = self.hash(key);
         let mut shard = self.shards.get(number)?.lock();
         let found = shard.find(hash, key)?;
-        Some(f(id(found, number), slot_mut(&mut shard.pieces, found)?))
+        Some(f(id(found, number), shard.slots.get_mut(found)?))
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<Entry> {
@@ -404,7 +392,9 @@ impl Index {
 
     pub(crate) fn by_id(&self, id: EntryId) -> Option<Entry> {
         let shard = self.shards.get(id.0 as usize % SHARDS)?.lock();
-        slot(&shard.pieces, id.0 >> SHARD_BITS)
+        shard
+            .slots
+            .get(id.0 >> SHARD_BITS)
             .filter(|entry| !entry.is_free())
             .copied()
     }
@@ -417,7 +407,7 @@ impl Index {
         };
         if let Some(entry) = u32::try_from(at)
             .ok()
-            .and_then(|at| slot_mut(&mut shard.pieces, at))
+            .and_then(|at| shard.slots.get_mut(at))
         {
             f(entry);
         }
@@ -444,18 +434,22 @@ impl Index {
         let mut shard = self.shards.get(number)?.lock();
         let Shard {
             table,
-            pieces,
+            slots,
             free,
             frozen,
             is_frozen,
         } = &mut *shard;
         let at = table.remove(
             hash,
-            |at| slot(pieces, at).is_some_and(|entry| entry.key() == *key),
-            |at| slot(pieces, at).map_or(0, |entry| self.hasher.hash_one(entry.key())),
+            |at| slots.get(at).is_some_and(|entry| entry.key() == *key),
+            |at| {
+                slots
+                    .get(at)
+                    .map_or(0, |entry| self.hasher.hash_one(entry.key()))
+            },
         )?;
         if *is_frozen { frozen } else { free }.push(at);
-        let entry = slot_mut(pieces, at)?;
+        let entry = slots.get_mut(at)?;
         let old = *entry;
         (entry.unit, entry.len) = (0, 0);
         self.len.fetch_sub(1, Relaxed);
@@ -482,15 +476,20 @@ impl Index {
     /// Lowers every heat, as the clock was set back.
     pub(crate) fn cool(&self, by: Heat) {
         for shard in &self.shards {
-            for entry in shard.lock().pieces.iter_mut().flatten() {
+            for entry in shard.lock().slots.iter_mut() {
                 entry.heat -= by;
             }
         }
     }
 
     /// Calls `f` with every entry, a shard at a time.
-    pub(crate) fn for_each(&self, mut f: impl FnMut(&Entry)) {
-        for shard in &self.shards {
+    pub(crate) fn for_each(&self, f: impl FnMut(&Entry)) {
+        self.for_each_of(0..SHARDS, f);
+    }
+
+    /// The same for some shards.
+    pub(crate) fn for_each_of(&self, shards: Range<usize>, mut f: impl FnMut(&Entry)) {
+        for shard in self.shards.get(shards).unwrap_or_default() {
             shard.lock().entries().for_each(&mut f);
         }
     }
@@ -504,7 +503,7 @@ impl Index {
     /// The entries of one shard in the order of their ids, with them; `None` past the last.
     pub(crate) fn shard_with_ids(&self, number: usize) -> Option<Vec<(EntryId, Entry)>> {
         let shard = self.shards.get(number)?.lock();
-        let entries = shard.pieces.iter().flatten().enumerate();
+        let entries = shard.slots.iter().enumerate();
         let used = entries.filter(|(_, entry)| !entry.is_free());
         Some(
             used.filter_map(|(at, entry)| Some((id(u32::try_from(at).ok()?, number), *entry)))
@@ -520,8 +519,7 @@ impl Index {
     pub(crate) fn bytes(&self) -> u64 {
         let of = |shard: &Shard| {
             shard.table.bytes()
-                + shard.pieces.len() * PIECE * size_of::<Entry>()
-                + shard.pieces.capacity() * size_of::<Vec<Entry>>()
+                + shard.slots.bytes()
                 + (shard.free.capacity() + shard.frozen.capacity()) * 4
         };
         self.shards
@@ -577,7 +575,16 @@ mod tests {
 
     #[test]
     fn ids_survive_other_entries_and_slots_are_used_again() {
-        let index = Index::default();
+        ids_survive(Index::default());
+        // Fewer and more than come.
+        for known in [1, 2000, 20_000] {
+            let index = Index::default();
+            index.reserve(known);
+            ids_survive(index);
+        }
+    }
+
+    fn ids_survive(index: Index) {
         for n in 0..5000 {
             assert!(index.insert(entry(n, n as u32)).is_none());
         }
@@ -593,5 +600,12 @@ mod tests {
         }
         assert_eq!((index.bytes(), index.len()), (bytes, 4000));
         assert_eq!(index.by_id(id).unwrap().offset, 4321);
+        let with_ids = (0..SHARDS).flat_map(|number| index.shard_with_ids(number).unwrap());
+        let mut count = 0;
+        for (id, entry) in with_ids {
+            assert_eq!(index.id(&entry.key()), Some(id));
+            count += 1;
+        }
+        assert_eq!(count, 4000);
     }
 }

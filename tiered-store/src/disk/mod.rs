@@ -3,6 +3,7 @@
 pub(crate) mod aborts;
 pub(crate) mod checkpoint;
 pub(crate) mod compact;
+mod filler;
 mod id_set;
 pub(crate) mod index;
 pub(crate) mod lane;
@@ -13,5 +14,6 @@ pub(crate) mod pins;
 pub(crate) mod record;
 pub(crate) mod recovery;
 pub(crate) mod segment;
+mod slots;
 mod table;
 pub(crate) mod victims;

@@ -7,6 +7,7 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap, VecDeque},
     io::{self, IoSlice},
+    ops::Range,
     path::Path,
     sync::Arc,
     thread,
@@ -20,6 +21,7 @@ use hashbrown::HashMap;
 use super::{
     aborts,
     checkpoint::{self, Kept, Name, Start},
+    filler::Filler,
     index::{self, Entry, EntryId, Place},
     lane::LaneKind,
     log::{Active, Before, Log, Position},
@@ -75,7 +77,8 @@ pub(crate) fn open(config: Config) -> Result<Shared, OpenError> {
     vfs.sync_dir(&dir).map_err(io("syncing the directory"))?;
     let shared = Shared::new(config, lock);
     let mut log = Log::default();
-    recover(&shared, &mut log).map_err(io("reading the log"))?;
+    thread::scope(|scope| recover(&shared, &mut log, Filler::new(scope, &shared.index)))
+        .map_err(io("reading the log"))?;
     *shared.log.lock() = log;
     Ok(shared)
 }
@@ -135,7 +138,7 @@ fn check_format(vfs: &dyn Vfs, dir: &Path) -> Result<(), OpenError> {
     }
 }
 
-fn recover(shared: &Shared, log: &mut Log) -> io::Result<()> {
+fn recover(shared: &Shared, log: &mut Log, mut filler: Filler<'_, '_>) -> io::Result<()> {
     let names = shared.vfs.list(&shared.dir)?;
     for name in [checkpoint::TEMPORARY, aborts::TEMPORARY] {
         if names.iter().any(|other| other == name) {
@@ -154,15 +157,16 @@ fn recover(shared: &Shared, log: &mut Log) -> io::Result<()> {
         .filter_map(|name| segment::parse_name(name))
         .collect();
     ids.sort_unstable();
-    let start = read_checkpoints(shared, log, &names, &ids)?;
+    let start = read_checkpoints(shared, log, &mut filler, &names, &ids)?;
     log.next_segment = ids
         .last()
         .map_or(1, |last| last.saturating_add(1))
         .max(start.next_segment)
         .max(1);
     if start == Start::default() {
-        let blocks = estimate(shared, &start, &ids);
+        let (blocks, ahead) = estimate(shared, &start, &ids);
         shared.index.reserve(usize::try_from(blocks).unwrap_or(0));
+        ahead.ask(shared);
     }
     let aborted = log.aborts.iter().map(|range| range.last).max();
     log.next_seq = start.seq.max(aborted.unwrap_or(0)) + 1;
@@ -170,7 +174,7 @@ fn recover(shared: &Shared, log: &mut Log) -> io::Result<()> {
     for id in ids {
         sources.extend(look_at(shared, log, &start, id)?);
     }
-    replay(shared, log, &start, sources)?;
+    replay(shared, log, filler, &start, sources)?;
     settle(shared, log);
     Ok(())
 }
@@ -179,6 +183,7 @@ fn recover(shared: &Shared, log: &mut Log) -> io::Result<()> {
 fn read_checkpoints(
     shared: &Shared,
     log: &mut Log,
+    filler: &mut Filler<'_, '_>,
     names: &[String],
     segments: &[u32],
 ) -> io::Result<Start> {
@@ -190,7 +195,7 @@ fn read_checkpoints(
     log.checkpoints.next_number = numbers.last().map_or(0, |last| last.wrapping_add(1));
     let mut found = None;
     while let Some(number) = numbers.pop() {
-        if let Some((start, bytes)) = read_checkpoint(shared, number, segments)? {
+        if let Some((start, bytes)) = read_checkpoint(shared, filler, number, segments)? {
             let seq = start.seq;
             log.checkpoints.kept.push_back(Kept {
                 number,
@@ -246,16 +251,31 @@ fn read_checkpoints(
     Ok(found.unwrap_or_default())
 }
 
-/// Bytes of the log that the device reads ahead while a checkpoint is read.
+/// Bytes of the log that the device reads ahead.
 const LOG_AHEAD: u64 = 256 << 20;
 
-/// About how many blocks there are: too few costs a second filling of the index, too many a little memory. What is read of the segments
-/// later is asked for on the way.
-fn estimate(shared: &Shared, start: &Start, segments: &[u32]) -> u64 {
+/// What will be read of segments: the device is asked for it when it has nothing else to do.
+#[derive(Default)]
+struct Ahead(Vec<(u32, Range<u64>)>);
+
+impl Ahead {
+    fn ask(self, shared: &Shared) {
+        for (id, bytes) in self.0 {
+            // Whatever is wrong with it shows when it is read.
+            if let Ok(file) = shared.vfs.open(&shared.dir.join(segment::file_name(id))) {
+                file.will_need(bytes.start, bytes.end - bytes.start);
+            }
+        }
+    }
+}
+
+/// About how many blocks there are: too few costs a second filling of the index, too many a little memory. And what is read of the
+/// segments later.
+fn estimate(shared: &Shared, start: &Start, segments: &[u32]) -> (u64, Ahead) {
     let (mut blocks, mut bytes, mut rest) = (start.blocks, 0, 0);
     // Blocks and bytes of the segment that has the most blocks in its bytes.
     let mut densest = (0, 1);
-    let mut ahead = LOG_AHEAD;
+    let (mut ahead, mut left) = (Ahead::default(), LOG_AHEAD);
     for id in segments {
         // Whatever is wrong with it shows when it is read.
         let file = shared.vfs.open(&shared.dir.join(segment::file_name(*id)));
@@ -276,10 +296,11 @@ fn estimate(shared: &Shared, start: &Start, segments: &[u32]) -> u64 {
             Some(outline) => outline.items.clone(),
             None => known..len,
         };
-        let wanted_bytes = (wanted.end - wanted.start).min(ahead);
+        let wanted_bytes = (wanted.end - wanted.start).min(left);
         if wanted_bytes > 0 {
-            file.will_need(wanted.start, wanted_bytes);
-            ahead -= wanted_bytes;
+            let bytes = wanted.start..wanted.start + wanted_bytes;
+            ahead.0.push((*id, bytes));
+            left -= wanted_bytes;
         }
         match outline.filter(|_| settled.is_none()) {
             Some(outline) => {
@@ -306,107 +327,19 @@ fn estimate(shared: &Shared, start: &Start, segments: &[u32]) -> u64 {
     let more = at_density((blocks, bytes)).max(at_density(densest));
     // Never more than there are bytes for.
     let all = blocks + u64::try_from(more).unwrap_or(0).min(rest / HEADER as u64);
-    all + all / 64
+    (all + all / 64, ahead)
 }
 
-/// What numbers in a checkpoint stand for here.
+/// What numbers of kinds in a checkpoint stand for here.
 struct Numbers {
     /// With digest lengths.
     hashes: [Option<(u8, u8)>; 256],
     codecs: [u8; 256],
-    blocks: Vec<EntryId>,
-    waiting: Batch,
-}
-
-impl Numbers {
-    /// Puts what waits into the index, and numbers it. `None`: the index is full.
-    fn settle(&mut self, shared: &Shared) -> Option<()> {
-        let first = self.blocks.len();
-        let ids = self.waiting.insert(shared)?;
-        self.blocks.resize(first + ids.len(), EntryId(u32::MAX));
-        for (at, id) in ids {
-            *self.blocks.get_mut(first + at as usize)? = id;
-        }
-        Some(())
-    }
-}
-
-/// Blocks that enter the index together, shard by shard: the table of a shard of a million blocks fits the processor's cache, that of the
-/// whole index does not. 56 bytes each.
-const TOGETHER: usize = 64 * 1024;
-
-/// So few are not worth sorting.
-const FEW: usize = 64;
-
-/// Blocks that are not in the index yet, in the order in which they were written.
-#[derive(Default)]
-struct Batch(Vec<Entry>);
-
-impl Batch {
-    fn push(&mut self, entry: Entry) {
-        if self.0.len() == FEW {
-            self.0.reserve_exact(TOGETHER - FEW);
-        }
-        self.0.push(entry);
-    }
-
-    fn is_full(&self) -> bool {
-        self.0.len() >= TOGETHER
-    }
-
-    /// Puts them into the index. Their ids, with the place of each in the batch; `None`: the index is full.
-    fn insert(&mut self, shared: &Shared) -> Option<Vec<(u32, EntryId)>> {
-        if self.0.len() < FEW {
-            let inserted = (0..).zip(self.0.drain(..));
-            return inserted
-                .map(|(at, entry)| Some((at, shared.index.insert_at(entry)?.0)))
-                .collect();
-        }
-        let share = self.0.len() / index::SHARDS;
-        let mut shards: [Vec<(u32, u64)>; index::SHARDS] =
-            std::array::from_fn(|_| Vec::with_capacity(share + 4 * share.isqrt()));
-        for (at, entry) in (0..).zip(&self.0) {
-            let (hash, number) = shared.index.hash_and_shard(&entry.key());
-            shards.get_mut(number)?.push((at, hash));
-        }
-        let waiting = &self.0;
-        let insert = |shards: &[(usize, Vec<(u32, u64)>)]| -> Option<Vec<(u32, EntryId)>> {
-            let mut ids = Vec::new();
-            for (number, shard) in shards {
-                ids.append(&mut shared.index.insert_all(*number, shard, waiting)?);
-            }
-            Some(ids)
-        };
-        let shards: Vec<_> = shards.into_iter().enumerate().collect();
-        // Shards have locks of their own. A few blocks are not worth a thread.
-        let threads = if waiting.len() < TOGETHER {
-            1
-        } else {
-            thread::available_parallelism().map_or(1, |cores| cores.get().min(4))
-        };
-        let inserted: Option<Vec<Vec<_>>> = thread::scope(|scope| {
-            let running: Vec<_> = shards
-                .chunks(index::SHARDS.div_ceil(threads))
-                .skip(1)
-                .map(|shards| scope.spawn(|| insert(shards)))
-                .collect();
-            let own = insert(shards.get(..index::SHARDS.div_ceil(threads))?);
-            let others = running.into_iter().map(|running| running.join().ok()?);
-            std::iter::once(own).chain(others).collect()
-        });
-        self.0.clear();
-        let mut inserted = inserted?;
-        // Usually that of one thread.
-        let mut ids = inserted.pop()?;
-        for mut more in inserted {
-            ids.append(&mut more);
-        }
-        Some(ids)
-    }
 }
 
 fn read_checkpoint(
     shared: &Shared,
+    filler: &mut Filler<'_, '_>,
     number: u32,
     segments: &[u32],
 ) -> io::Result<Option<(Start, u64)>> {
@@ -417,17 +350,18 @@ fn read_checkpoint(
     let mut numbers = Numbers {
         hashes: [None; 256],
         codecs: [0; 256],
-        blocks: Vec::new(),
-        waiting: Batch::default(),
     };
     // A declared number allocates nothing that the file has no bytes for.
+    let mut pinned = Pinned::default();
     let most_blocks = file.len()? / checkpoint::BLOCK_BYTES;
     let mut is_sound = true;
+    // After so many blocks the whole checkpoint has been asked for.
+    let (mut log_ahead, mut asked_after) = (None::<Ahead>, usize::MAX);
     let whole = checkpoint::read(&*file, |entry| match entry {
         checkpoint::Entry::Start(read) => {
             let blocks = usize::try_from(read.blocks.min(most_blocks)).unwrap_or(0);
             // One table for all that comes: growing it step by step would cost as much as filling it.
-            let all = estimate(
+            let (all, ahead) = estimate(
                 shared,
                 &Start {
                     blocks: blocks as u64,
@@ -436,7 +370,11 @@ fn read_checkpoint(
                 segments,
             );
             shared.index.reserve(usize::try_from(all).unwrap_or(0));
-            numbers.blocks.reserve(blocks);
+            // Pins name blocks by their numbers in the file.
+            filler.keep_ids(blocks);
+            let last = usize::try_from(checkpoint::AHEAD / 2 / checkpoint::BLOCK_BYTES);
+            asked_after = blocks.saturating_sub(last.unwrap_or(0));
+            log_ahead = Some(ahead);
             start = read;
         }
         checkpoint::Entry::Hash { number, code, size } => {
@@ -457,14 +395,22 @@ fn read_checkpoint(
             }
         }
         checkpoint::Entry::Block(block) => {
-            is_sound &= insert(shared, &mut numbers, &block).is_some();
+            is_sound &= insert(shared, filler, &numbers, &block).is_some();
+            if filler.len() >= asked_after
+                && let Some(ahead) = log_ahead.take()
+            {
+                ahead.ask(shared);
+            }
         }
         checkpoint::Entry::Pins { set, blocks } => {
-            is_sound &= numbers.settle(shared).is_some();
-            let mut pins = shared.pins.write();
+            is_sound &= filler.settle().is_some();
+            if pinned.set != set {
+                pinned.settle(shared);
+                pinned.set = set;
+            }
             for number in blocks {
-                match numbers.blocks.get(number as usize) {
-                    Some(id) => pins.pin_id(&shared.index, &set, *id),
+                match filler.ids().get(number as usize) {
+                    Some(id) => pinned.ids.push(*id),
                     None => is_sound = false,
                 }
             }
@@ -473,7 +419,10 @@ fn read_checkpoint(
             shared.values.write().insert(key, value);
         }
     })?;
-    is_sound &= numbers.settle(shared).is_some();
+    log_ahead.take().unwrap_or_default().ask(shared);
+    is_sound &= filler.settle().is_some();
+    filler.drop_ids();
+    pinned.settle(shared);
     Ok(if whole && is_sound {
         Some((start, file.len()?))
     } else {
@@ -481,7 +430,31 @@ fn read_checkpoint(
     })
 }
 
-fn insert(shared: &Shared, numbers: &mut Numbers, block: &checkpoint::Block) -> Option<()> {
+/// Members of a pin set.
+#[derive(Default)]
+struct Pinned {
+    set: String,
+    ids: Vec<EntryId>,
+}
+
+impl Pinned {
+    fn settle(&mut self, shared: &Shared) {
+        // In the order in which the set and the index have them.
+        self.ids.sort_unstable();
+        let mut pins = shared.pins.write();
+        for id in self.ids.drain(..) {
+            pins.pin_id(&shared.index, &self.set, id);
+        }
+    }
+}
+
+#[inline]
+fn insert(
+    shared: &Shared,
+    filler: &mut Filler<'_, '_>,
+    numbers: &Numbers,
+    block: &checkpoint::Block<'_>,
+) -> Option<()> {
     let (key, codec) = match &block.name {
         Name::Short {
             hash,
@@ -490,7 +463,7 @@ fn insert(shared: &Shared, numbers: &mut Numbers, block: &checkpoint::Block) -> 
         } => {
             let (hash, size) = (*numbers.hashes.get(usize::from(*hash))?)?;
             let codec = *numbers.codecs.get(usize::from(*codec))?;
-            let digest = *digest;
+            let digest = **digest;
             // Shorter digests are filled up with zeros.
             if digest.iter().skip(usize::from(size)).any(|byte| *byte != 0) {
                 return None;
@@ -507,12 +480,11 @@ fn insert(shared: &Shared, numbers: &mut Numbers, block: &checkpoint::Block) -> 
         entry = Entry::lost(key, codec);
     }
     entry.expiry_s = block.expiry_s;
-    numbers.waiting.push(entry);
-    if numbers.waiting.is_full() {
-        numbers.settle(shared)?;
-    }
-    Some(())
+    filler.push(entry)
 }
+
+/// So many blocks are worth a thread.
+const MANY: usize = 64 * 1024;
 
 /// A segment that has something to say beyond the checkpoint.
 struct Source {
@@ -550,6 +522,10 @@ fn look_at(shared: &Shared, log: &mut Log, start: &Start, id: u32) -> io::Result
         tracing::error!(segment = id, "the header of a segment is damaged");
         shared.counters.corruptions.add(1);
     }
+    if settled == len && header.is_some_and(|header| header.lane.lane().is_none()) {
+        // The checkpoint was the last to hear of it, and nothing goes into it any more. Compaction does without its list.
+        return Ok(None);
+    }
     log.since_checkpoint += len.saturating_sub(settled);
     Ok(Some(Source {
         id,
@@ -577,6 +553,7 @@ impl Loaded {
 fn replay(
     shared: &Shared,
     log: &mut Log,
+    filler: Filler<'_, '_>,
     start: &Start,
     mut sources: Vec<Source>,
 ) -> io::Result<()> {
@@ -592,7 +569,11 @@ fn replay(
     let mut sources = VecDeque::from(sources);
     let mut loaded: Vec<Option<Loaded>> = Vec::new();
     let mut order = BinaryHeap::new();
-    let mut blocks = Blocks::default();
+    let mut blocks = Blocks {
+        filler,
+        usual: None,
+    };
+    blocks.settle()?;
     // The list of one segment goes into the memory of another: allocators give such pieces back late.
     let mut spare = Vec::new();
     loop {
@@ -612,7 +593,7 @@ fn replay(
         }
         let Some(Reverse((_, number))) = order.pop() else {
             if sources.is_empty() {
-                return blocks.insert(shared);
+                return blocks.settle();
             }
             continue;
         };
@@ -642,7 +623,7 @@ fn replay(
                     blocks.push(shared, current.id, &item)?;
                 } else {
                     if !matches!(item.kind, Kind::Value | Kind::DeleteValue) {
-                        blocks.insert(shared)?;
+                        blocks.settle()?;
                     }
                     apply(shared, current.id, &item)?;
                 }
@@ -660,14 +641,13 @@ fn replay(
 }
 
 /// Blocks that the log names one after the other.
-#[derive(Default)]
-struct Blocks {
-    batch: Batch,
+struct Blocks<'scope, 'env> {
+    filler: Filler<'scope, 'env>,
     /// How the last CID of the usual length began, and what its key has for that.
     usual: Option<([u8; 4], u8, u8)>,
 }
 
-impl Blocks {
+impl Blocks<'_, '_> {
     fn push(&mut self, shared: &Shared, segment: u32, item: &Item<'_>) -> io::Result<()> {
         let Some((key, codec)) = self.key(shared, item.key) else {
             return Ok(());
@@ -677,15 +657,10 @@ impl Blocks {
             offset: item.offset,
         };
         let head = u8::try_from(HEADER + item.key.len()).unwrap_or(u8::MAX);
-        let len = shared.index.len() + self.batch.0.len();
-        let heat = shared.clock.tick(len).fresh(1.0);
+        let heat = shared.clock.tick(self.filler.len()).fresh(1.0);
         let len = item.payload_len;
         let entry = Entry::new(key, codec, at, head, len, item.expiry_ms, heat);
-        self.batch.push(entry);
-        if self.batch.is_full() {
-            self.insert(shared)?;
-        }
-        Ok(())
+        self.filler.push(entry).ok_or_else(is_full)
     }
 
     /// The key of a CID as it is in the log.
@@ -709,15 +684,13 @@ impl Blocks {
     }
 
     /// Everything else comes after them.
-    fn insert(&mut self, shared: &Shared) -> io::Result<()> {
-        if self.batch.0.is_empty() {
-            return Ok(());
-        }
-        let inserted = self.batch.insert(shared);
-        inserted
-            .map(drop)
-            .ok_or_else(|| io::Error::other("more blocks than the index can hold"))
+    fn settle(&mut self) -> io::Result<()> {
+        self.filler.settle().ok_or_else(is_full)
     }
+}
+
+fn is_full() -> io::Error {
+    io::Error::other("more blocks than the index can hold")
 }
 
 /// Reads what a segment says. One without a footer is cut behind its last whole record, and grows on or is sealed.
@@ -732,12 +705,12 @@ fn load(
     let file = shared.file(id)?;
     let footer = match &source.header {
         Some(header) => segment::read_footer_into(&*file, header, spare)?,
-        None => None,
+        None => Err(spare),
     };
     let items = match footer {
-        Some(items) => items,
-        None => {
-            let scan = segment::scan(&file, source.header, source.settled)?;
+        Ok(items) => items,
+        Err(spare) => {
+            let scan = segment::scan_into(&file, source.header, source.settled, spare)?;
             for (offset, bytes) in &scan.damaged {
                 tracing::error!(
                     segment = id,
@@ -956,30 +929,74 @@ fn remove(shared: &Shared, cid: &Cid) {
     }
 }
 
+/// What the index needs of segments.
+#[derive(Default)]
+struct Needs {
+    /// Of each, in bytes.
+    live: HashMap<u32, u64>,
+    pinned: u64,
+    /// What points nowhere.
+    gone: Vec<Entry>,
+}
+
+impl Needs {
+    /// Of some shards of the index. `lens` are the lengths of segments.
+    fn of(shared: &Shared, lens: &HashMap<u32, u64>, shards: Range<usize>) -> Needs {
+        let mut needs = Needs::default();
+        // Neighbours were mostly written one after the other.
+        let (mut segment, mut len, mut live) = (0, None, 0);
+        shared.index.for_each_of(shards, |entry| {
+            let at = match entry.place() {
+                Place::Cold(at) => return shared.packs.retain(at, entry.len()),
+                Place::Disk(at) => at,
+            };
+            if at.segment != segment {
+                *needs.live.entry(segment).or_default() += live;
+                (segment, len, live) = (at.segment, lens.get(&at.segment), 0);
+            }
+            if len.is_some_and(|len| u64::from(at.offset) + entry.record_len() <= *len) {
+                let footprint = entry.footprint();
+                live += footprint;
+                if entry.pins > 0 {
+                    needs.pinned += footprint;
+                }
+            } else {
+                needs.gone.push(*entry);
+            }
+        });
+        *needs.live.entry(segment).or_default() += live;
+        needs
+    }
+
+    fn add(&mut self, mut other: Needs) {
+        for (id, live) in other.live {
+            *self.live.entry(id).or_default() += live;
+        }
+        self.pinned += other.pinned;
+        self.gone.append(&mut other.gone);
+    }
+}
+
 /// Drops what points nowhere, and counts what is needed.
 fn settle(shared: &Shared, log: &mut Log) {
-    // Of each segment its length, and what is needed of it.
-    let mut segments: HashMap<u32, (u64, u64)> = log
-        .segments
-        .iter()
-        .map(|(id, segment)| (*id, (segment.len, 0)))
-        .collect();
-    let (mut gone, mut pinned) = (Vec::new(), 0);
-    shared.index.for_each(|entry| {
-        let at = match entry.place() {
-            Place::Cold(at) => return shared.packs.retain(at, entry.len()),
-            Place::Disk(at) => at,
-        };
-        match segments.get_mut(&at.segment) {
-            Some((len, live)) if u64::from(at.offset) + entry.record_len() <= *len => {
-                *live += entry.footprint();
-                if entry.pins > 0 {
-                    pinned += entry.footprint();
-                }
-            }
-            _ => gone.push(*entry),
+    let segments = log.segments.iter();
+    let lens: HashMap<u32, u64> = segments.map(|(id, segment)| (*id, segment.len)).collect();
+    // Two threads see twice as much of the index in a time.
+    const HALF: usize = index::SHARDS / 2;
+    let needs = thread::scope(|scope| {
+        let count = || Needs::of(shared, &lens, HALF..index::SHARDS);
+        let beside = (shared.index.len() >= MANY)
+            .then(|| thread::Builder::new().spawn_scoped(scope, count).ok())
+            .flatten();
+        let mut needs = Needs::of(shared, &lens, 0..HALF);
+        match beside.map(|thread| thread.join()) {
+            Some(Ok(others)) => needs.add(others),
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => needs.add(count()),
         }
+        needs
     });
+    let Needs { live, pinned, gone } = needs;
     for entry in gone {
         let key = entry.key();
         if entry.pins == 0 {
@@ -991,7 +1008,7 @@ fn settle(shared: &Shared, log: &mut Log) {
             shared.index.insert(Entry::lost(key, entry.codec));
         }
     }
-    for (id, (_, live)) in segments {
+    for (id, live) in live {
         shared.retain_record(log, id, live);
     }
     shared.counters.pinned.add(pinned);

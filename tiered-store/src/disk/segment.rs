@@ -151,16 +151,19 @@ pub(crate) struct Items {
 }
 
 impl Items {
-    fn parse(bytes: Vec<u8>, count: u32) -> Option<Items> {
-        let (mut at, mut found) = (0, 0u32);
-        while at < bytes.len() {
-            let (item, next) = item_at(&bytes, at)?;
-            if item.seq > MOST_SEQ {
-                return None;
-            }
-            (at, found) = (next, found.checked_add(1)?);
+    /// Gives the bytes back if they are no such list.
+    fn parse(bytes: Vec<u8>, count: u32) -> Result<Items, Vec<u8>> {
+        let (mut at, mut found) = (0, 0);
+        while let Some((item, next)) = item_at(&bytes, at)
+            && item.seq <= MOST_SEQ
+        {
+            (at, found) = (next, found + 1);
         }
-        (found == count).then_some(Items { bytes, count })
+        if at == bytes.len() && found == u64::from(count) {
+            Ok(Items { bytes, count })
+        } else {
+            Err(bytes)
+        }
     }
 
     pub(crate) fn push(&mut self, item: &Item<'_>) {
@@ -283,24 +286,26 @@ pub(crate) struct Outline {
 
 /// The list of records of a sealed segment; `None` if it has no whole footer.
 pub(crate) fn read_footer(file: &dyn VfsFile, header: &SegmentHeader) -> io::Result<Option<Items>> {
-    read_footer_into(file, header, Vec::new())
+    Ok(read_footer_into(file, header, Vec::new())?.ok())
 }
 
-/// The same, in memory that was used before.
+/// The same, in memory that was used before, which comes back without a footer.
 pub(crate) fn read_footer_into(
     file: &dyn VfsFile,
     header: &SegmentHeader,
     mut items: Vec<u8>,
-) -> io::Result<Option<Items>> {
+) -> io::Result<Result<Items, Vec<u8>>> {
     let Some(trailer) = read_trailer(file, header.id)? else {
-        return Ok(None);
+        return Ok(Err(items));
     };
     items.resize(trailer.item_bytes as usize, 0);
     file.read_exact_at(trailer.items_at, &mut items)?;
     let actual = header.footer_crc(trailer.items_at, &items, &trailer.head);
-    Ok((actual == trailer.crc)
-        .then(|| Items::parse(items, trailer.count))
-        .flatten())
+    Ok(if actual == trailer.crc {
+        Items::parse(items, trailer.count)
+    } else {
+        Err(items)
+    })
 }
 
 /// What a segment without a footer holds.
@@ -322,6 +327,17 @@ pub(crate) fn scan(
     header: Option<SegmentHeader>,
     settled: u64,
 ) -> io::Result<Scan> {
+    scan_into(file, header, settled, Vec::new())
+}
+
+/// The same, with the list in memory that was used before.
+pub(crate) fn scan_into(
+    file: &Arc<dyn VfsFile>,
+    header: Option<SegmentHeader>,
+    settled: u64,
+    mut items: Vec<u8>,
+) -> io::Result<Scan> {
+    items.clear();
     let mut window = Window {
         len: file.len()?,
         file: file.clone(),
@@ -329,8 +345,12 @@ pub(crate) fn scan(
         bytes: Vec::new(),
     };
     let mut scan = Scan {
+        items: Items {
+            bytes: items,
+            count: 0,
+        },
         end: SEGMENT_HEADER.min(window.len),
-        ..Scan::default()
+        damaged: Vec::new(),
     };
     // What counts if nothing later proves more: items (bytes and number), end, damaged stretches.
     let mut sure = (0, 0, scan.end, 0);
@@ -443,7 +463,7 @@ struct Window {
 }
 
 impl Window {
-    const READ: u64 = 1024 * 1024;
+    const READ: u64 = 256 * 1024;
 
     /// The bytes at `at`; `None` past the end of the file.
     fn get(&mut self, at: u64, len: usize) -> io::Result<Option<&[u8]>> {

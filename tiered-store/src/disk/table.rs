@@ -48,6 +48,40 @@ impl Table {
         }
     }
 
+    /// The member with this hash that `is` accepts. If there is none, `number` becomes a member; then the table must not be full.
+    pub(crate) fn find_or_insert(
+        &mut self,
+        hash: u64,
+        number: u32,
+        is: impl Fn(u32) -> bool,
+    ) -> Option<u32> {
+        let wanted = tag(hash);
+        let mut at = self.home(hash);
+        while let (Some(tag), Some(its)) = (self.tags.get_mut(at), self.numbers.get_mut(at)) {
+            if *tag == 0 {
+                (*tag, *its) = (wanted, number);
+                self.len += 1;
+                return None;
+            }
+            if *tag == wanted && is(*its) {
+                return Some(*its);
+            }
+            at = self.next(at);
+        }
+        None
+    }
+
+    /// Brings the places where searches for these hashes begin into the processor's cache, many at a time: one search after the other
+    /// waits for each of them.
+    pub(crate) fn touch(&self, hashes: impl Iterator<Item = u64>) {
+        let touched = hashes.fold(0, |sum: u32, hash| {
+            let at = self.home(hash);
+            let tag = self.tags.get(at).map_or(0, |tag| u32::from(*tag));
+            sum ^ tag ^ self.numbers.get(at).map_or(0, |number| *number)
+        });
+        std::hint::black_box(touched);
+    }
+
     /// Whether there is no room for one more.
     pub(crate) fn is_full(&self) -> bool {
         (self.len + 1) * 8 > self.tags.len() * LOAD
@@ -146,7 +180,8 @@ mod tests {
                         table.clear_and_grow(0);
                         model.iter().filter(|other| **other != n).for_each(|n| table.insert(of(*n), *n));
                     }
-                    table.insert(of(n), n);
+                    prop_assert_eq!(table.find_or_insert(of(n), n, |other| other == n), None);
+                    prop_assert_eq!(table.find_or_insert(of(n), 300, |other| other == n), Some(n));
                 } else if !insert {
                     let removed = table.remove(of(n), |other| other == n, of);
                     prop_assert_eq!(removed, model.remove(&n).then_some(n));

@@ -189,12 +189,16 @@ impl VfsFile for RealFile {
 
     #[cfg(target_os = "linux")]
     fn will_need(&self, offset: u64, len: u64) {
-        // Where the file system does not do it, reading waits for the device as before.
-        let _ = rustix::fs::fadvise(
-            &self.0,
-            offset,
-            std::num::NonZeroU64::new(len),
-            rustix::fs::Advice::WillNeed,
-        );
+        /// The kernel cuts a hint to what the device takes at once, silently.
+        const MOST: u64 = 256 * 1024;
+        let end = offset.saturating_add(len);
+        for at in (offset..end).step_by(MOST as usize) {
+            let part = std::num::NonZeroU64::new(MOST.min(end - at));
+            let advice = rustix::fs::Advice::WillNeed;
+            if rustix::fs::fadvise(&self.0, at, part, advice).is_err() {
+                // Where the file system does not do it, reading waits for the device as before.
+                return;
+            }
+        }
     }
 }
