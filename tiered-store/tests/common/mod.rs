@@ -23,14 +23,14 @@ pub fn run<T>(future: impl Future<Output = T>) -> T {
     smol::block_on(future)
 }
 
-/// Does the work on as many threads as there are cores; a panic in one is the test's.
+/// Does the work on twice as many threads as there are cores, since stores wait for their own threads; a panic in one is the test's.
 pub fn in_parallel<W: Send, T: Send>(work: Vec<W>, each: impl Fn(W) -> T + Sync) -> Vec<T> {
     let work = Mutex::new(work.into_iter());
     let one_after_the_other = || {
         let next = || work.lock().expect("no panic inside").next();
         std::iter::from_fn(next).map(&each).collect::<Vec<T>>()
     };
-    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let threads = 2 * thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
             .map(|_| scope.spawn(one_after_the_other))
