@@ -298,16 +298,17 @@ fn packs_that_are_needed_whole_are_not_written_again_however_small_their_blocks_
             put.unwrap();
         }
         store.gc().await.unwrap();
+        // The job in the background comes to an end: until then it takes blocks from the disk, into packs of their own.
+        while store.stats().cold.unwrap().is_moving {
+            smol::Timer::after(Duration::from_millis(1)).await;
+        }
+        store.gc().await.unwrap();
         let before = store.stats().cold.unwrap();
         assert!(before.blocks > 1000, "{before:?}");
         store.gc().await.unwrap();
         store.gc().await.unwrap();
         let after = store.stats().cold.unwrap();
         assert_eq!(after.packs_written, before.packs_written, "{after:?}");
-        // The job in the background comes to an end as well.
-        while store.stats().cold.unwrap().is_moving {
-            smol::Timer::after(Duration::from_millis(1)).await;
-        }
     });
 }
 
