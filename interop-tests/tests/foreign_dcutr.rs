@@ -163,7 +163,7 @@ async fn punches(caller: Caller, transport: Transport, test: &'static str) -> Re
                 times.len(),
                 times.get(times.len() / 2).copied().unwrap_or_default()
             );
-            // Issue 8: 19 of 20.
+            // 19 of 20 must get through; of fewer runs one may fail as well.
             let allowed = (runs / 20).max(1);
             if times.is_empty() || failures.len() > allowed {
                 return Err(Error::Wrong(failures.join("; ")));

@@ -351,8 +351,8 @@ fn read_checkpoint(
         hashes: [None; 256],
         codecs: [0; 256],
     };
-    // A declared number allocates nothing that the file has no bytes for.
     let mut pinned = Pinned::default();
+    // A declared number allocates nothing that the file has no bytes for.
     let most_blocks = file.len()? / checkpoint::BLOCK_BYTES;
     let mut is_sound = true;
     // After so many blocks the whole checkpoint has been asked for.
