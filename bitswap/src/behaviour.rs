@@ -28,6 +28,7 @@ use crate::{
     ProtocolViolation, RequestFilter, SessionId, SessionOptions, Ticket, Transfers, UploadLimits,
     WantOptions, WantlistEntry,
     budget::Budget,
+    buffers::Buffers,
     core::{
         ConnKey, Path,
         client::{self, Client},
@@ -73,6 +74,7 @@ pub struct Behaviour {
     by_key: HashMap<ConnKey, ConnectionId>,
     next_key: u64,
     budget: Budget,
+    buffers: Buffers,
     /// Of each peer with a connection; of others that had one coming, a bounded number.
     interests: HashMap<PeerId, Interest>,
     reads: FuturesUnordered<BoxFuture<'static, Read>>,
@@ -105,6 +107,7 @@ impl Behaviour {
             client: Client::new(config.clone(), rand::random(), now),
             server: Server::new(config.clone(), rand::random(), now),
             budget: Budget::new(config.max_inbound_bytes()),
+            buffers: Buffers::default(),
             interests: HashMap::new(),
             config: Arc::new(config),
             source,
@@ -386,6 +389,16 @@ impl Behaviour {
                 }
                 self.server.on_written(peer, key, blocks, bytes, now);
             }
+            Report::Silent { owes } => {
+                if let Some(connection) = self.by_key.get(&key).copied() {
+                    let event = Event::PeerSilent {
+                        peer,
+                        connection,
+                        owes,
+                    };
+                    self.actions.push_back(ToSwarm::GenerateEvent(event));
+                }
+            }
             Report::StreamLost => self.client.on_stream_lost(peer, key, now),
             Report::Returned(blocks) => self.server.on_returned(peer, key, blocks, now),
             Report::TakenBack(blocks) => self.server.on_taken_back(peer, key, &blocks, now),
@@ -410,7 +423,7 @@ impl Behaviour {
         let interest = self
             .interests
             .entry(peer)
-            .or_insert_with(|| Interest::new(expected));
+            .or_insert_with(|| Interest::new(expected, self.buffers.clone()));
         Handler::new(
             Arc::clone(&self.config),
             self.protocols.clone(),
@@ -500,6 +513,7 @@ impl Behaviour {
                 peer,
                 allowed,
             },
+            client::Output::Silent { conn, .. } => return self.command(conn, Command::Listen),
             client::Output::UnwantedBlocks { peer, bytes } => {
                 return self.on_violation(peer, ProtocolViolation::UnwantedBlocks { bytes });
             }

@@ -223,6 +223,18 @@ pub enum Event {
         /// What it did.
         violation: ProtocolViolation,
     },
+    /// Bitswap gets no further on a connection for a second: it may be dead, and it is up to the user to find out. Repeated at growing
+    /// intervals.
+    PeerSilent {
+        /// Who is at its other end.
+        peer: PeerId,
+        /// Which.
+        connection: ConnectionId,
+        /// The peer owes answers (for at least four round trips) and sends not even a part of a block, while nothing of ours is on its way to
+        /// it. Otherwise it takes nothing of what is sent to it; then a question waits behind that, where a transport keeps all streams in
+        /// one order.
+        owes: bool,
+    },
     /// A connection that had bitswap work has none now.
     TransfersEnded {
         /// The peer.

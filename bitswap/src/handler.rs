@@ -34,6 +34,7 @@ use crate::{
     Block, Config, ProtocolViolation,
     budget::{ConnectionBudget, Reservation},
     config::Executor,
+    heard::{Heard, Listened},
     message::{Entry, Message, Presence, Version},
     protocol::{FrameWriter, Interest, Limits, MessageReader, ReadError, Received},
 };
@@ -45,6 +46,8 @@ const MAX_CONTROL_ITEMS: usize = 10_000;
 /// A stream lost so soon after a write may have lost the message: long enough for a refusal or
 /// reset to arrive from any distance.
 const RECENT: Duration = Duration::from_secs(5);
+/// How long a peer may take nothing, or owe something and send nothing, before it is told.
+const SILENCE: Duration = Duration::from_secs(1);
 /// First and last pause before a stream that could not be opened is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -67,6 +70,8 @@ pub enum Command {
     TakeBack(Vec<Cid>),
     /// Whether the connection is needed.
     KeepAlive(bool),
+    /// The peer owes answers: tell if it is silent.
+    Listen,
 }
 
 /// To the behaviour.
@@ -87,6 +92,10 @@ pub enum Report {
     },
     /// The batch of answers handed over is written.
     AnswersWritten,
+    /// The peer has sent nothing for [`SILENCE`] although it owes something, or has taken nothing for so long.
+    Silent {
+        owes: bool,
+    },
     /// The outbound stream broke soon after something was written; wants may not have arrived.
     StreamLost,
     /// Answer to `Withdraw`, or what could not be written.
@@ -183,10 +192,14 @@ struct Writer {
     writing: Option<Message>,
     /// When the muxer last took something.
     progress: Instant,
+    /// Whether it was told that it takes nothing.
+    told: bool,
     /// Checks `progress`; armed rarely, because timers are dear compared to messages.
     deadline: Option<Delay>,
     /// When the last message was written.
     written: Option<Instant>,
+    /// When the last one with blocks was.
+    sent_blocks: Option<Instant>,
 }
 
 impl Writer {
@@ -195,15 +208,19 @@ impl Writer {
         let now = now();
         if self.frames.progressed() {
             self.progress = now;
+            if std::mem::take(&mut self.told) {
+                // Set for a longer time.
+                self.deadline = None;
+            }
         }
         loop {
             let left = timeout.saturating_sub(now.saturating_duration_since(self.progress));
             let deadline = self.deadline.get_or_insert_with(|| Delay::new(left));
             ready!(deadline.poll_unpin(cx));
+            self.deadline = None;
             if left.is_zero() {
                 return Poll::Ready(());
             }
-            self.deadline = None;
         }
     }
 
@@ -244,6 +261,9 @@ pub struct Handler {
     outbound: Outbound,
     failures: u32,
     inbound: SelectAll<BoxStream<'static, Inbound>>,
+    heard: Heard,
+    /// The end of the silence that is to be told.
+    listening: Option<Delay>,
     budget: ConnectionBudget,
     interest: Interest,
     /// The muxer's turn has come.
@@ -275,6 +295,8 @@ impl Handler {
             outbound: Outbound::Closed,
             failures: 0,
             inbound: SelectAll::new(),
+            heard: Heard::new(),
+            listening: None,
             budget,
             interest,
             yielding: false,
@@ -378,10 +400,20 @@ impl Handler {
                             Poll::Ready(Err(error)) => self.on_stream_lost(&error),
                             Poll::Pending => {
                                 let timeout = self.config.write_timeout();
-                                if writer.poll_stuck(timeout, cx).is_pending() {
+                                let patience = if writer.told {
+                                    timeout
+                                } else {
+                                    timeout.min(SILENCE)
+                                };
+                                if writer.poll_stuck(patience, cx).is_pending() {
                                     return None;
                                 }
-                                self.on_stream_lost(&io::ErrorKind::TimedOut.into());
+                                if writer.told || timeout <= SILENCE {
+                                    self.on_stream_lost(&io::ErrorKind::TimedOut.into());
+                                } else {
+                                    writer.told = true;
+                                    self.reports.push_back(Report::Silent { owes: false });
+                                }
                             }
                         }
                         continue;
@@ -402,11 +434,26 @@ impl Handler {
         }
     }
 
+    /// Whether blocks are on their way to the peer: what it is asked waits behind them, and so does what it answers to that.
+    fn is_sending(&self) -> bool {
+        let Outbound::Open(writer) = &self.outbound else {
+            return !self.blocks.is_empty();
+        };
+        !self.blocks.is_empty()
+            || writer.writing.is_some()
+            || writer
+                .sent_blocks
+                .is_some_and(|at| now().saturating_duration_since(at) < RECENT)
+    }
+
     fn start_message(&mut self) {
         let message = self.next_message();
         if let (Outbound::Open(writer), Some(message)) = (&mut self.outbound, message) {
             writer.frames.start(message.encode(writer.version));
             writer.progress = now();
+            if std::mem::take(&mut writer.told) {
+                writer.deadline = None;
+            }
             writer.writing = Some(message);
         }
     }
@@ -419,6 +466,7 @@ impl Handler {
         if let Some(message) = writer.writing.take()
             && !message.blocks.is_empty()
         {
+            writer.sent_blocks = writer.written;
             self.reports.push_back(Report::BlocksWritten {
                 blocks: message.blocks.len() as u64,
                 bytes: message.block_bytes() as u64,
@@ -573,6 +621,8 @@ impl Handler {
             frame_bytes: self.config.max_frame_bytes(),
             items: self.config.max_entries_per_message(),
         };
+        let heard = self.heard.clone();
+        let stream = Listened { stream, heard };
         let reader = MessageReader::new(stream, limits, self.budget.clone(), self.interest.clone());
         let messages = messages(reader);
         let messages = match self.config.executor() {
@@ -596,8 +646,10 @@ impl Handler {
             version,
             writing: None,
             progress: now(),
+            told: false,
             deadline: None,
             written: None,
+            sent_blocks: None,
         }));
     }
 
@@ -628,7 +680,7 @@ impl Handler {
 
 /// Reads until the stream ends.
 fn messages(
-    reader: MessageReader<Stream>,
+    reader: MessageReader<Listened<Stream>>,
 ) -> impl stream::Stream<Item = Result<Received, ProtocolViolation>> + Send {
     stream::unfold(Some(reader), move |reader| async move {
         let mut reader = reader?;
@@ -721,12 +773,24 @@ impl ConnectionHandler for Handler {
             Command::Withdraw => self.return_blocks(Vec::new()),
             Command::TakeBack(cids) => self.take_back(cids),
             Command::KeepAlive(keep_alive) => self.keep_alive = keep_alive,
+            Command::Listen => {
+                let rest = SILENCE.saturating_sub(self.heard.silence());
+                self.listening = Some(Delay::new(rest));
+            }
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<HandlerEvent> {
         if let Some(event) = self.poll_outbound(cx) {
             return Poll::Ready(event);
+        }
+        if let Some(listening) = &mut self.listening
+            && listening.poll_unpin(cx).is_ready()
+        {
+            self.listening = None;
+            if self.heard.silence() >= SILENCE && !self.is_sending() {
+                self.reports.push_back(Report::Silent { owes: true });
+            }
         }
         if let Some(report) = self.reports.pop_front() {
             return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(report));

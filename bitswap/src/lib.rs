@@ -20,7 +20,11 @@ mod behaviour;
 #[cfg(feature = "swarm")]
 mod budget;
 #[cfg(feature = "swarm")]
+mod buffers;
+#[cfg(feature = "swarm")]
 mod handler;
+#[cfg(feature = "swarm")]
+mod heard;
 #[cfg(feature = "metrics")]
 mod metrics;
 #[cfg(feature = "swarm")]

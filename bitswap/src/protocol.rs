@@ -17,6 +17,7 @@ use futures::{AsyncRead, AsyncWrite, AsyncWriteExt, future::poll_fn};
 use crate::{
     ProtocolViolation,
     budget::{ConnectionBudget, Denied, Reservation},
+    buffers::Buffers,
     message::{
         Assembly, DecodeError, FIELD_TOO_LONG, FieldHead, MAX_FIELD_HEAD, TAG_BLOCKS, TAG_PAYLOAD,
         field_head, payload_head,
@@ -32,15 +33,27 @@ const MAX_PAYLOAD_HEAD: usize = 64;
 
 /// Whether blocks of a peer may be of use. What comes in vain is not kept, and not hashed.
 #[derive(Debug, Clone)]
-pub(crate) struct Interest(Arc<AtomicBool>);
+pub(crate) struct Interest(Arc<Wanted>);
+
+#[derive(Debug)]
+struct Wanted {
+    now: AtomicBool,
+    /// Kept while blocks are wanted.
+    buffers: Buffers,
+}
 
 impl Interest {
-    pub(crate) fn new(interested: bool) -> Self {
-        Self(Arc::new(AtomicBool::new(interested)))
+    pub(crate) fn new(interested: bool, buffers: Buffers) -> Self {
+        let interest = Self(Arc::new(Wanted {
+            now: AtomicBool::new(false),
+            buffers,
+        }));
+        interest.set(interested);
+        interest
     }
 
     pub(crate) fn set(&self, interested: bool) {
-        self.0.store(interested, Ordering::Relaxed);
+        self.0.set(interested);
     }
 
     /// Whether a handler has it too.
@@ -49,7 +62,24 @@ impl Interest {
     }
 
     fn get(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.now.load(Ordering::Relaxed)
+    }
+}
+
+impl Wanted {
+    fn set(&self, interested: bool) {
+        if self.now.swap(interested, Ordering::Relaxed) != interested {
+            match interested {
+                true => self.buffers.open(),
+                false => self.buffers.close(),
+            }
+        }
+    }
+}
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.set(false);
     }
 }
 
@@ -172,7 +202,10 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
                 self.pass_over(length).await?;
                 assembly.skip();
             }
-            TAG_BLOCKS => assembly.bare_block(self.own(length).await?),
+            TAG_BLOCKS => {
+                let data = self.own(length).await?;
+                assembly.bare_block(self.interest.0.buffers.share(data));
+            }
             TAG_PAYLOAD => {
                 let begin = self.fill(length.min(MAX_PAYLOAD_HEAD)).await?;
                 match payload_head(begin.get(..length).unwrap_or(begin), length) {
@@ -180,17 +213,17 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
                         let prefix = smallvec::SmallVec::<[u8; 16]>::from_slice(prefix);
                         self.consume(head);
                         let data = self.own(length - head).await?;
-                        assembly.block(&prefix, data);
+                        assembly.block(&prefix, self.interest.0.buffers.share(data));
                     }
                     None => {
                         let whole = self.own(length).await?;
-                        assembly.field(tag, whole)?;
+                        assembly.field(tag, whole.into())?;
                     }
                 }
             }
             _ => {
                 let whole = self.own(length).await?;
-                assembly.field(tag, whole)?;
+                assembly.field(tag, whole.into())?;
             }
         }
         Ok(())
@@ -268,7 +301,7 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
     }
 
     /// The next `length` bytes in memory of their own.
-    async fn own(&mut self, length: usize) -> Result<Bytes, ReadError> {
+    async fn own(&mut self, length: usize) -> Result<Vec<u8>, ReadError> {
         let mut filled = self.ahead().len().min(length);
         let at_once = FIRST_BYTES.max(self.budget.proven()).max(filled);
         let first = length.min(at_once);
@@ -293,13 +326,13 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
             }
         }
         self.budget.prove(length);
-        Ok(data.into())
+        Ok(data)
     }
 
-    /// Zeroed memory; of fresh pages the system has made sure, which costs nothing.
+    /// Memory to be written over.
     async fn allocate(&mut self, bytes: usize, more: usize) -> Result<Vec<u8>, ReadError> {
         self.held.grow(more).await?;
-        Ok(vec![0; bytes])
+        Ok(self.interest.0.buffers.take(bytes))
     }
 
     /// Closes our half, once the other side has closed theirs.
@@ -427,7 +460,12 @@ mod tests {
     };
 
     fn reader_of<R: AsyncRead + Unpin>(io: R, budget: &Budget) -> MessageReader<R> {
-        MessageReader::new(io, LIMITS, budget.connection(), Interest::new(true))
+        MessageReader::new(
+            io,
+            LIMITS,
+            budget.connection(),
+            Interest::new(true, Buffers::default()),
+        )
     }
 
     fn reader(bytes: Vec<u8>) -> MessageReader<Cursor<Vec<u8>>> {
@@ -547,7 +585,7 @@ mod tests {
         message.pending_bytes = 7;
         let bytes = [frame(&message), frame(&block_of(3))].concat();
         let budget = Budget::new(64 * 1024 * 1024);
-        let interest = Interest::new(false);
+        let interest = Interest::new(false, Buffers::default());
         let mut reader = MessageReader::new(
             Cursor::new(bytes),
             LIMITS,
@@ -570,8 +608,12 @@ mod tests {
         let mut readers = Vec::new();
         let failed = loop {
             let io = Dribble(partial.clone(), usize::MAX, true);
-            let mut reader =
-                MessageReader::new(io, LIMITS, connection.clone(), Interest::new(true));
+            let mut reader = MessageReader::new(
+                io,
+                LIMITS,
+                connection.clone(),
+                Interest::new(true, Buffers::default()),
+            );
             match block_on(reader.next()) {
                 Err(ReadError::Io(_)) => readers.push(reader),
                 Err(ReadError::Violation(_)) => break readers.len(),

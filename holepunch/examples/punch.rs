@@ -8,7 +8,10 @@
 
 use std::time::Duration;
 
-use anypath_holepunch as holepunch;
+use anypath_holepunch::{
+    self as holepunch,
+    transport::{Ports, Tcp},
+};
 use futures::StreamExt;
 use libp2p_core::{Multiaddr, Transport, multiaddr::Protocol, upgrade::Version};
 use libp2p_identify as identify;
@@ -28,7 +31,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let keypair = Keypair::generate_ed25519();
     let id = keypair.public().to_peer_id();
     let (relayed, relay) = libp2p_relay::client::new(id);
+    let ports = Ports::default();
     let transport = relayed
+        // Later attempts leave from ports of their own.
+        .or_transport(Tcp::new(&ports))
         .or_transport(libp2p_tcp::tokio::Transport::default())
         .upgrade(Version::V1Lazy)
         .authenticate(libp2p_noise::Config::new(&keypair)?)
@@ -38,7 +44,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let identify = identify::Config::new("/punch/1".to_owned(), keypair.public());
     let behaviour = Node {
         relay,
-        holepunch: holepunch::Behaviour::new(id, config),
+        holepunch: holepunch::Behaviour::new(id, config).with_fresh_ports(ports),
         identify: identify::Behaviour::new(identify),
     };
     let swarm_config =
@@ -61,12 +67,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     loop {
         match swarm.select_next_some().await {
             SwarmEvent::Behaviour(NodeEvent::Identify(identify::Event::Received {
+                connection_id,
                 peer_id,
                 info,
                 ..
             })) => {
                 let holepunch = &mut swarm.behaviour_mut().holepunch;
-                holepunch.on_observation(peer_id, None, info.observed_addr);
+                holepunch.on_observed(connection_id, peer_id, None, info.observed_addr);
             }
             SwarmEvent::NewExternalAddrCandidate { address } => {
                 println!("candidate {address}");

@@ -123,6 +123,15 @@ fn is_private_v6(ip: Ipv6Addr) -> bool {
     ip.is_unique_local() || ip.is_unicast_link_local()
 }
 
+/// The IP address in it, if it has one.
+pub(crate) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    address.iter().find_map(|part| match part {
+        Protocol::Ip4(ip) => Some(IpAddr::V4(ip)),
+        Protocol::Ip6(ip) => Some(IpAddr::V6(ip)),
+        _ => None,
+    })
+}
+
 /// The address without `/p2p/…`, so that one address is not remembered twice.
 pub(crate) fn without_peer(address: &Multiaddr) -> Multiaddr {
     address

@@ -15,6 +15,8 @@ use libp2p_swarm::{
 };
 use web_time::Instant;
 
+#[cfg(feature = "stun")]
+use crate::stun::{self, Stun};
 use crate::{
     Config, Event, NatStatus, ObservedAddress, Outcome,
     address::{Scope, without_peer},
@@ -23,7 +25,13 @@ use crate::{
         observations::Observations,
     },
     dcutr::Dcutr,
-    probe,
+    liveness, probe,
+    transport::Ports,
+};
+#[cfg(feature = "portmap")]
+use crate::{
+    core::portmap::PortMapping,
+    portmap::{self, Portmap},
 };
 
 type Action = ToSwarm<Event, THandlerInEvent<Behaviour>>;
@@ -42,6 +50,13 @@ pub struct Behaviour {
     observations: Observations,
     nat: Nat,
     probe: probe::Behaviour,
+    liveness: liveness::Behaviour,
+    /// Where the configuration wants it.
+    #[cfg(feature = "portmap")]
+    portmap: Option<Portmap>,
+    /// Where servers are configured.
+    #[cfg(feature = "stun")]
+    stun: Option<Stun>,
     /// External addresses that this behaviour confirmed and did not withdraw.
     confirmed: Vec<Multiaddr>,
     actions: VecDeque<Action>,
@@ -57,12 +72,26 @@ impl Behaviour {
             dcutr: Dcutr::new(local, config.clone()),
             observations: Observations::new(config.clone()),
             probe: probe::Behaviour::new(config.clone()),
+            liveness: liveness::Behaviour::new(config.clone()),
+            #[cfg(feature = "portmap")]
+            portmap: config.map_ports().then(|| Portmap::new(config.clone())),
+            #[cfg(feature = "stun")]
+            stun: (!config.stun_servers().is_empty()).then(|| Stun::new(config.clone())),
             nat: Nat::new(config),
             confirmed: Vec::new(),
             actions: VecDeque::new(),
             alarm: Alarm::default(),
             waker: None,
         }
+    }
+
+    /// Lets attempts after the first leave from local ports of their own, through the transports that
+    /// share these `ports`. Also tell [`on_observed`](Self::on_observed) what identify says: that is how
+    /// the public ports become known.
+    #[must_use]
+    pub fn with_fresh_ports(mut self, ports: Ports) -> Self {
+        self.dcutr.set_ports(ports);
+        self
     }
 
     /// A peer told, through identify, at which address it sees this node. Give it the raw
@@ -76,11 +105,39 @@ impl Behaviour {
         local: Option<Multiaddr>,
         observed: Multiaddr,
     ) {
+        if self.dcutr.is_about_fresh_port(None, observer, &observed) {
+            return;
+        }
+        self.note_observation(observer, None, local, &observed);
+    }
+
+    fn note_observation(
+        &mut self,
+        observer: PeerId,
+        connection: Option<ConnectionId>,
+        local: Option<Multiaddr>,
+        observed: &Multiaddr,
+    ) {
         // Through a relay the observer sees the relay, whatever address it reports.
         if local.is_some_and(|local| Scope::of(&local) == Scope::Useless) {
             return;
         }
-        self.observations.on_observation(observer, &observed);
+        self.observations
+            .on_observation(observer, connection, observed);
+        self.announce();
+        let has_moved = self.observations.has_moved();
+        if let Some(connection) = connection.filter(|_| has_moved) {
+            // What came through the NAT's old address comes no more.
+            self.liveness.on_new_address(connection, observer);
+        }
+    }
+
+    /// What has become known of our addresses is told to the swarm and to punches.
+    fn announce(&mut self) {
+        for address in self.observations.withdrawn() {
+            tracing::debug!(%address, "an address of old");
+            self.dcutr.on_withdrawn(&address);
+        }
         for candidate in self.observations.new_candidates() {
             self.actions
                 .push_back(ToSwarm::NewExternalAddrCandidate(candidate));
@@ -99,8 +156,16 @@ impl Behaviour {
         local: Option<Multiaddr>,
         observed: Multiaddr,
     ) {
+        let connection_id = Some(connection);
+        if self
+            .dcutr
+            .is_about_fresh_port(connection_id, observer, &observed)
+        {
+            self.wake();
+            return;
+        }
         self.nat.on_observed(connection, &observed, now());
-        self.on_observation(observer, local, observed);
+        self.note_observation(observer, connection_id, local, &observed);
     }
 
     /// An AutoNAT server tried to dial one of this node's addresses, with or without success.
@@ -129,9 +194,22 @@ impl Behaviour {
         self.wake();
     }
 
-    /// The gateway answers, or no longer does: `maps_ports` on request, by UPnP, NAT-PMP or PCP, and
-    /// `outer` is its address on the far side, if it tells. A private one means that there is another
-    /// NAT behind it.
+    #[cfg(feature = "stun")]
+    fn on_stun_found(&mut self, found: &stun::Found) {
+        for (server, observed) in &found.seen {
+            self.on_stun(found.local_port, *server, *observed);
+        }
+        if let Some(filtering) = found.filtering {
+            self.nat.on_stun_filtering(found.server, filtering, now());
+        }
+        if let Some(works) = found.hairpin {
+            self.on_hairpin(works);
+        }
+    }
+
+    /// The gateway answers, or no longer does. `maps_ports`: it has mapped this node's ports by UPnP, NAT-PMP
+    /// or PCP, so that peers that cannot be punched dial there. `outer` is its address on the far side, if it
+    /// tells. A private one means that there is another NAT behind it.
     pub fn on_gateway(&mut self, maps_ports: bool, outer: Option<IpAddr>) {
         self.nat.on_gateway(Gateway { maps_ports, outer }, now());
         self.wake();
@@ -144,8 +222,46 @@ impl Behaviour {
         if mapped {
             let candidate = ToSwarm::NewExternalAddrCandidate(address.clone());
             self.actions.push_back(candidate);
+        } else {
+            self.dcutr.on_withdrawn(&without_peer(address));
         }
         self.wake();
+    }
+
+    /// What the gateway has mapped for this node ([`Config::map_ports`]), confirmed or not.
+    #[cfg(feature = "portmap")]
+    #[must_use]
+    pub fn port_mappings(&self) -> &[PortMapping] {
+        self.portmap.as_ref().map_or(&[], Portmap::mappings)
+    }
+
+    /// Has the gateway forget all mappings, and asks for none any more. Poll the behaviour until
+    /// [`port_mappings`](Self::port_mappings) is empty: after a round trip, or 2 s if the gateway is
+    /// silent.
+    #[cfg(feature = "portmap")]
+    pub fn unmap_ports(&mut self) {
+        if let Some(portmap) = &mut self.portmap {
+            portmap.close();
+        }
+        self.wake();
+    }
+
+    #[cfg(feature = "portmap")]
+    fn on_portmap(&mut self, fact: portmap::Fact) {
+        let event = match fact {
+            portmap::Fact::Gateway(Gateway { maps_ports, outer }) => {
+                return self.on_gateway(maps_ports, outer);
+            }
+            portmap::Fact::Mapped(mapping) => {
+                self.on_port_mapped(&mapping.address, true);
+                Event::PortMapped(mapping)
+            }
+            portmap::Fact::Lost(mapping) => {
+                self.on_port_mapped(&mapping.address, false);
+                Event::PortMappingLost(mapping)
+            }
+        };
+        self.actions.push_back(ToSwarm::GenerateEvent(event));
     }
 
     /// A packet that this host sent to its own public address came back, or did not.
@@ -189,6 +305,32 @@ impl Behaviour {
         self.dcutr.has_candidates()
     }
 
+    /// Something speaks against a connection, direct or relayed: its peer owes an answer. The peer is asked for a sign of
+    /// life there; if it gives none, the connection is closed, with an [`Event::ConnectionLost`].
+    ///
+    /// Over TCP and circuits all streams have one order: a question waits behind what this node sends, and its answer
+    /// behind what the peer does, which may be megabytes. So doubt such a connection only where nothing is on it.
+    pub fn doubt(&mut self, peer: PeerId, connection: ConnectionId) {
+        self.liveness.doubt(connection, peer);
+        self.wake();
+    }
+
+    fn on_verdict(&mut self, verdict: liveness::Verdict) -> Option<Event> {
+        match verdict {
+            liveness::Verdict::Alive { peer, connection } => {
+                self.dcutr.on_alive(connection, peer);
+                None
+            }
+            liveness::Verdict::Late { peer, connection } => {
+                Some(Event::AnswerLate { peer, connection })
+            }
+            liveness::Verdict::Lost { peer, connection } => {
+                self.dcutr.on_lost(connection, peer);
+                Some(Event::ConnectionLost { peer, connection })
+            }
+        }
+    }
+
     fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -214,6 +356,10 @@ impl Behaviour {
             }
             nat::Output::Reprobe => {
                 self.probe.on_changed();
+                #[cfg(feature = "stun")]
+                if let Some(stun) = &mut self.stun {
+                    stun.on_changed();
+                }
                 return;
             }
         });
@@ -250,7 +396,10 @@ impl Behaviour {
 }
 
 impl NetworkBehaviour for Behaviour {
-    type ConnectionHandler = ConnectionHandlerSelect<THandler<Dcutr>, probe::Handler>;
+    type ConnectionHandler = ConnectionHandlerSelect<
+        ConnectionHandlerSelect<THandler<Dcutr>, probe::Handler>,
+        liveness::Handler,
+    >;
     type ToSwarm = Event;
 
     fn handle_pending_inbound_connection(
@@ -276,7 +425,10 @@ impl NetworkBehaviour for Behaviour {
         let probe = self
             .probe
             .handle_established_inbound_connection(connection, peer, local, remote)?;
-        Ok(punching.select(probe))
+        let liveness = self
+            .liveness
+            .handle_established_inbound_connection(connection, peer, local, remote)?;
+        Ok(punching.select(probe).select(liveness))
     }
 
     fn handle_pending_outbound_connection(
@@ -305,7 +457,10 @@ impl NetworkBehaviour for Behaviour {
         let probe = self
             .probe
             .handle_established_outbound_connection(connection, peer, address, role, port_use)?;
-        Ok(punching.select(probe))
+        let liveness = self
+            .liveness
+            .handle_established_outbound_connection(connection, peer, address, role, port_use)?;
+        Ok(punching.select(probe).select(liveness))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -313,7 +468,8 @@ impl NetworkBehaviour for Behaviour {
             // Comes from identify, from us, or from a port mapping. What no peer can use would
             // push out what it can.
             FromSwarm::NewExternalAddrCandidate(candidate)
-                if !self.observations.accepts(candidate.addr) =>
+                if !self.observations.accepts(candidate.addr)
+                    || self.dcutr.is_fresh_port(candidate.addr) =>
             {
                 return;
             }
@@ -332,9 +488,28 @@ impl NetworkBehaviour for Behaviour {
             }
             FromSwarm::ConnectionClosed(event) => {
                 self.nat.on_closed(event.connection_id, now());
+                self.observations
+                    .on_closed(event.peer_id, event.connection_id);
+                self.announce();
             }
-            FromSwarm::NewListenAddr(event) => self.nat.on_listening(event.addr, now()),
-            FromSwarm::ExpiredListenAddr(event) => self.nat.on_not_listening(event.addr, now()),
+            FromSwarm::NewListenAddr(event) => {
+                self.nat.on_listening(event.addr, now());
+                #[cfg(feature = "portmap")]
+                if let Some(portmap) = &mut self.portmap {
+                    portmap.on_listening(event.addr);
+                }
+                #[cfg(feature = "stun")]
+                if let Some(stun) = &mut self.stun {
+                    stun.on_listening();
+                }
+            }
+            FromSwarm::ExpiredListenAddr(event) => {
+                self.nat.on_not_listening(event.addr, now());
+                #[cfg(feature = "portmap")]
+                if let Some(portmap) = &mut self.portmap {
+                    portmap.on_not_listening(event.addr);
+                }
+            }
             FromSwarm::ExternalAddrConfirmed(event) => {
                 let address = without_peer(event.addr);
                 if !self.confirmed.contains(&address) {
@@ -349,6 +524,7 @@ impl NetworkBehaviour for Behaviour {
             _ => {}
         }
         self.probe.on_swarm_event(event);
+        self.liveness.on_swarm_event(event);
         self.dcutr.on_swarm_event(event);
     }
 
@@ -359,11 +535,14 @@ impl NetworkBehaviour for Behaviour {
         event: THandlerOutEvent<Self>,
     ) {
         match event {
-            Either::Left(event) => self
+            Either::Left(Either::Left(event)) => self
                 .dcutr
                 .on_connection_handler_event(peer, connection, event),
-            Either::Right(event) => self
+            Either::Left(Either::Right(event)) => self
                 .probe
+                .on_connection_handler_event(peer, connection, event),
+            Either::Right(event) => self
+                .liveness
                 .on_connection_handler_event(peer, connection, event),
         }
     }
@@ -377,8 +556,28 @@ impl NetworkBehaviour for Behaviour {
                 self.on_nat_output(output);
                 continue;
             }
-            if let Poll::Ready(action) = self.dcutr.poll(cx) {
-                return Poll::Ready(action.map_in(Either::Left));
+            let dcutr = self.dcutr.poll(cx);
+            for contact in self.dcutr.take_contacts() {
+                self.nat.on_contact(&contact, now());
+            }
+            for peer in self.dcutr.take_doubted() {
+                self.liveness.doubt_direct(peer);
+            }
+            if let Poll::Ready(action) = dcutr {
+                return Poll::Ready(action.map_in(|event| Either::Left(Either::Left(event))));
+            }
+            match self.liveness.poll(cx) {
+                Poll::Ready(ToSwarm::GenerateEvent(verdict)) => {
+                    if let Some(event) = self.on_verdict(verdict) {
+                        return Poll::Ready(ToSwarm::GenerateEvent(event));
+                    }
+                    continue;
+                }
+                Poll::Ready(action) => {
+                    let action = action.map_out(|_| unreachable!("matched above"));
+                    return Poll::Ready(action.map_in(Either::Right));
+                }
+                Poll::Pending => {}
             }
             match self.probe.poll(cx) {
                 Poll::Ready(ToSwarm::GenerateEvent(probed)) => {
@@ -389,9 +588,19 @@ impl NetworkBehaviour for Behaviour {
                 }
                 Poll::Ready(action) => {
                     let action = action.map_out(|_| unreachable!("matched above"));
-                    return Poll::Ready(action.map_in(Either::Right));
+                    return Poll::Ready(action.map_in(|event| Either::Left(Either::Right(event))));
                 }
                 Poll::Pending => {}
+            }
+            #[cfg(feature = "portmap")]
+            if let Some(Poll::Ready(fact)) = self.portmap.as_mut().map(|portmap| portmap.poll(cx)) {
+                self.on_portmap(fact);
+                continue;
+            }
+            #[cfg(feature = "stun")]
+            if let Some(Poll::Ready(found)) = self.stun.as_mut().map(|stun| stun.poll(cx)) {
+                self.on_stun_found(&found);
+                continue;
             }
             if self.alarm.rings(self.nat.poll_timeout(), cx) {
                 self.nat.handle_timeout(now());

@@ -1,5 +1,10 @@
 use std::time::Duration;
 
+use libp2p_core::{Multiaddr, multiaddr::Protocol};
+
+/// A round asks them all.
+const MAX_STUN_SERVERS: usize = 8;
+
 /// How candidates are chosen, attempts judged and reachability believed; valid by construction.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(try_from = "ConfigBuilder")]
@@ -42,12 +47,15 @@ pub struct ConfigBuilder {
     #[serde(with = "humantime_serde")]
     candidate_wait: Duration,
     early: bool,
+    #[serde(with = "humantime_serde")]
+    liveness_timeout: Duration,
     max_concurrent: usize,
     max_candidates: usize,
     max_dials_per_peer: usize,
     max_direct_dials: usize,
     max_local_dials: usize,
     max_exchanges: u32,
+    max_fresh_ports: usize,
     max_history: usize,
     close_duplicates: bool,
     max_pending: usize,
@@ -80,6 +88,14 @@ pub struct ConfigBuilder {
     max_probes: usize,
     probes_per_minute: usize,
     probes_per_prefix: usize,
+    map_ports: bool,
+    #[serde(with = "humantime_serde")]
+    mapping_lifetime: Duration,
+    #[serde(with = "humantime_serde")]
+    mapping_query_interval: Duration,
+    #[serde(with = "humantime_serde")]
+    upnp_query_interval: Duration,
+    stun_servers: Vec<Multiaddr>,
 }
 
 macro_rules! settings {
@@ -128,6 +144,10 @@ settings! {
     /// Whether the responder opens an exchange of its own, half a relayed round trip before the
     /// initiator's arrives. Default true; only Anypath nodes understand it, others decline.
     early: bool,
+    /// How long a peer may take to answer a ping on a connection against which something speaks: this node has another public address, the
+    /// peer makes another connection in spite of a direct one, or [`Behaviour::doubt`](crate::Behaviour::doubt). Then the connection is closed.
+    /// Default 2 s (transports give up after 10 s), at least 100 ms; four times the slowest answer on that connection, if that is more.
+    liveness_timeout: Duration,
     /// Punches that talk or dial at the same time. Default 10, at least 1. Those beyond wait; who
     /// asks meanwhile is told to come back.
     max_concurrent: usize,
@@ -144,6 +164,10 @@ settings! {
     max_local_dials: usize,
     /// Exchanges that a peer may open on one relayed connection. Default 8, at least 1.
     max_exchanges: u32,
+    /// Local ports that are open at the same time for attempts after the first, of all punches. Default 8,
+    /// two transports for each of four peers; 0 opens none. Only with
+    /// [`Behaviour::with_fresh_ports`](crate::Behaviour::with_fresh_ports).
+    max_fresh_ports: usize,
     /// Outcomes remembered. Default 100.
     max_history: usize,
     /// Whether a second direct connection that a punch leads to is closed, half a second later.
@@ -219,6 +243,39 @@ settings! {
     /// Dial-backs in any minute for askers of one prefix (`prefix_v4`, `prefix_v6`). Default 12: two
     /// transports of a node, that asks again when something has changed.
     probes_per_prefix: usize,
+    /// Whether the gateway is asked to map the ports that this node listens on. Default false; it takes
+    /// the feature `portmap`.
+    map_ports: bool,
+    /// How long a mapping lasts unless it is renewed, which happens at half of that. Default 1 h: what a
+    /// node leaves behind that was killed is gone after that. From 2 min (RFC 6887 §15) to 24 h; the
+    /// gateway may grant less.
+    mapping_lifetime: Duration,
+    /// How often a gateway that mapped ports by PCP or NAT-PMP is asked whether it has restarted since.
+    /// Default 5 s, at least 1 s: a packet of 2 or 24 bytes.
+    mapping_query_interval: Duration,
+    /// How often one is that did by UPnP. Default 30 s, at least 1 s: an HTTP request for each port, and
+    /// one for the address.
+    upnp_query_interval: Duration,
+}
+
+impl ConfigBuilder {
+    /// STUN servers that are asked for what the NAT does to UDP, when the node listens, every
+    /// [`probe_interval`](Config::probe_interval) and when the network changes. Default none, 8 at most: `/ip4/…/udp/…`,
+    /// `/dns4/…/udp/…` or `/dns/…/udp/…`. One with two addresses (RFC 5780) tells the mapping; two of those, of different
+    /// prefixes, tell the filtering for certain. It takes the feature `stun`.
+    #[must_use]
+    pub fn stun_servers(mut self, stun_servers: impl IntoIterator<Item = Multiaddr>) -> Self {
+        self.stun_servers = stun_servers.into_iter().collect();
+        self
+    }
+}
+
+impl Config {
+    /// See [`ConfigBuilder::stun_servers`].
+    #[must_use]
+    pub fn stun_servers(&self) -> &[Multiaddr] {
+        &self.0.stun_servers
+    }
 }
 
 impl Default for ConfigBuilder {
@@ -231,12 +288,14 @@ impl Default for ConfigBuilder {
             punch_timeout: Duration::from_millis(5500),
             candidate_wait: Duration::from_secs(1),
             early: true,
+            liveness_timeout: Duration::from_secs(2),
             max_concurrent: 10,
             max_candidates: 20,
             max_dials_per_peer: 8,
             max_direct_dials: 2,
             max_local_dials: 2,
             max_exchanges: 8,
+            max_fresh_ports: 8,
             max_history: 100,
             close_duplicates: true,
             max_pending: 256,
@@ -266,6 +325,11 @@ impl Default for ConfigBuilder {
             max_probes: 16,
             probes_per_minute: 60,
             probes_per_prefix: 12,
+            map_ports: false,
+            mapping_lifetime: Duration::from_secs(3600),
+            mapping_query_interval: Duration::from_secs(5),
+            upnp_query_interval: Duration::from_secs(30),
+            stun_servers: Vec::new(),
         }
     }
 }
@@ -313,6 +377,7 @@ impl ConfigBuilder {
         for (setting, value) in [
             ("attempt_timeout", self.attempt_timeout),
             ("exchange_timeout", self.exchange_timeout),
+            ("liveness_timeout", self.liveness_timeout),
         ] {
             require(
                 value >= Duration::from_millis(100),
@@ -381,6 +446,34 @@ impl ConfigBuilder {
             "at least 16",
             self.max_contacts,
         )?;
+        require(
+            (Duration::from_secs(120)..=Duration::from_secs(86_400))
+                .contains(&self.mapping_lifetime),
+            "mapping_lifetime",
+            "2 min to 24 h",
+            self.mapping_lifetime,
+        )?;
+        for (setting, value) in [
+            ("mapping_query_interval", self.mapping_query_interval),
+            ("upnp_query_interval", self.upnp_query_interval),
+        ] {
+            let least = Duration::from_secs(1);
+            require(value >= least, setting, "at least 1 s", value)?;
+        }
+        require(
+            self.stun_servers.len() <= MAX_STUN_SERVERS,
+            "stun_servers",
+            "8 at most",
+            self.stun_servers.len(),
+        )?;
+        if let Some(other) = self
+            .stun_servers
+            .iter()
+            .find(|server| !is_stun_server(server))
+        {
+            let range = "/ip4/…/udp/…, /dns4/…/udp/… or /dns/…/udp/…";
+            require(false, "stun_servers", range, other)?;
+        }
         Ok(Config(self))
     }
 }
@@ -391,6 +484,17 @@ impl TryFrom<ConfigBuilder> for Config {
     fn try_from(builder: ConfigBuilder) -> Result<Self, ConfigError> {
         builder.build()
     }
+}
+
+/// Whether the address names a UDP socket by an IPv4 address or a name.
+fn is_stun_server(address: &Multiaddr) -> bool {
+    let mut parts = address.iter();
+    let host = parts.next();
+    matches!(
+        host,
+        Some(Protocol::Ip4(_) | Protocol::Dns4(_) | Protocol::Dns(_))
+    ) && matches!(parts.next(), Some(Protocol::Udp(port)) if port != 0)
+        && parts.next().is_none()
 }
 
 /// A setting that cannot work.

@@ -4,6 +4,8 @@ use libp2p_core::Multiaddr;
 use libp2p_identity::PeerId;
 use libp2p_swarm::ConnectionId;
 
+#[cfg(feature = "portmap")]
+use crate::PortMapping;
 use crate::{NatReport, NatStatus, NatType, NoPunch, Transport};
 
 /// What happened between this node and the NATs.
@@ -22,6 +24,23 @@ pub enum Event {
     },
     /// The attempt is over.
     Outcome(Outcome),
+    /// A peer that was asked for a sign of life gave none for a quarter of its time. If it is this node that nobody hears, others will not
+    /// answer either: doubt those that are needed most, relays for example, so that not one is waited for after the other.
+    AnswerLate {
+        /// Who is at the other end.
+        peer: PeerId,
+        /// The connection.
+        connection: ConnectionId,
+    },
+    /// A peer gives no sign of life on a connection any more, within [`Config::liveness_timeout`](crate::Config::liveness_timeout). It is being closed,
+    /// which may take its transport some time; dial the peer now, if it is needed. If it was the last direct one and a
+    /// relayed one is up, a punch begins on that.
+    ConnectionLost {
+        /// Who was at the other end.
+        peer: PeerId,
+        /// The connection.
+        connection: ConnectionId,
+    },
     /// Whether other nodes can reach this one without help is known, or no longer known.
     NatStatusChanged {
         /// Before.
@@ -36,6 +55,12 @@ pub enum Event {
         /// From now on.
         new: NatReport,
     },
+    /// The gateway maps a port. The address is confirmed once AutoNAT servers got through.
+    #[cfg(feature = "portmap")]
+    PortMapped(PortMapping),
+    /// It no longer does, or no longer says so.
+    #[cfg(feature = "portmap")]
+    PortMappingLost(PortMapping),
 }
 
 /// How one attempt to replace a relayed connection ended. Both sides get one.

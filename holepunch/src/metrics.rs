@@ -31,6 +31,10 @@ pub struct Metrics {
     tried: Histogram,
     success_rate: Gauge<f64, AtomicU64>,
     public: Gauge,
+    nat_status: Family<[(&'static str, &'static str); 1], Gauge>,
+    lost_connections: Counter,
+    #[cfg(feature = "portmap")]
+    mapped_ports: Family<[(&'static str, &'static str); 1], Gauge>,
     window: Arc<Mutex<VecDeque<bool>>>,
 }
 
@@ -65,6 +69,10 @@ impl Metrics {
             tried: Histogram::new([0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 24.0]),
             success_rate: Gauge::default(),
             public: Gauge::default(),
+            nat_status: Family::default(),
+            lost_connections: Counter::default(),
+            #[cfg(feature = "portmap")]
+            mapped_ports: Family::default(),
             window: Arc::default(),
         };
         let registry = registry.sub_registry_with_prefix("holepunch");
@@ -98,7 +106,33 @@ impl Metrics {
             "1 if other nodes can reach this one without help, else 0",
             metrics.public.clone(),
         );
+        registry.register(
+            "nat_status",
+            "1 for what is known of whether other nodes can reach this one without help, else 0",
+            metrics.nat_status.clone(),
+        );
+        registry.register(
+            "lost_connections",
+            "Connections that were closed because their peer gave no sign of life",
+            metrics.lost_connections.clone(),
+        );
+        #[cfg(feature = "portmap")]
+        registry.register(
+            "mapped_addresses",
+            "Public addresses that the gateway sends to this node, by the protocol that asked for them",
+            metrics.mapped_ports.clone(),
+        );
+        metrics.set_nat_status(NatStatus::Unknown);
         metrics
+    }
+
+    fn set_nat_status(&self, status: NatStatus) {
+        for other in [NatStatus::Unknown, NatStatus::Public, NatStatus::Private] {
+            let gauge = self
+                .nat_status
+                .get_or_create_owned(&[("nat_status", other.as_str())]);
+            gauge.set(i64::from(other == status));
+        }
     }
 
     /// Counts one event.
@@ -138,9 +172,27 @@ impl Metrics {
             }
             Event::NatStatusChanged { new, .. } => {
                 self.public.set(i64::from(*new == NatStatus::Public));
+                self.set_nat_status(*new);
             }
-            Event::PunchStarted { .. } | Event::Reachability { .. } => {}
+            Event::ConnectionLost { .. } => {
+                self.lost_connections.inc();
+            }
+            #[cfg(feature = "portmap")]
+            Event::PortMapped(mapping) => {
+                self.mapped_by(mapping).inc();
+            }
+            #[cfg(feature = "portmap")]
+            Event::PortMappingLost(mapping) => {
+                self.mapped_by(mapping).dec();
+            }
+            Event::PunchStarted { .. } | Event::Reachability { .. } | Event::AnswerLate { .. } => {}
         }
+    }
+
+    #[cfg(feature = "portmap")]
+    fn mapped_by(&self, mapping: &crate::PortMapping) -> Gauge {
+        let labels = [("protocol", mapping.protocol.as_str())];
+        self.mapped_ports.get_or_create_owned(&labels)
     }
 
     fn rate(&self, success: bool) -> f64 {
@@ -213,5 +265,26 @@ mod tests {
             text.contains(r#"holepunch_time_to_direct_seconds_count{transport="quic"} 25"#),
             "{text}"
         );
+    }
+    #[test]
+    fn the_nat_status_is_one_of_three() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let shows = |status: NatStatus| {
+            let mut text = String::new();
+            encode(&mut text, &registry).unwrap();
+            for other in [NatStatus::Unknown, NatStatus::Public, NatStatus::Private] {
+                let (value, other) = (u8::from(other == status), other.as_str());
+                let line = format!("holepunch_nat_status{{nat_status=\"{other}\"}} {value}\n");
+                assert!(text.contains(&line), "{text}");
+            }
+        };
+        shows(NatStatus::Unknown);
+        let mut old = NatStatus::Unknown;
+        for new in [NatStatus::Private, NatStatus::Public, NatStatus::Unknown] {
+            metrics.record(&Event::NatStatusChanged { old, new });
+            shows(new);
+            old = new;
+        }
     }
 }

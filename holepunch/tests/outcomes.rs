@@ -15,7 +15,7 @@ use libp2p_swarm::SwarmEvent;
 fn impatient() -> Config {
     Config::builder()
         .attempts(2)
-        .attempt_timeout(Duration::from_millis(500))
+        .attempt_timeout(Duration::from_secs(1))
         .candidate_wait(Duration::from_millis(200))
         .build()
         .unwrap()

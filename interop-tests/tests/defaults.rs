@@ -14,6 +14,7 @@ fn the_connectivity_settings_keep_their_names_and_defaults() {
         (config.enable_relay_client(), "enable_relay_client"),
         (config.enable_dcutr(), "enable_dcutr"),
         (config.connect_to_bootstrap(), "connect_to_bootstrap"),
+        (config.enable_port_mapping(), "enable_port_mapping"),
     ] {
         assert!(enabled, "{key} is on by default");
     }

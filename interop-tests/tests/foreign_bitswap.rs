@@ -240,3 +240,25 @@ async fn blocks_go_both_ways_with_js_over_tcp() -> Result<(), Error> {
 async fn blocks_go_both_ways_with_js_over_quic() -> Result<(), Error> {
     exchange(Implementation::Js, Transport::Quic, "bitswap-js-quic", &[]).await
 }
+
+#[tokio::test]
+async fn blocks_go_both_ways_with_go_over_websocket() -> Result<(), Error> {
+    exchange(
+        Implementation::Go,
+        Transport::WebSocket,
+        "bitswap-go-ws",
+        &[GO_EMPTY],
+    )
+    .await
+}
+
+#[tokio::test]
+async fn blocks_go_both_ways_with_js_over_websocket() -> Result<(), Error> {
+    exchange(
+        Implementation::Js,
+        Transport::WebSocket,
+        "bitswap-js-ws",
+        &[],
+    )
+    .await
+}

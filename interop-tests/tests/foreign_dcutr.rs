@@ -7,8 +7,8 @@
 use anypath_interop_tests::lab::scenario::scratch;
 use anypath_interop_tests::lab::{Lab, NatKind, Node, NodeConfig, binary, isolated, now};
 use anypath_interop_tests::peers::{Cells, Error, Implementation, Peer, Settings, Transport};
+use libp2p::PeerId;
 use libp2p::multiaddr::Protocol;
-use libp2p::{Multiaddr, PeerId};
 use serde_json::Value;
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -25,14 +25,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 enum Caller {
     We,
     They,
-}
-
-fn at(address: Ipv4Addr, port: u16, transport: Transport) -> Multiaddr {
-    let address = Multiaddr::empty().with(Protocol::Ip4(address));
-    match transport {
-        Transport::Tcp => address.with(Protocol::Tcp(port)),
-        Transport::Quic => address.with(Protocol::Udp(port)).with(Protocol::QuicV1),
-    }
 }
 
 fn name(node: &Node) -> Result<PeerId, Error> {
@@ -52,14 +44,14 @@ async fn punch(caller: Caller, transport: Transport, logs: &Path) -> Result<Dura
         .server("relay", &[RELAY])
         .start()?;
     let any = Ipv4Addr::UNSPECIFIED;
-    let listen = |port| ["--listen".to_owned(), at(any, port, transport).to_string()];
+    let listen = |port| ["--listen".to_owned(), transport.at(any, port).to_string()];
     let node = |host: &str, more: Vec<String>| {
         let config = NodeConfig::default()
             .arguments(["--no-mdns"])
             .arguments(more);
         Node::start(network.host(host)?, logs, config)
     };
-    let external = at(RELAY, RELAY_PORT, transport);
+    let external = transport.at(RELAY, RELAY_PORT);
     let mut arguments = listen(RELAY_PORT).to_vec();
     arguments.extend(["--relay-server", "--external-address"].map(str::to_owned));
     arguments.push(external.to_string());
@@ -70,7 +62,7 @@ async fn punch(caller: Caller, transport: Transport, logs: &Path) -> Result<Dura
     arguments.extend(["--relay".to_owned(), relay_at.to_string()]);
     let ours = node("ours", arguments)?;
     let settings = Settings {
-        listen: vec![at(any, 0, transport)],
+        listen: vec![transport.at(any, 0)],
         punch: true,
         ..Settings::default()
     };

@@ -207,3 +207,33 @@ async fn js_and_the_command_meet_over_quic() -> Result<(), Error> {
     )
     .await
 }
+
+#[tokio::test]
+async fn we_and_go_identify_and_ping_each_other_over_websocket() -> Result<(), Error> {
+    meet(Implementation::Go, Transport::WebSocket, "identify-go-ws").await
+}
+
+#[tokio::test]
+async fn go_and_the_command_meet_over_websocket() -> Result<(), Error> {
+    meet_the_command(
+        Implementation::Go,
+        Transport::WebSocket,
+        "identify-go-ws-command",
+    )
+    .await
+}
+
+#[tokio::test]
+async fn we_and_js_identify_and_ping_each_other_over_websocket() -> Result<(), Error> {
+    meet(Implementation::Js, Transport::WebSocket, "identify-js-ws").await
+}
+
+#[tokio::test]
+async fn js_and_the_command_meet_over_websocket() -> Result<(), Error> {
+    meet_the_command(
+        Implementation::Js,
+        Transport::WebSocket,
+        "identify-js-ws-command",
+    )
+    .await
+}

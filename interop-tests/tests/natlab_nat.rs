@@ -234,6 +234,113 @@ fn network() -> Network {
     plan.start().expect("the lab starts")
 }
 
+/// The public address that a NAT box gets in the midst.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 55);
+/// Issue 6: "classified again ≤ 3 s […] after the first sign".
+const AGAIN: Duration = Duration::from_secs(3);
+
+/// How long until a node whose NAT has got another public address hears of that, and how long from then until it knows
+/// again what it stands behind over UDP. It dials all servers again as soon as one connection breaks. TCP's old connections hold
+/// its port towards those servers until the kernel gives them up.
+fn classify_again(
+    kind: NatKind,
+    host: &Host,
+    servers: &[(PeerId, Ipv4Addr)],
+    change: impl FnOnce() + Send,
+) -> (Duration, Duration) {
+    let is_elsewhere = |node: &Node| {
+        let ip = ELSEWHERE.to_string();
+        let mut seen = node.holepunch.observed_addresses().into_iter();
+        seen.any(|seen| seen.address.to_string().contains(&ip))
+    };
+    let work = move || {
+        on_runtime(async {
+            let mut swarm = swarm(9100);
+            listen(&mut swarm).await;
+            for (peer, ip) in servers {
+                connect(&mut swarm, *peer, *ip);
+            }
+            let (mut change, mut changed) = (Some(change), now());
+            let (mut noticed, mut forgotten) = (None, false);
+            let began = now();
+            let mut look = tokio::time::interval(Duration::from_millis(20));
+            loop {
+                let event = tokio::select! {
+                    event = swarm.select_next_some() => Some(event),
+                    _ = look.tick() => None,
+                };
+                if let Some(event) = event {
+                    let lost = matches!(event, SwarmEvent::ConnectionClosed { .. });
+                    on_event(&mut swarm, event);
+                    if lost && change.is_none() && noticed.is_none() {
+                        noticed = Some(now());
+                        for (peer, ip) in servers {
+                            connect(&mut swarm, *peer, *ip);
+                        }
+                    }
+                }
+                let report = swarm.behaviour().holepunch.nat_report();
+                for nat in [report.udp, report.tcp] {
+                    assert_ne!(nat.nat_type, NatType::Public, "{report:?}");
+                }
+                let is_right = Some(report.udp.nat_type) == expected(kind).0;
+                if is_as_expected(kind, &report)
+                    && let Some(change) = change.take()
+                {
+                    change();
+                    changed = now();
+                }
+                forgotten |= !is_right && noticed.is_some();
+                let is_known = is_right && is_elsewhere(swarm.behaviour());
+                if let Some(noticed) = noticed
+                    && is_known
+                    && forgotten
+                {
+                    return (noticed - changed, noticed.elapsed());
+                }
+                assert!(began.elapsed() < PATIENCE, "{report:?}");
+            }
+        })
+    };
+    host.enter(work).expect("namespace")
+}
+
+/// Behind a NAT of this kind: prints how soon a new address was noticed and the NAT classified again. Fails if it never is.
+fn renumbered(kind: NatKind) {
+    let mut network = network();
+    let end = AtomicBool::new(false);
+    let [one, two, three] =
+        SERVERS.map(|(name, ip)| (network.host(name).expect("host").clone(), ip));
+    let host = network.host(kind.name()).expect("host").clone();
+    thread::scope(|scope| {
+        let start = |(host, ip): (Host, Ipv4Addr), peers: Vec<(PeerId, Ipv4Addr)>| {
+            let (sender, id) = mpsc::sync_channel(1);
+            let end = &end;
+            scope.spawn(move || serve(&host, &peers, &sender, end));
+            (id.recv().expect("the server starts"), ip)
+        };
+        let third = start(three, Vec::new());
+        let known = [start(one, vec![third]), start(two, vec![third])];
+        let network = &mut network;
+        let node = scope.spawn(move || {
+            classify_again(kind, &host, &known, || {
+                network
+                    .renumber(kind.name(), ELSEWHERE)
+                    .expect("renumbered");
+            })
+        });
+        let classified = node.join();
+        // Or the scope waits for the servers for ever.
+        end.store(true, Ordering::Relaxed);
+        let (noticed, again) = classified.expect("no panic");
+        let met = if again <= AGAIN { "met" } else { "MISSED" };
+        println!(
+            "{:>26}  noticed after {noticed:.1?}, classified again after {again:.1?} of {AGAIN:?}: {met}",
+            kind.name()
+        );
+    });
+}
+
 /// A right answer may be followed by a wrong one: two looks, the second when all probes are over.
 fn run(network: &Network) {
     let end = AtomicBool::new(false);
@@ -275,6 +382,15 @@ fn every_nat_kind_is_recognised() {
     isolated(|| {
         for _ in 0..RUNS {
             run(&network());
+        }
+    });
+}
+
+#[test]
+fn a_node_with_a_new_public_address_is_classified_again() {
+    isolated(|| {
+        for kind in [NatKind::PortRestricted, NatKind::AddressRestricted] {
+            renumbered(kind);
         }
     });
 }

@@ -294,11 +294,17 @@ fn blocks_go_to_the_bucket_and_come_back_under_smol_and_tokio() {
         store.pin("kept", &cids[..4]).await.unwrap();
         let report = store.scrub().await.unwrap();
         assert_eq!((report.checked, report.corrupt.len()), (200, 0));
+        // The job in the background may have collected some of it, or all, before `gc` comes to it.
+        let before = store.stats().cold.unwrap();
         for cid in cids.iter().skip(100) {
             store.delete(cid).await.unwrap();
         }
         let freed = store.gc().await.unwrap();
-        assert!(freed.packs > 0 && freed.freed_cold_bytes > 0, "{freed:?}");
+        let after = store.stats().cold.unwrap();
+        assert!(
+            after.packs_removed > before.packs_removed && after.used_bytes < before.used_bytes,
+            "{freed:?} {before:?} {after:?}"
+        );
         store.close().await.unwrap();
     });
 }

@@ -3,6 +3,7 @@
 use std::{io, num::NonZeroU64, time::Duration};
 
 use anypath_discovery_pubsub::Service;
+use anypath_holepunch::transport::Ports;
 use anypath_tiered_store::Store;
 use libp2p::{
     PeerId, autonat, identify,
@@ -15,8 +16,8 @@ use libp2p::{
 use libp2p_connection_limits as connection_limits;
 
 use crate::{
-    autonat as autonat_client, config::Config, error::StartError, streams, swarm_key,
-    unrelayed::Unrelayed,
+    autonat as autonat_client, autonat_server, config::Config, error::StartError, streams,
+    swarm_key, unrelayed::Unrelayed,
 };
 
 /// Name and version as identify sends it.
@@ -37,7 +38,7 @@ pub(crate) struct Behaviour {
     pub(crate) relay_client: anypath_relay::client::Behaviour,
     pub(crate) holepunch: anypath_holepunch::Behaviour,
     pub(crate) autonat_client: Toggle<autonat_client::Behaviour>,
-    pub(crate) autonat_server: Toggle<autonat::v2::server::Behaviour>,
+    pub(crate) autonat_server: Toggle<autonat_server::Behaviour>,
     pub(crate) autonat_v1: Toggle<autonat::v1::Behaviour>,
     pub(crate) mdns: Toggle<anypath_discovery_mdns::Behaviour>,
     pub(crate) pubsub: Toggle<Unrelayed<anypath_discovery_pubsub::Behaviour>>,
@@ -54,6 +55,7 @@ impl Behaviour {
         swarm_key: Option<PreSharedKey>,
         store: Store,
         relay_client: anypath_relay::client::Behaviour,
+        ports: Ports,
     ) -> Result<Self, StartError> {
         let local = keypair.public().to_peer_id();
         Ok(Self {
@@ -77,7 +79,7 @@ impl Behaviour {
             ping: ping::Behaviour::default(),
             relay_server: relay_server(config, keypair)?,
             relay_client,
-            holepunch: holepunch(config, local)?,
+            holepunch: holepunch(config, local, ports)?,
             autonat_client: config
                 .enable_autonat()
                 .then(|| {
@@ -88,7 +90,7 @@ impl Behaviour {
                 .into(),
             autonat_server: config
                 .enable_autonat()
-                .then(|| autonat::v2::server::Behaviour::new(rand::make_rng()))
+                .then(|| autonat_server::Behaviour::new(autonat_server::PATIENCE))
                 .into(),
             autonat_v1: config.enable_autonat().then(|| autonat_v1(local)).into(),
             mdns: mdns(config, swarm_key, local)?.into(),
@@ -160,14 +162,20 @@ pub(crate) fn relay_server_config(
         .map_err(setup("the relay server"))
 }
 
-fn holepunch(config: &Config, local: PeerId) -> Result<anypath_holepunch::Behaviour, StartError> {
+fn holepunch(
+    config: &Config,
+    local: PeerId,
+    ports: Ports,
+) -> Result<anypath_holepunch::Behaviour, StartError> {
     let config = anypath_holepunch::Config::builder()
         .enabled(config.enable_dcutr())
+        .map_ports(config.enable_port_mapping())
+        .stun_servers(config.stun_servers().to_vec())
         // The strategy closes what is too much, and not before nothing is on it.
         .close_duplicates(false)
         .build()
         .map_err(setup("hole punching"))?;
-    Ok(anypath_holepunch::Behaviour::new(local, config))
+    Ok(anypath_holepunch::Behaviour::new(local, config).with_fresh_ports(ports))
 }
 
 /// The first version's server, for nodes that know no other. Its client stays silent.

@@ -9,8 +9,10 @@ pub mod http;
 pub mod identity;
 pub mod strategy;
 pub mod swarm_key;
+pub mod yamux;
 
 mod autonat;
+mod autonat_server;
 mod behaviour;
 mod bootstrap;
 mod error;

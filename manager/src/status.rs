@@ -22,6 +22,8 @@ pub struct Status {
     pub nat_status: String,
     /// What it stands behind.
     pub nat: NatTypes,
+    /// Public addresses that its gateway sends to it, whether or not servers have confirmed them yet.
+    pub port_mappings: Vec<PortMappingStatus>,
     /// Relays that hold a reservation for it.
     pub reservations: Vec<ReservationStatus>,
     /// Relays that it knows, whether or not it holds a reservation there.
@@ -73,6 +75,20 @@ impl From<anypath_holepunch::NatReport> for NatTypes {
             ipv6_firewall: report.ipv6_firewall,
         }
     }
+}
+
+/// One listen address for which the gateway has mapped a port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PortMappingStatus {
+    /// How the gateway was asked: `pcp`, `nat-pmp` or `upnp`.
+    pub protocol: &'static str,
+    /// The public address.
+    pub address: String,
+    /// The listen address that it leads to.
+    pub local: String,
+    /// Whether servers got through, so that others are told of it.
+    pub confirmed: bool,
 }
 
 /// Open connections by path.

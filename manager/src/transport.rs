@@ -1,7 +1,10 @@
 //! The node's sockets: TCP, QUIC and WebSocket behind DNS, and circuits through relays.
 
+mod closing;
+
 use std::{io, time::Duration};
 
+use anypath_holepunch::transport as fresh;
 use futures::{AsyncRead, AsyncWrite, io::BufWriter};
 use libp2p::{
     PeerId, Transport as _,
@@ -15,15 +18,22 @@ use libp2p::{
     identity::Keypair,
     noise,
     pnet::{PnetConfig, PreSharedKey},
-    quic, tcp, tls, yamux,
+    quic, tcp, tls,
 };
 use multistream_select::{dialer_select_proto, listener_select_proto};
+use socket2::{SockRef, TcpKeepalive};
+
+use crate::yamux;
+use closing::EndsInTime;
 
 /// Every transport of the node, authenticated and multiplexed.
 pub(crate) type Transport = Boxed<(PeerId, StreamMuxerBox)>;
 
 /// From the first packet to an authenticated, multiplexed connection; libp2p's own default.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a TCP peer may be silent that has something to acknowledge. libp2p-quic's idle timeout is the same.
+const TCP_SILENCE: Duration = Duration::from_secs(10);
 
 /// What is sent in a private network gathers up to here, or until it is flushed: as much as Noise makes of one write.
 const PRIVATE_NETWORK_BUFFER: usize = 64 * 1024;
@@ -42,6 +52,7 @@ pub(crate) fn build(
     keypair: &Keypair,
     circuits: anypath_relay::client::Transport,
     swarm_key: Option<PreSharedKey>,
+    ports: &fresh::Ports,
 ) -> Result<Transport, BuildError> {
     let security = Security {
         noise: noise::Config::new(keypair)?,
@@ -52,6 +63,8 @@ pub(crate) fn build(
     let all = secured(circuits, security.clone());
     #[cfg(feature = "websocket")]
     let all = either(all, websocket(security.clone()));
+    // Punches from ports of their own, before what would dial from the usual ones.
+    let all = either(all, from_fresh_ports(keypair, &security, ports));
     let direct = || direct(keypair, security.clone());
     let named = match dns::tokio::Transport::system(direct()) {
         Ok(named) => named.boxed(),
@@ -83,9 +96,34 @@ where
         .boxed()
 }
 
-fn tcp() -> tcp::tokio::Transport {
+fn tcp() -> impl libp2p::Transport<
+    Output = tcp::tokio::TcpStream,
+    Error = io::Error,
+    Dial: Send,
+    ListenerUpgrade: Send,
+> + Send
++ Unpin
++ 'static {
     // Nagle's algorithm and delayed acknowledgements together cost 40 ms a small message.
-    tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+    tcp::tokio::Transport::new(tcp::Config::default().nodelay(true)).map(|stream, _| {
+        give_up_in_time(SockRef::from(&stream.0));
+        stream
+    })
+}
+
+/// Has the system end the connection once the peer has acknowledged nothing for [`TCP_SILENCE`]. Its own patience is a quarter of an
+/// hour, and without anything to send endless: a NAT that has restarted, or has another address, tells nobody. On Linux that also
+/// ends connections whose peer takes nothing for so long (a window of zero); libp2p's multiplexers always read.
+fn give_up_in_time(socket: SockRef<'_>) {
+    let keepalive = TcpKeepalive::new().with_time(TCP_SILENCE * 2 / 5);
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let keepalive = keepalive.with_interval(TCP_SILENCE * 3 / 10);
+    let set = socket.set_tcp_keepalive(&keepalive);
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let set = set.and_then(|()| socket.set_tcp_user_timeout(Some(TCP_SILENCE)));
+    if let Err(error) = set {
+        tracing::debug!(%error, "a lost TCP connection will be noticed late");
+    }
 }
 
 /// TCP and, but in a private network, QUIC on numeric addresses.
@@ -96,6 +134,22 @@ fn direct(keypair: &Keypair, security: Security) -> Transport {
         return tcp;
     }
     let quic = quic::tokio::Transport::new(quic::Config::new(keypair))
+        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)));
+    either(quic.boxed(), tcp)
+}
+
+/// The same from fresh ports, for the dials that the hole punching announces.
+fn from_fresh_ports(keypair: &Keypair, security: &Security, ports: &fresh::Ports) -> Transport {
+    let tcp = fresh::Tcp::new(ports).map(|stream, _| {
+        give_up_in_time(SockRef::from(&stream));
+        stream
+    });
+    let tcp = secured(tcp, security.clone());
+    if security.private_network.is_some() {
+        return tcp;
+    }
+    let config = quic::Config::new(keypair);
+    let quic = fresh::Quic::new(ports, move || quic::tokio::Transport::new(config.clone()))
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)));
     either(quic.boxed(), tcp)
 }
@@ -211,9 +265,8 @@ where
     let (name, stream) = dialer_select_proto(stream, yamux.protocol_info(), Version::V1Lazy)
         .await
         .map_err(io::Error::other)?;
-    Ok(StreamMuxerBox::new(
-        yamux.upgrade_outbound(stream, name).await?,
-    ))
+    let muxer = yamux.upgrade_outbound(stream, name).await?;
+    Ok(StreamMuxerBox::new(EndsInTime::new(muxer)))
 }
 
 async fn multiplex_as_listener<S>(stream: S) -> io::Result<StreamMuxerBox>
@@ -224,7 +277,6 @@ where
     let (name, stream) = listener_select_proto(stream, yamux.protocol_info())
         .await
         .map_err(io::Error::other)?;
-    Ok(StreamMuxerBox::new(
-        yamux.upgrade_inbound(stream, name).await?,
-    ))
+    let muxer = yamux.upgrade_inbound(stream, name).await?;
+    Ok(StreamMuxerBox::new(EndsInTime::new(muxer)))
 }

@@ -85,6 +85,12 @@ pub(crate) enum Command {
     },
     /// strategy: the punch failed.
     PunchFailed { peer: PeerId },
+    /// holepunch: bitswap gets no further with a peer, although it `owes` something or is sent something.
+    Doubt { peer: PeerId, owes: bool },
+    /// holepunch: a peer does not answer on a direct connection; do the relays?
+    DoubtRelays { peer: PeerId },
+    /// strategy: a connection is of no use any more.
+    ConnectionLost { connection: ConnectionId },
     /// Whether others can reach us: kad's mode follows.
     SetPublic(bool),
     /// Remember who a peer is.
@@ -342,6 +348,24 @@ impl Wiring {
                     }),
                 ]
             }
+            holepunch::Event::PortMapped(mapping) => {
+                tracing::info!(address = %mapping.address, by = %mapping.protocol, "the gateway has mapped a port");
+                Vec::new()
+            }
+            holepunch::Event::PortMappingLost(mapping) => {
+                tracing::info!(address = %mapping.address, by = %mapping.protocol, "a mapped port is gone");
+                Vec::new()
+            }
+            // Of a circuit it may be the relay's doing, which is found out otherwise.
+            holepunch::Event::AnswerLate { peer, connection }
+                if self.locals.contains_key(&connection) =>
+            {
+                vec![Command::DoubtRelays { peer }]
+            }
+            holepunch::Event::ConnectionLost { peer, connection } => {
+                tracing::info!(%peer, %connection, "no sign of life on a connection");
+                vec![Command::ConnectionLost { connection }]
+            }
             holepunch::Event::Outcome(outcome) => {
                 let punched = Command::Emit(Event::Punched {
                     peer: outcome.peer,
@@ -441,6 +465,7 @@ fn on_bitswap(event: bitswap::Event) -> Vec<Command> {
                 allowed,
             }]
         }
+        bitswap::Event::PeerSilent { peer, owes, .. } => vec![Command::Doubt { peer, owes }],
         bitswap::Event::ProtocolViolation { peer, violation } => {
             tracing::info!(%peer, %violation, "a peer breaks bitswap");
             match violation {

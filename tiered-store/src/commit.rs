@@ -249,9 +249,11 @@ pub(crate) fn tick(shared: &Arc<Shared>) {
     wake(shared);
 }
 
-/// Whether the job runs. It holds the store then, without using it for anybody.
-pub(crate) fn is_running(shared: &Shared) -> bool {
-    shared.queue.state.lock().running
+/// Whether anybody but the job, and the one who asks, has the store.
+pub(crate) fn is_wanted(shared: &Arc<Shared>) -> bool {
+    // Under the lock the job does not begin; while it runs, it has the store.
+    let state = shared.queue.state.lock();
+    Arc::strong_count(shared) > 1 + usize::from(state.running)
 }
 
 /// Queues work that has the log for itself and waits for its answer.
@@ -409,8 +411,11 @@ impl Drop for CloseOnPanic<'_> {
 }
 
 /// Whether nobody but the job, and a checkpoint that is being written, has the store any more.
-fn is_abandoned(shared: &Arc<Shared>, log: &Log) -> bool {
-    Arc::strong_count(shared) <= 1 + usize::from(log.checkpoints.is_writing())
+pub(crate) fn is_abandoned(shared: &Arc<Shared>, log: &Log) -> bool {
+    // Counted first: who writes a checkpoint may answer and let go of the store meanwhile. Asked first, it would be taken off a count in which
+    // it is no more, and the store would seem abandoned to whoever has it.
+    let holders = Arc::strong_count(shared);
+    holders <= 1 + usize::from(log.checkpoints.writer_has_store())
 }
 
 /// The job: runs while there is something to do.

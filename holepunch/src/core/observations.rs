@@ -1,13 +1,14 @@
 //! Which addresses other peers saw this node at, and which of them may help to punch.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeMap, net::IpAddr};
 
-use libp2p_core::Multiaddr;
+use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
+use libp2p_swarm::ConnectionId;
 
 use crate::{
     Config, PrivateCandidates,
-    address::{Scope, without_peer},
+    address::{Scope, ip_of, without_peer},
 };
 
 /// Remembers observed addresses and says which become candidates.
@@ -16,15 +17,30 @@ pub(crate) struct Observations {
     config: Config,
     /// The address seen longest ago stands first. Each has an observer.
     seen: Vec<Seen>,
+    /// Not ours any more. Drained by [`withdrawn`](Self::withdrawn).
+    withdrawn: Vec<Multiaddr>,
+    /// A peer that came back sees this node at another IP address. Drained by [`has_moved`](Self::has_moved).
+    moved: bool,
 }
 
 #[derive(Debug)]
 struct Seen {
     address: Multiaddr,
     scope: Scope,
-    observers: BTreeSet<PeerId>,
+    observers: BTreeMap<PeerId, Since>,
     /// Whether it was made known to the swarm already.
     announced: bool,
+}
+
+/// What an observer's word rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Since {
+    /// A connection that is up.
+    Up(ConnectionId),
+    /// A connection that is gone.
+    Gone,
+    /// Nobody told which connection.
+    Untold,
 }
 
 /// An address at which other peers saw this node.
@@ -43,11 +59,19 @@ impl Observations {
         Self {
             config,
             seen: Vec::new(),
+            withdrawn: Vec::new(),
+            moved: false,
         }
     }
 
-    /// A peer told what address it sees. Call [`new_candidates`](Self::new_candidates) next.
-    pub(crate) fn on_observation(&mut self, observer: PeerId, address: &Multiaddr) {
+    /// A peer told what address it sees, on this connection where that is known. Call
+    /// [`new_candidates`](Self::new_candidates) next.
+    pub(crate) fn on_observation(
+        &mut self,
+        observer: PeerId,
+        connection: Option<ConnectionId>,
+        address: &Multiaddr,
+    ) {
         let address = without_peer(address);
         let scope = Scope::of(&address);
         if !self.may_ever_help(scope) {
@@ -62,23 +86,88 @@ impl Observations {
                 Seen {
                     address,
                     scope,
-                    observers: BTreeSet::new(),
+                    observers: BTreeMap::new(),
                     announced: false,
                 }
             }
         };
-        if seen.observers.len() < self.config.max_observers_per_address() {
-            seen.observers.insert(observer);
+        let has_room = seen.observers.len() < self.config.max_observers_per_address();
+        if has_room || seen.observers.contains_key(&observer) {
+            let since = connection.map_or(Since::Untold, Since::Up);
+            seen.observers.insert(observer, since);
         }
         self.seen.push(seen);
+        self.move_claims(observer);
+    }
+
+    /// A connection is gone, and with it what its peer's word rests on.
+    pub(crate) fn on_closed(&mut self, observer: PeerId, connection: ConnectionId) {
+        for seen in &mut self.seen {
+            if let Some(since) = seen.observers.get_mut(&observer)
+                && *since == Since::Up(connection)
+            {
+                *since = Since::Gone;
+            }
+        }
+        self.move_claims(observer);
+    }
+
+    /// The node has got another public address: a peer that comes back, perhaps over another transport, sees
+    /// it there now. What that peer alone vouched for is of old; the ports of old are the best guess for
+    /// the new address until somebody sees them, since most NATs keep them.
+    fn move_claims(&mut self, observer: PeerId) {
+        let public = |seen: &Seen| ip_of(&seen.address).filter(|_| seen.scope == Scope::Public);
+        let mut sightings = self.seen.iter().rev();
+        let now_at = sightings.find_map(|seen| {
+            let is_up = matches!(seen.observers.get(&observer), Some(Since::Up(_)));
+            public(seen).filter(|_| is_up)
+        });
+        let Some(ip) = now_at else {
+            return;
+        };
+        let is_old = |seen: &Seen| {
+            seen.observers.get(&observer) == Some(&Since::Gone)
+                && public(seen).is_some_and(|old| old != ip && old.is_ipv4() == ip.is_ipv4())
+        };
+        let mut moved = Vec::new();
+        for seen in &mut self.seen {
+            if is_old(seen) {
+                self.moved = true;
+                seen.observers.remove(&observer);
+                if seen.observers.values().all(|since| *since == Since::Gone) {
+                    seen.observers.clear();
+                    moved.push(with_ip(&seen.address, ip));
+                    self.withdrawn.push(seen.address.clone());
+                }
+            }
+        }
+        self.seen.retain(|seen| !seen.observers.is_empty());
+        for address in moved {
+            if !self.seen.iter().any(|seen| seen.address == address) {
+                let scope = Scope::of(&address);
+                // Below what was seen.
+                self.seen.insert(
+                    0,
+                    Seen {
+                        address,
+                        scope,
+                        observers: BTreeMap::from([(observer, Since::Gone)]),
+                        announced: false,
+                    },
+                );
+            }
+        }
     }
 
     /// A peer that claims one address after another keeps only its latest claims.
     fn withdraw_oldest_claim(&mut self, observer: PeerId) {
         let mut claims = self.seen.iter_mut();
-        let oldest = claims.find(|seen| seen.observers.contains(&observer));
+        let oldest = claims.find(|seen| seen.observers.contains_key(&observer));
         if let Some(oldest) = oldest
-            && claims.filter(|s| s.observers.contains(&observer)).count() + 1
+            && claims
+                .filter(|s| s.observers.contains_key(&observer))
+                .count()
+                + 1
                 >= self.config.max_addresses_per_observer()
         {
             oldest.observers.remove(&observer);
@@ -113,6 +202,16 @@ impl Observations {
         }
         fresh.sort_by_key(|(observers, _)| std::cmp::Reverse(*observers));
         fresh.into_iter().map(|(_, address)| address).collect()
+    }
+
+    /// Addresses that this node has no more: it has got another IP address.
+    pub(crate) fn withdrawn(&mut self) -> Vec<Multiaddr> {
+        std::mem::take(&mut self.withdrawn)
+    }
+
+    /// Whether a peer that saw this node before sees it at another public IP address now, whatever others still believe.
+    pub(crate) fn has_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
     }
 
     /// What to offer now, best first: the addresses with most observers, of several the latest.
@@ -164,6 +263,14 @@ impl Observations {
             Scope::Public => true,
         }
     }
+}
+
+fn with_ip(address: &Multiaddr, ip: IpAddr) -> Multiaddr {
+    let parts = address.iter().map(|part| match part {
+        Protocol::Ip4(_) | Protocol::Ip6(_) => Protocol::from(ip),
+        same => same,
+    });
+    parts.collect()
 }
 
 fn wanted(config: &Config, scope: Scope, any_public: bool) -> bool {

@@ -70,10 +70,10 @@ pub enum Plan {
         /// From one of its public ports to the next.
         step: NonZeroI16,
     },
-    /// No punch gets through, but this side's gateway maps ports on request. Once it has, the plan
-    /// is another one; until then the relay carries everything.
+    /// No punch gets through, but this side's gateway has mapped its port: the other one dials that.
+    /// As soon as servers have confirmed it, the plan is a reversal or a direct dial.
     MapPort {
-        /// The side that maps one.
+        /// The side whose port is mapped.
         by: Side,
     },
     /// No attempt is worth it.
@@ -123,7 +123,14 @@ impl Plan {
     /// Whether dialling is part of it: whether an exchange with the peer can lead to anything.
     #[must_use]
     pub fn is_attempt(self) -> bool {
-        !matches!(self, Self::MapPort { .. } | Self::RelayOnly(_))
+        !matches!(self, Self::RelayOnly(_))
+    }
+
+    /// Whether a later attempt from a port that the NATs have not seen may do better: they can spoil a
+    /// pair of ports, and the new one's public port can be told.
+    pub(crate) fn gains_by_fresh_ports(self, ours: &TransportNat, peers: &TransportNat) -> bool {
+        let may_be_told = |nat: &TransportNat| nat.effective_mapping().is_none_or(is_open);
+        matches!(self, Self::Punch { .. }) && may_be_told(ours) && may_be_told(peers)
     }
 
     /// A short name for labels and logs.

@@ -117,7 +117,7 @@ fn sequential_ports_are_predicted_where_only_the_port_is_missing() {
 }
 
 #[test]
-fn a_gateway_that_maps_ports_is_asked_before_the_relay_is_all_there_is() {
+fn where_no_punch_gets_through_a_mapped_port_does() {
     let gateway = |nat_type| TransportNat {
         can_map_port: true,
         ..TransportNat::of(nat_type)
@@ -229,5 +229,31 @@ proptest! {
             Plan::new(Role::Initiator, &ours, &peers),
             mirrored(Plan::new(Role::Responder, &peers, &ours))
         );
+    }
+}
+
+#[test]
+fn fresh_ports_are_for_punches_between_nats_that_keep_one_port_for_all() {
+    for (ours, peers, gains) in [
+        (PortRestrictedCone, PortRestrictedCone, true),
+        (RestrictedCone, PortRestrictedCone, true),
+        (Unknown, PortRestrictedCone, true),
+        (Unknown, Unknown, true),
+        (FullCone, PortRestrictedCone, false),
+        (PortRestrictedCone, FullCone, false),
+        (Symmetric, RestrictedCone, false),
+        (RestrictedCone, Symmetric, false),
+        (Symmetric, Symmetric, false),
+        (Unknown, Symmetric, false),
+    ] {
+        let (ours, peers) = (TransportNat::of(ours), TransportNat::of(peers));
+        for role in [Role::Initiator, Role::Responder] {
+            let plan = Plan::new(role, &ours, &peers);
+            assert_eq!(
+                plan.gains_by_fresh_ports(&ours, &peers),
+                gains,
+                "{ours:?}, {peers:?}"
+            );
+        }
     }
 }

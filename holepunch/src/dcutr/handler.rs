@@ -43,6 +43,8 @@ pub enum Command {
     Abandon { opener: Opener, number: u32 },
     /// The connection need not live for our sake.
     Release,
+    /// It need, again.
+    Hold,
 }
 
 /// What happened on a relayed connection.
@@ -323,6 +325,7 @@ impl ConnectionHandler for Handler {
             Command::Farewell { message } => self.request(Asking::Farewell { message }),
             Command::Abandon { opener, number } => self.abandon(opener, number),
             Command::Release => self.held = false,
+            Command::Hold => self.held = true,
         }
     }
 

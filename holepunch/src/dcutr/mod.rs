@@ -1,5 +1,6 @@
 //! DCUtR of our own: the adapter between the swarm and the core that coordinates punches.
 
+mod fresh;
 mod handler;
 mod protocol;
 
@@ -21,7 +22,9 @@ use crate::{
     address::{Scope, without_peer},
     behaviour::{Alarm, now},
     core::punch::{As, DialId, Exchange, Opener, Output, Own, Punches},
+    transport::Ports,
 };
+use fresh::Fresh;
 use handler::{Command, Handler, Report};
 pub use protocol::{EARLY_PROTOCOL_NAME, PROTOCOL_NAME};
 
@@ -42,6 +45,12 @@ pub struct Dcutr {
     nat: NatReport,
     /// The dials of ours that are under way, by the connection that they may become.
     dials: BTreeMap<ConnectionId, DialId>,
+    fresh: Fresh,
+    /// Where packets have left for that no dial tells of. Drained by [`Behaviour`](crate::Behaviour).
+    contacts: Vec<Multiaddr>,
+    /// Peers whose direct connections may be dead. Drained by [`Behaviour`](crate::Behaviour).
+    doubted: Vec<PeerId>,
+    actions: VecDeque<ToSwarm<Event, Command>>,
     alarm: Alarm,
 }
 
@@ -49,6 +58,7 @@ impl Dcutr {
     pub(crate) fn new(local: PeerId, config: Config) -> Self {
         Self {
             core: Punches::new(local, config.clone()),
+            fresh: Fresh::new(config.clone()),
             config,
             observed: Vec::new(),
             external: Vec::new(),
@@ -56,8 +66,62 @@ impl Dcutr {
             listening: Vec::new(),
             nat: NatReport::default(),
             dials: BTreeMap::new(),
+            contacts: Vec::new(),
+            doubted: Vec::new(),
+            actions: VecDeque::new(),
             alarm: Alarm::default(),
         }
+    }
+
+    /// Attempts after the first may leave from ports of their own.
+    pub(crate) fn set_ports(&mut self, ports: Ports) {
+        self.fresh.set_ports(ports);
+        self.update();
+    }
+
+    /// A peer saw us there on this connection. Tells whether that is about a fresh port, and not about the
+    /// node.
+    pub(crate) fn is_about_fresh_port(
+        &mut self,
+        connection: Option<ConnectionId>,
+        observer: PeerId,
+        observed: &Multiaddr,
+    ) -> bool {
+        if let Some(connection) = connection
+            && let Some((port, public)) =
+                self.fresh
+                    .on_observed(connection, observed, &self.core.own().candidates)
+        {
+            // It has served its purpose: NATs keep the mapping for a while.
+            self.actions.push_back(close(observer, connection));
+            self.core.on_port(port, public, now());
+        }
+        self.fresh.owns(connection, observed)
+    }
+
+    /// Whether this address of ours is that of a fresh port.
+    pub(crate) fn is_fresh_port(&self, address: &Multiaddr) -> bool {
+        self.fresh.owns(None, address)
+    }
+
+    /// Where packets have left for that no dial tells of.
+    pub(crate) fn take_contacts(&mut self) -> Vec<Multiaddr> {
+        std::mem::take(&mut self.contacts)
+    }
+
+    /// Peers that come over a relay although they have a direct connection.
+    pub(crate) fn take_doubted(&mut self) -> Vec<PeerId> {
+        std::mem::take(&mut self.doubted)
+    }
+
+    /// The peer answers on this connection.
+    pub(crate) fn on_alive(&mut self, connection: ConnectionId, peer: PeerId) {
+        self.core.on_alive(connection, peer);
+    }
+
+    /// The peer does not answer on this connection any more.
+    pub(crate) fn on_lost(&mut self, connection: ConnectionId, peer: PeerId) {
+        self.core.on_lost(connection, peer, now());
     }
 
     /// Whether this node knows an address of its own to offer.
@@ -68,6 +132,12 @@ impl Dcutr {
     /// As peers see this node now, best first.
     pub(crate) fn on_observed(&mut self, observed: Vec<Multiaddr>) {
         self.observed = observed;
+        self.update();
+    }
+
+    /// Nobody reaches this node there any more.
+    pub(crate) fn on_withdrawn(&mut self, address: &Multiaddr) {
+        self.suggested.retain(|other| other != address);
         self.update();
     }
 
@@ -96,6 +166,7 @@ impl Dcutr {
             candidates,
             local: self.listening.clone(),
             nat: self.nat,
+            can_open: self.fresh.transports(),
         };
         if *self.core.own() != own {
             self.core.on_own(own, now());
@@ -104,6 +175,9 @@ impl Dcutr {
 
     fn on_established(&mut self, connection: ConnectionId, peer: PeerId, at: &ConnectedPoint) {
         let dial = self.dials.remove(&connection);
+        if self.fresh.on_established(connection, peer, at) {
+            self.actions.push_back(close(peer, connection));
+        }
         if at.is_relayed() {
             self.core.on_relayed(connection, peer, role_on(at), now());
         } else {
@@ -155,17 +229,34 @@ impl Dcutr {
                 notify(peer, relayed, Command::Abandon { opener, number })
             }
             Output::Release { peer, relayed } => notify(peer, relayed, Command::Release),
+            Output::Hold { peer, relayed } => notify(peer, relayed, Command::Hold),
+            Output::Doubt(peer) => {
+                self.doubted.push(peer);
+                return None;
+            }
             Output::Dial {
                 dial,
                 peer,
                 address,
                 how,
+                from,
             } => {
-                tracing::debug!(%peer, %address, ?how, "punching");
+                tracing::debug!(%peer, %address, ?how, ?from, "punching");
+                if let Some(port) = from {
+                    self.fresh.dial_from(port, &address);
+                }
                 let opts = DialOpts::peer_id(peer)
                     .condition(PeerCondition::Always)
                     .addresses(vec![address]);
                 let opts = match how {
+                    As::Client | As::Server if from.is_some() => {
+                        let opts = opts.allocate_new_port();
+                        if how == As::Server {
+                            opts.override_role()
+                        } else {
+                            opts
+                        }
+                    }
                     As::Client => opts,
                     As::Server => opts.override_role(),
                     As::Stranger => opts.allocate_new_port(),
@@ -177,12 +268,29 @@ impl Dcutr {
                 self.dials.insert(opts.connection_id(), dial);
                 ToSwarm::Dial { opts }
             }
-            Output::Close { peer, connection } => ToSwarm::CloseConnection {
-                peer_id: peer,
-                connection: CloseConnection::One(connection),
-            },
+            Output::OpenPort(opening) => {
+                let Some((opts, contacts)) = self.fresh.open(&opening) else {
+                    tracing::debug!(?opening, "no server could see a fresh port");
+                    self.core.on_port(opening.port, None, now());
+                    return None;
+                };
+                self.contacts.extend(contacts);
+                ToSwarm::Dial { opts }
+            }
+            Output::ClosePort(port) => {
+                let (connection, peer) = self.fresh.close(port)?;
+                close(peer, connection)
+            }
+            Output::Close { peer, connection } => close(peer, connection),
             Output::Event(event) => ToSwarm::GenerateEvent(event),
         })
+    }
+}
+
+fn close(peer_id: PeerId, connection: ConnectionId) -> ToSwarm<Event, Command> {
+    ToSwarm::CloseConnection {
+        peer_id,
+        connection: CloseConnection::One(connection),
     }
 }
 
@@ -235,16 +343,24 @@ impl NetworkBehaviour for Dcutr {
                 self.on_established(event.connection_id, event.peer_id, event.endpoint);
             }
             FromSwarm::ConnectionClosed(event) => {
+                if let Some(port) = self.fresh.on_gone(event.connection_id) {
+                    self.core.on_port(port, None, now());
+                }
                 self.core
                     .on_closed(event.connection_id, event.peer_id, now());
             }
             FromSwarm::DialFailure(event) => {
+                if let Some(port) = self.fresh.on_gone(event.connection_id) {
+                    tracing::debug!(error = %event.error, "no fresh port");
+                    self.core.on_port(port, None, now());
+                }
                 if let Some(dial) = self.dials.remove(&event.connection_id) {
                     tracing::debug!(error = %event.error, "a punching dial failed");
                     self.core.on_dial_failed(dial, now());
                 }
             }
             FromSwarm::NewExternalAddrOfPeer(event) => {
+                self.fresh.on_peer_address(event.peer_id, event.addr);
                 self.core.on_peer_address(event.peer_id, event.addr);
             }
             FromSwarm::NewExternalAddrCandidate(event) => {
@@ -333,6 +449,9 @@ impl NetworkBehaviour for Dcutr {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Event, THandlerInEvent<Self>>> {
         loop {
+            if let Some(action) = self.actions.pop_front() {
+                return Poll::Ready(action);
+            }
             if let Some(output) = self.core.poll_output() {
                 if let Some(action) = self.on_output(output) {
                     return Poll::Ready(action);

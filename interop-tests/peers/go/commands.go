@@ -39,6 +39,9 @@ type command struct {
 	Version uint64 `json:"version"`
 	Codec   uint64 `json:"codec"`
 	Hash    uint64 `json:"hash"`
+	// Of many blocks.
+	Count uint64   `json:"count"`
+	CIDs  []string `json:"cids"`
 }
 
 type fields = map[string]any
@@ -69,6 +72,10 @@ func (node *node) run(command *command) (any, error) {
 		return node.reserve(ctx, command.Address)
 	case "punchable":
 		return node.punchable(ctx)
+	case "reachable":
+		return node.reachable(ctx, command.Address)
+	case "dial_back":
+		return node.dialBack(ctx, command.Peer)
 	case "subscribe":
 		return node.subscribe(command.Topic)
 	case "subscribers":
@@ -83,6 +90,10 @@ func (node *node) run(command *command) (any, error) {
 		return node.add(ctx, command)
 	case "get":
 		return node.get(ctx, command.CID)
+	case "generate":
+		return node.generate(ctx, command.Count, command.Bytes)
+	case "fetch":
+		return node.fetch(ctx, command.CIDs)
 	default:
 		return nil, fmt.Errorf("no command %q", command.Name)
 	}
@@ -310,6 +321,11 @@ func (node *node) provide(ctx context.Context, name string) (any, error) {
 	}
 	if node.dht == nil {
 		return nil, errNoDHT
+	}
+	// A peer comes into the table a moment after it was identified: it is asked something first.
+	deadline := time.Now().Add(10 * time.Second)
+	for node.dht.RoutingTable().Size() == 0 && time.Now().Before(deadline) && ctx.Err() == nil {
+		time.Sleep(20 * time.Millisecond)
 	}
 	return fields{}, node.dht.Provide(ctx, id, true)
 }

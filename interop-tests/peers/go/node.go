@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,7 +19,10 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/pnet"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
+	"github.com/libp2p/go-libp2p/p2p/protocol/autonatv2"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	"github.com/libp2p/go-libp2p/p2p/protocol/holepunch"
 	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
@@ -34,7 +38,7 @@ const echoProtocol = "/anypath-interop/echo/1.0.0"
 // What a node is made of; the fields of the command start.
 type config struct {
 	Listen []string `json:"listen"`
-	// Relays for others, with these limits; null relays for nobody.
+	// Relays for others, with these limits; null relays for nobody. Without seconds and bytes it has no limit that loopback reaches.
 	Relay *struct {
 		MaxReservations int   `json:"max_reservations"`
 		Seconds         int64 `json:"seconds"`
@@ -46,6 +50,12 @@ type config struct {
 	Bitswap []string `json:"bitswap"`
 	// Stands behind a NAT and takes part in hole punches.
 	Punch bool `json:"punch"`
+	// The text of the key file of a private network; empty for none.
+	SwarmKey string `json:"swarm_key"`
+	// Dials back for those that ask by AutoNAT, and asks others when a command says so.
+	Autonat bool `json:"autonat"`
+	// Finds others by mDNS, and is found.
+	MDNS bool `json:"mdns"`
 }
 
 type node struct {
@@ -55,6 +65,7 @@ type node struct {
 	blocks  blockstore.Blockstore
 	dht     *dht.IpfsDHT
 	pubsub  *pubsub.PubSub
+	autonat *autonatv2.AutoNAT
 	out     *output
 
 	mutex  sync.Mutex
@@ -77,10 +88,25 @@ func start(command *command, out *output) (*node, any, error) {
 		// The addresses of loopback are as good as any.
 		options = append(options, libp2p.ForceReachabilityPublic())
 	}
+	if settings.SwarmKey != "" {
+		key, err := pnet.DecodeV1PSK(strings.NewReader(settings.SwarmKey))
+		if err != nil {
+			return nil, nil, err
+		}
+		options = append(options, libp2p.PrivateNetwork(key))
+	}
+	if settings.Autonat {
+		options = append(options, libp2p.EnableNATService())
+	}
 	if limits := settings.Relay; limits != nil {
 		resources := relay.DefaultResources()
 		resources.MaxReservations = limits.MaxReservations
-		resources.Limit = &relay.RelayLimit{Duration: time.Duration(limits.Seconds) * time.Second, Data: limits.Bytes}
+		if limits.Seconds == 0 && limits.Bytes == 0 {
+			resources.Limit = nil
+			resources.MaxReservationsPerIP = limits.MaxReservations
+		} else {
+			resources.Limit = &relay.RelayLimit{Duration: time.Duration(limits.Seconds) * time.Second, Data: limits.Bytes}
+		}
 		options = append(options, libp2p.EnableRelayService(
 			relay.WithResources(resources),
 			relay.WithReservationAddressFilter(func(multiaddr.Multiaddr) bool { return true }),
@@ -102,6 +128,11 @@ func start(command *command, out *output) (*node, any, error) {
 	}
 	peerNode := &node{host: peerHost, out: out, topics: map[string]*pubsub.Topic{}}
 	peerNode.ping = ping.NewPingService(peerHost)
+	if settings.Autonat {
+		if peerNode.autonat, err = startAutonat(peerHost, out); err != nil {
+			return nil, nil, err
+		}
+	}
 	peerHost.SetStreamHandler(echoProtocol, func(stream network.Stream) {
 		defer stream.Close()
 		if _, err := io.Copy(stream, stream); err != nil {
@@ -134,6 +165,11 @@ func start(command *command, out *output) (*node, any, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if settings.MDNS {
+		if err := mdns.NewMdnsService(peerHost, mdns.ServiceName, neighbours{out}).Start(); err != nil {
+			return nil, nil, err
+		}
+	}
 	return peerNode, map[string]any{"peer": peerHost.ID().String(), "listen": peerNode.addresses()}, nil
 }
 
@@ -144,6 +180,15 @@ type punches struct {
 
 func (punches punches) Trace(event *holepunch.Event) {
 	punches.out.write(fields{"event": "punch", "peer": event.Remote.String(), "what": event.Type, "details": event.Evt})
+}
+
+// Tells whom mDNS finds.
+type neighbours struct {
+	out *output
+}
+
+func (neighbours neighbours) HandlePeerFound(found peer.AddrInfo) {
+	neighbours.out.write(fields{"event": "discovered", "peer": found.ID.String(), "addresses": found.Addrs})
 }
 
 // Where the node listens, with its name at the end.

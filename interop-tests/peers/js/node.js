@@ -7,10 +7,13 @@ import { circuitRelayServer, circuitRelayTransport } from '@libp2p/circuit-relay
 import { gossipsub } from '@libp2p/gossipsub'
 import { identify, identifyPush } from '@libp2p/identify'
 import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
+import { mdns } from '@libp2p/mdns'
 import { noise } from '@libp2p/noise'
 import { ping } from '@libp2p/ping'
+import { preSharedKey } from '@libp2p/pnet'
 import { pubsubPeerDiscovery } from '@libp2p/pubsub-peer-discovery'
 import { tcp } from '@libp2p/tcp'
+import { webSockets } from '@libp2p/websockets'
 import { yamux } from '@libp2p/yamux'
 import { blake2b } from '@noble/hashes/blake2.js'
 import { blake3 } from '@noble/hashes/blake3.js'
@@ -19,6 +22,7 @@ import * as dagCbor from '@ipld/dag-cbor'
 import { createHeliaLight } from 'helia'
 import { from } from 'multiformats/hashes/hasher'
 import { sha256, sha512 } from 'multiformats/hashes/sha2'
+import { fromString } from 'uint8arrays'
 
 const strangers = [
   from({ name: 'blake2b-256', code: 0xb220, encode: (bytes) => blake2b(bytes, { dkLen: 32 }) }),
@@ -55,21 +59,26 @@ export async function start (config, discovered) {
   }
   const helia = withBitswap(withLibp2pLight(createHeliaLight({ hashers: [sha512, ...strangers], codecs: [dagCbor] }), {
     addresses: { listen: config.listen },
-    transports: [tcp(), quic(), circuitRelayTransport()],
+    // QUIC cannot carry the key of a private network.
+    transports: [tcp(), ...(config.swarm_key == null ? [quic()] : []), webSockets(), circuitRelayTransport()],
+    connectionProtector: config.swarm_key == null ? undefined : preSharedKey({ psk: fromString(config.swarm_key) }),
     connectionEncrypters: [noise()],
     streamMuxers: [yamux()],
     connectionGater: { denyDialMultiaddr: () => false },
-    peerDiscovery: config.discovery ? [discovery(discovered)] : [],
+    peerDiscovery: [
+      ...(config.discovery ? [telling(pubsubPeerDiscovery({ interval: 1000 }), discovered)] : []),
+      ...(config.mdns ? [telling(mdns({ interval: 1000 }), discovered)] : [])
+    ],
     services
   }))
   await helia.start()
   return helia
 }
 
-// Tells of what this discovery finds; libp2p's own event tells of every peer that it meets.
-function discovery (discovered) {
+// Tells of what a discovery finds; libp2p's own event tells of every peer that it meets.
+function telling (discovery, discovered) {
   return (components) => {
-    const found = pubsubPeerDiscovery({ interval: 1000 })(components)
+    const found = discovery(components)
     found.addEventListener('peer', ({ detail }) => {
       discovered(detail.id.toString(), detail.multiaddrs.map(String))
     })

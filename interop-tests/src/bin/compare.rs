@@ -51,6 +51,12 @@ fn main() -> ExitCode {
         eprintln!("compare: {}", lab::explain(&error));
         return ExitCode::FAILURE;
     }
+    if std::env::var_os("RUST_LOG").is_some() {
+        tracing_subscriber::fmt()
+            .with_writer(std::io::stderr)
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .init();
+    }
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

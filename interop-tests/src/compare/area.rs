@@ -5,10 +5,10 @@ use super::{Effort, Error, bitswap, figure::Figure, punch, relay, store};
 /// A group of figures.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
 pub enum Area {
-    /// Our bitswap against a raw libp2p stream, beetswap and litep2p: one seed, loopback TCP and QUIC
-    Bitswap,
-    /// Our relay and its client against stock libp2p-relay, and against a direct connection
-    Relay,
+    /// Our bitswap against a raw libp2p stream, beetswap and litep2p, or against Helia or boxo: loopback TCP and QUIC, and the lab's links
+    Bitswap(bitswap::Options),
+    /// Our relay and its client against stock libp2p-relay and a direct connection, or against go-libp2p's relay
+    Relay(relay::Options),
     /// Our block store against raw appends, a file per block, fjall and redb: puts, gets, space, memory, reopening
     Store(store::Options),
     /// Our hole punching against stock libp2p-dcutr: every pair of NATs in the lab (Linux, nftables, iproute2, ethtool)
@@ -34,8 +34,8 @@ impl Area {
         let store = store::Options::default();
         let punch = punch::Options::default();
         vec![
-            Self::Bitswap,
-            Self::Relay,
+            Self::Bitswap(bitswap::Options::default()),
+            Self::Relay(relay::Options::default()),
             Self::Store(store),
             Self::Punch(punch),
         ]
@@ -48,7 +48,7 @@ impl Area {
     /// [`NotBuilt`] says which issue brings it.
     pub fn built(&self) -> Result<(), NotBuilt> {
         let (name, plan) = match self {
-            Self::Bitswap | Self::Relay | Self::Store(_) | Self::Punch(_) => return Ok(()),
+            Self::Bitswap(_) | Self::Relay(_) | Self::Store(_) | Self::Punch(_) => return Ok(()),
             Self::Dht => ("dht", "no issue planned so far"),
             Self::Select => ("select", "no issue planned so far"),
         };
@@ -67,10 +67,11 @@ impl Area {
     ) -> Result<(), Error> {
         self.built()?;
         match self {
-            Self::Bitswap => bitswap::measure(effort, report).await,
+            Self::Bitswap(options) => bitswap::measure(options, effort, report).await,
+            Self::Relay(options) => relay::measure(options, effort, report).await,
             Self::Store(options) => store::measure(options, effort, report).await,
             Self::Punch(options) => punch::measure(&options, effort, report),
-            _ => relay::measure(effort, report).await,
+            Self::Dht | Self::Select => Ok(()),
         }
     }
 }

@@ -131,19 +131,7 @@ impl Endpoint {
     ///
     /// The process has ended, or this is not Linux.
     pub fn cpu_seconds(&self) -> Result<f64, Error> {
-        let pid = self.child.id().ok_or("the endpoint has ended")?;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // The name in parentheses may hold spaces; utime and stime are fields 14 and 15, the 12th and 13th behind it.
-        let (_, fields) = stat
-            .rsplit_once(") ")
-            .ok_or("unreadable /proc/<pid>/stat")?;
-        let ticks: u64 = fields
-            .split(' ')
-            .skip(11)
-            .take(2)
-            .map(str::parse::<u64>)
-            .sum::<Result<_, _>>()?;
-        Ok(ticks as f64 / TICKS_PER_SECOND)
+        cpu_seconds(self.child.id().ok_or("the endpoint has ended")?)
     }
 
     /// Kills the process (SIGKILL) and waits for its end.
@@ -197,6 +185,22 @@ impl Endpoint {
             Err(format!("an endpoint failed ({status})").into())
         }
     }
+}
+
+/// CPU seconds, user and system, that a process has used so far.
+pub(crate) fn cpu_seconds(pid: u32) -> Result<f64, Error> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in parentheses may hold spaces; utime and stime are fields 14 and 15, the 12th and 13th behind it.
+    let (_, fields) = stat
+        .rsplit_once(") ")
+        .ok_or("unreadable /proc/<pid>/stat")?;
+    let ticks: u64 = fields
+        .split(' ')
+        .skip(11)
+        .take(2)
+        .map(str::parse::<u64>)
+        .sum::<Result<_, _>>()?;
+    Ok(ticks as f64 / TICKS_PER_SECOND)
 }
 
 /// In an endpoint: resolves when the parent closes our stdin.

@@ -1,10 +1,12 @@
-//! What the endpoints' swarms have in common: the same transports, defaults and timeouts for ours and for the peer's.
+//! What the endpoints' swarms have in common: the same transports, defaults, timeouts and lazy negotiation for ours and for stock libp2p.
+//! (beetswap, a process of its own, negotiates eagerly: over QUIC it never begins otherwise.)
 
 use super::{Error, endpoint::stdin_closed};
 use futures::StreamExt as _;
+use libp2p::core::upgrade::Version;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{NetworkBehaviour, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, identity, noise, tcp, yamux};
+use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, identity, noise, tcp};
 use std::future::Future;
 use std::time::Duration;
 
@@ -58,11 +60,16 @@ pub(crate) fn direct_with<B: NetworkBehaviour>(
         .with_tcp(
             tcp::Config::default(),
             noise::Config::new,
-            yamux::Config::default,
+            // The node's, which takes the frames of js-libp2p.
+            anypath::yamux::Config::default,
         )?
         .with_quic()
         .with_behaviour(|key| behaviour(key))?
-        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE))
+        .with_swarm_config(|config| {
+            config
+                .with_idle_connection_timeout(IDLE)
+                .with_substream_upgrade_protocol_override(Version::V1Lazy)
+        })
         .build())
 }
 

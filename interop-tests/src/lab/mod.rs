@@ -14,6 +14,7 @@
 mod error;
 mod lan;
 mod leg;
+mod miniupnpd;
 mod nat;
 mod netns;
 mod network;
@@ -28,6 +29,7 @@ mod wire;
 pub use error::LabError;
 pub use lan::Lan;
 pub use leg::{Leg, Line};
+pub use miniupnpd::{Miniupnpd, Speaks};
 pub use nat::NatKind;
 pub use netns::Namespace;
 pub use network::{Host, Network};

@@ -2,7 +2,7 @@
 //!
 //! Every box has the devices `lan` and `wan`, and drops what arrives unsolicited from `wan`: a packet
 //! that were merely not forwarded would be tracked as local traffic, and the kernel would then change
-//! the port of the very flow that a hole punch opens.
+//! the port of the very flow that a hole punch opens. Two kinds answer instead ([`NatKind::ANSWERING`]).
 
 use super::probe::{Behaviour, Class, Filtering, Mapping};
 use std::fmt::{self, Write as _};
@@ -36,10 +36,19 @@ pub enum NatKind {
     CarrierGradeShifting,
     /// Port-restricted for TCP; no UDP passes.
     UdpBlocked,
+    /// As [`PortRestricted`](Self::PortRestricted), but the box takes what nobody asked for to be its own:
+    /// the host's next flow to where it came from gets another port. Plain Linux.
+    PortRestrictedAccepting,
+    /// As [`PortRestricted`](Self::PortRestricted), but the box refuses what nobody asked for: with a reset
+    /// or "port unreachable".
+    PortRestrictedRejecting,
 }
 
 impl NatKind {
-    /// Every kind.
+    /// Kinds that answer what nobody asked for. What they look like depends on what has arrived before.
+    pub const ANSWERING: [Self; 2] = [Self::PortRestrictedAccepting, Self::PortRestrictedRejecting];
+
+    /// Every kind that always looks the same.
     pub const ALL: [Self; 12] = [
         Self::None,
         Self::FullCone,
@@ -70,6 +79,8 @@ impl NatKind {
             Self::CarrierGrade => "carrier-grade",
             Self::CarrierGradeShifting => "carrier-grade-shifting",
             Self::UdpBlocked => "udp-blocked",
+            Self::PortRestrictedAccepting => "port-restricted-accepting",
+            Self::PortRestrictedRejecting => "port-restricted-rejecting",
         }
     }
 
@@ -94,7 +105,10 @@ impl NatKind {
                 class(M::EndpointIndependent, F::EndpointIndependent, true)
             }
             Self::AddressRestricted => class(M::EndpointIndependent, F::AddressDependent, true),
-            Self::PortRestricted | Self::CarrierGrade => {
+            Self::PortRestricted
+            | Self::CarrierGrade
+            | Self::PortRestrictedAccepting
+            | Self::PortRestrictedRejecting => {
                 class(M::EndpointIndependent, F::AddressAndPortDependent, true)
             }
             Self::FullConeShifting => class(M::EndpointIndependent, F::EndpointIndependent, false),
@@ -133,13 +147,35 @@ impl NatKind {
         matches!(self, Self::CarrierGrade | Self::CarrierGradeShifting)
     }
 
+    /// What the box does with packets for itself.
+    fn input(self) -> String {
+        let unsolicited = match self {
+            Self::PortRestrictedAccepting => "accept",
+            Self::PortRestrictedRejecting => {
+                "meta l4proto tcp reject with tcp reset\n  iifname \"wan\" reject with icmp port-unreachable"
+            }
+            _ => "drop",
+        };
+        format!(
+            r#" chain input {{ type filter hook input priority filter; policy accept;
+  iifname "wan" ct state established,related accept
+  iifname "wan" meta l4proto icmp accept
+  iifname "wan" {unsolicited}
+ }}"#
+        )
+    }
+
     /// The rule set of a box with this public address; none where no box stands.
     /// A carrier-grade NAT is this box, the carrier's, behind a port-restricted one at home.
     pub(crate) fn rules(self, public: Ipv4Addr) -> Option<String> {
         let masquerade = "oifname \"wan\" masquerade;";
         let body = match self {
             Self::None => return None,
-            Self::PortRestricted | Self::CarrierGrade | Self::UdpBlocked => postrouting(masquerade),
+            Self::PortRestricted
+            | Self::CarrierGrade
+            | Self::UdpBlocked
+            | Self::PortRestrictedAccepting
+            | Self::PortRestrictedRejecting => postrouting(masquerade),
             Self::Symmetric => postrouting("oifname \"wan\" masquerade fully-random;"),
             Self::SymmetricSequential => postrouting(&sequential(public)),
             Self::FullCone => format!(
@@ -180,7 +216,8 @@ impl NatKind {
             ""
         };
         Some(format!(
-            "table ip nat {{\n{INPUT}\n{}\n{body}\n}}\n",
+            "table ip nat {{\n{}\n{}\n{body}\n}}\n",
+            self.input(),
             forwarding(udp)
         ))
     }
@@ -196,21 +233,14 @@ impl FromStr for NatKind {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.name() == name)
-            .ok_or_else(|| {
-                let names = Self::ALL.map(Self::name).join(", ");
-                format!("no NAT kind is called {name}; there are {names}")
-            })
+        let all = || Self::ALL.into_iter().chain(Self::ANSWERING);
+        all().find(|kind| kind.name() == name).ok_or_else(|| {
+            let names: Vec<_> = all().map(Self::name).collect();
+            let names = names.join(", ");
+            format!("no NAT kind is called {name}; there are {names}")
+        })
     }
 }
-
-const INPUT: &str = r#" chain input { type filter hook input priority filter; policy accept;
-  iifname "wan" ct state established,related accept
-  iifname "wan" meta l4proto icmp accept
-  iifname "wan" drop
- }"#;
 
 /// Public port to the host behind it.
 const EIM: &str = " map eim { type inet_proto . inet_service : ipv4_addr . inet_service; \

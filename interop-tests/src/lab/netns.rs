@@ -79,7 +79,7 @@ impl Namespace {
     }
 
     /// Loads an nftables rule set.
-    pub(crate) fn nft(&self, rules: &str) -> Result<(), LabError> {
+    pub fn nft(&self, rules: &str) -> Result<(), LabError> {
         self.enter(|| {
             let mut command = Command::new("nft");
             command.args(["-f", "-"]);

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::process::{self, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 /// The core router's address on every leg.
 const CORE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -29,6 +30,7 @@ pub struct Host {
     public: Ipv4Addr,
     kind: NatKind,
     site: usize,
+    router: Option<Namespace>,
 }
 
 impl Host {
@@ -50,6 +52,11 @@ impl Host {
     /// What it stands behind.
     pub fn nat(&self) -> NatKind {
         self.kind
+    }
+
+    /// The box that is its gateway, with the devices `lan` and `wan`; `None` without a NAT.
+    pub fn router(&self) -> Option<&Namespace> {
+        self.router.as_ref()
     }
 
     /// Its network namespace.
@@ -154,12 +161,7 @@ impl Network {
     /// hosts behind it are not told. For the kinds that masquerade.
     pub fn renumber(&mut self, host: &str, public: Ipv4Addr) -> Result<(), LabError> {
         let (site, old) = self.host(host).map(|host| (host.site, host.public))?;
-        let edge = self
-            .boxes
-            .iter()
-            .find(|edge| edge.name() == format!("n{}s{site}", self.number))
-            .ok_or_else(|| LabError::Plan(format!("{host} stands behind no NAT")))?;
-        edge.ip(&format!(
+        self.edge(host)?.ip(&format!(
             "addr add {public}/32 dev wan\naddr del {old}/32 dev wan\n\
              route replace default via {CORE} dev wan\n"
         ))?;
@@ -174,6 +176,27 @@ impl Network {
             host.public = public;
         }
         Ok(())
+    }
+
+    /// Restarts the NAT box of this host's site: for so long nothing gets through, and after that it knows no flow any
+    /// more. The hosts behind it are not told. For the kinds that masquerade.
+    pub fn reboot(&self, host: &str, outage: Duration) -> Result<(), LabError> {
+        let (edge, public) = (self.edge(host)?, self.host(host)?.public);
+        // With its address go the flows that have it.
+        edge.ip(&format!("addr del {public}/32 dev wan\n"))?;
+        std::thread::sleep(outage);
+        edge.ip(&format!(
+            "addr add {public}/32 dev wan\nroute replace {CORE}/32 dev wan\nroute replace default via {CORE} dev wan\n"
+        ))
+    }
+
+    /// The NAT box of this host's site.
+    fn edge(&self, host: &str) -> Result<&Namespace, LabError> {
+        let name = format!("n{}s{}", self.number, self.host(host)?.site);
+        self.boxes
+            .iter()
+            .find(|edge| edge.name() == name)
+            .ok_or_else(|| LabError::Plan(format!("{host} stands behind no NAT")))
     }
 
     /// Takes the host's interface down and up again with another address, as when it changes
@@ -215,6 +238,7 @@ impl Network {
                     public,
                     kind: site.kind,
                     site: index,
+                    router: None,
                 };
                 self.add_host(host)?;
             }
@@ -367,6 +391,7 @@ impl Network {
                 public,
                 kind: site.kind,
                 site: index,
+                router: Some(router.clone()),
             })?;
         }
         Ok(())

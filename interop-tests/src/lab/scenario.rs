@@ -160,6 +160,11 @@ impl Pair {
         &self.network
     }
 
+    /// The network under them, to change it.
+    pub fn network_mut(&mut self) -> &mut Network {
+        &mut self.network
+    }
+
     /// Alice's address through the relay, as `get --peer` takes it.
     pub fn relayed_address(&self) -> String {
         let relay = self.scenario.transport.relay();

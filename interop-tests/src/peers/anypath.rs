@@ -22,12 +22,21 @@ impl Anypath {
     ///
     /// It is not built, or does not come up.
     pub async fn start(transport: Transport) -> Result<Self, Error> {
+        Self::start_with(&transport.loopback(), &[]).await
+    }
+
+    /// As [`start`](Self::start), at any address, with more flags.
+    ///
+    /// # Errors
+    ///
+    /// It is not built, or does not come up.
+    pub async fn start_with(listen: &Multiaddr, flags: &[&str]) -> Result<Self, Error> {
         let program = std::env::var_os("ANYPATH_BIN")
             .map_or_else(|| target().join("release/anypath"), PathBuf::from);
         let mut daemon = Daemon::new(program)?;
         let data = daemon.home.path().join("data").display().to_string();
-        let listen = transport.loopback().to_string();
-        let arguments = [
+        let listen = listen.to_string();
+        let mut arguments = vec![
             "--data-dir",
             &data,
             "--json",
@@ -39,6 +48,7 @@ impl Anypath {
             "--listen",
             &listen,
         ];
+        arguments.extend(flags);
         let started = daemon
             .start(&arguments, |output| {
                 output.lines().find_map(|line| {

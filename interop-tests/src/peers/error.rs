@@ -5,7 +5,9 @@ use std::time::Duration;
 #[non_exhaustive]
 pub enum Error {
     /// The program is not there.
-    #[error("cannot start {program}: {source} (interop-tests/install-peers builds the peers)")]
+    #[error(
+        "cannot start {program}: {source}; run `interop-tests/install-peers DIR`, which installs the peers, and name DIR in PEERS_DIR"
+    )]
     Start {
         /// What was to be started.
         program: String,

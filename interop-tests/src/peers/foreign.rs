@@ -18,6 +18,12 @@ use tokio::runtime::Handle;
 /// What a command takes at most; a peer that needs longer has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What takes several intervals of the other side.
+const LONG_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What moving hundreds of megabytes takes at most.
+const BULK_PATIENCE: Duration = Duration::from_secs(110);
+
 /// Starting an interpreter and loading hundreds of modules on a busy machine.
 const START: Duration = Duration::from_secs(60);
 
@@ -28,6 +34,8 @@ pub enum Implementation {
     Go,
     /// js-libp2p and Helia on Node.
     Js,
+    /// js-libp2p and Helia in a page, in Chromium.
+    Browser,
 }
 
 impl Implementation {
@@ -37,6 +45,7 @@ impl Implementation {
         match self {
             Self::Go => "go",
             Self::Js => "js",
+            Self::Browser => "browser",
         }
     }
 
@@ -44,9 +53,9 @@ impl Implementation {
         let peers = directory();
         match self {
             Self::Go => Command::new(peers.join("go-peer")),
-            Self::Js => {
+            Self::Js | Self::Browser => {
                 let mut node = Command::new(peers.join("js/node_modules/node/bin/node"));
-                node.arg(peers.join("js/main.js"));
+                node.arg(peers.join(self.name()).join("main.js"));
                 node
             }
         }
@@ -68,6 +77,12 @@ pub struct Settings {
     pub discovery: bool,
     /// Stands behind a NAT and punches holes (go).
     pub punch: bool,
+    /// The text of the key file of its private network.
+    pub swarm_key: Option<String>,
+    /// Serves AutoNAT, and asks by it (go).
+    pub autonat: bool,
+    /// Finds others by mDNS, and is found.
+    pub mdns: bool,
 }
 
 /// Limits of a peer's relay.
@@ -75,10 +90,19 @@ pub struct Settings {
 pub struct RelayLimits {
     /// Reservations at a time.
     pub max_reservations: u32,
-    /// Life of a circuit.
+    /// Life of a circuit; 0: any, if it may carry any number of bytes (go).
     pub seconds: u32,
-    /// Bytes of a circuit in each direction.
+    /// Bytes of a circuit in each direction; 0: any number, if it may last any time (go).
     pub bytes: u64,
+}
+
+impl RelayLimits {
+    /// None that a measurement reaches (go).
+    pub const NONE: Self = Self {
+        max_reservations: 1 << 16,
+        seconds: 0,
+        bytes: 0,
+    };
 }
 
 impl Default for RelayLimits {
@@ -147,6 +171,15 @@ pub struct Message {
     pub data: Bytes,
 }
 
+/// What `fetch` brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Fetched {
+    /// Bytes of all blocks.
+    pub bytes: u64,
+    /// From the first want to the last block, by the peer's clock.
+    pub nanoseconds: u64,
+}
+
 /// A running foreign peer. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Peer {
@@ -199,6 +232,16 @@ impl Data {
     fn decode(&self) -> Result<Bytes, Error> {
         Ok(BASE64.decode(&self.data)?.into())
     }
+}
+
+#[derive(Deserialize)]
+struct Reachable {
+    reachable: bool,
+}
+
+#[derive(Deserialize)]
+struct Added {
+    cid: String,
 }
 
 /// Command without a result.
@@ -266,6 +309,15 @@ impl Peer {
     pub fn address(&self) -> Result<Multiaddr, Error> {
         let none = || Error::Wrong("the peer listens nowhere".to_owned());
         self.listen.first().cloned().ok_or_else(none)
+    }
+
+    /// Ends it as it wants to end, so that it leaves nothing behind.
+    ///
+    /// # Errors
+    ///
+    /// It does not end.
+    pub async fn stop(self) -> Result<(), Error> {
+        self.process.stop(PATIENCE).await
     }
 
     async fn call<T: DeserializeOwned>(
@@ -366,6 +418,52 @@ impl Peer {
     pub async fn punchable(&mut self) -> Result<(), Error> {
         let Done {} = self.call("punchable", json!({})).await?;
         Ok(())
+    }
+
+    /// Asks the only AutoNAT v2 server that it knows whether it is reached at an address; waits until it knows it (go).
+    ///
+    /// # Errors
+    ///
+    /// The peer's: the server did not answer the question.
+    pub async fn reachable(&mut self, address: &Multiaddr) -> Result<bool, Error> {
+        let told: Reachable = self
+            .call("reachable", json!({ "address": address }))
+            .await?;
+        Ok(told.reachable)
+    }
+
+    /// Waits until its AutoNAT v2 server has tried an address for somebody; returns whether it got through (go).
+    ///
+    /// # Errors
+    ///
+    /// Nobody asked, or it refused.
+    pub async fn tried(&mut self, address: &Multiaddr) -> Result<bool, Error> {
+        let name = address.to_string();
+        let dial = self
+            .process
+            .event("question to its AutoNAT server", LONG_PATIENCE, |event| {
+                let text = |key: &str| event.get(key)?.as_str();
+                let wanted = text("event")? == "autonat" && text("address")? == name;
+                wanted.then(|| text("dial").map(str::to_owned))?
+            })
+            .await?;
+        match dial.as_str() {
+            "OK" => Ok(true),
+            "E_DIAL_ERROR" => Ok(false),
+            _ => Err(Error::Wrong(format!("the server says {dial}"))),
+        }
+    }
+
+    /// Asks a connected AutoNAT v1 server whether it is reached at any of its addresses (go).
+    ///
+    /// # Errors
+    ///
+    /// The peer's: the server refused.
+    pub async fn dial_back(&mut self, server: PeerId) -> Result<bool, Error> {
+        let told: Reachable = self
+            .call("dial_back", json!({ "peer": server.to_string() }))
+            .await?;
+        Ok(told.reachable)
     }
 
     /// Waits for a connection to a peer, over a relay or directly, of those that were not waited for yet; started with `punch`.
@@ -503,10 +601,6 @@ impl Peer {
     ///
     /// The peer's: it may not know the hash function.
     pub async fn add(&mut self, like: &Cid, data: &[u8]) -> Result<Cid, Error> {
-        #[derive(Deserialize)]
-        struct Added {
-            cid: String,
-        }
         let added: Added = self
             .call(
                 "add",
@@ -528,6 +622,69 @@ impl Peer {
     /// The peer's.
     pub async fn get(&mut self, cid: &Cid) -> Result<Bytes, Error> {
         let found: Data = self.call("get", json!({ "cid": cid.to_string() })).await?;
+        found.decode()
+    }
+
+    /// Puts the blocks `0..count` that `compare`'s endpoints make for themselves (go, js).
+    ///
+    /// # Errors
+    ///
+    /// The peer's.
+    pub async fn generate(&mut self, count: u64, block_bytes: usize) -> Result<(), Error> {
+        let fields = json!({ "count": count, "bytes": block_bytes });
+        let Done {} = self.bulk("generate", fields).await?;
+        Ok(())
+    }
+
+    /// Gets many blocks over bitswap from whom it is connected with; the peer's library verifies them (go, js).
+    ///
+    /// # Errors
+    ///
+    /// The peer's: not all came.
+    pub async fn fetch(&mut self, cids: &[Cid]) -> Result<Fetched, Error> {
+        let names: Vec<String> = cids.iter().map(Cid::to_string).collect();
+        self.bulk("fetch", json!({ "cids": names })).await
+    }
+
+    async fn bulk<T: DeserializeOwned>(
+        &mut self,
+        command: &str,
+        fields: Value,
+    ) -> Result<T, Error> {
+        let answer = self.process.call(command, fields, BULK_PATIENCE).await?;
+        Ok(serde_json::from_value(answer)?)
+    }
+
+    /// CPU seconds, user and system, that its process has used so far.
+    ///
+    /// # Errors
+    ///
+    /// It has ended, or this is not Linux.
+    pub fn cpu_seconds(&self) -> Result<f64, Error> {
+        let ended = || Error::Ended("it has no process".to_owned());
+        let id = self.process.id().ok_or_else(ended)?;
+        Ok(crate::compare::endpoint::cpu_seconds(id)?)
+    }
+
+    /// Adds a file as UnixFS, in its own shape (browser).
+    ///
+    /// # Errors
+    ///
+    /// The peer's.
+    pub async fn add_file(&mut self, data: &[u8]) -> Result<Cid, Error> {
+        let fields = json!({ "data": BASE64.encode(data) });
+        let added: Added = self.call("add_file", fields).await?;
+        Ok(added.cid.parse()?)
+    }
+
+    /// Gets a UnixFS file over bitswap (browser).
+    ///
+    /// # Errors
+    ///
+    /// The peer's.
+    pub async fn get_file(&mut self, cid: &Cid) -> Result<Bytes, Error> {
+        let fields = json!({ "cid": cid.to_string() });
+        let found: Data = self.call("get_file", fields).await?;
         found.decode()
     }
 }

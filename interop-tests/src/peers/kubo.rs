@@ -6,6 +6,15 @@ use libp2p::{Multiaddr, PeerId};
 use serde_json::{Value, json};
 use std::path::Path;
 
+/// What a kubo is started with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct KuboSettings<'a> {
+    /// The text of the key file of its private network.
+    pub swarm_key: Option<&'a str>,
+    /// Its profile, for example `unixfs-v1-2025`.
+    pub profile: Option<&'a str>,
+}
+
 /// A running kubo. Dropping it kills the daemon.
 #[derive(Debug)]
 pub struct Kubo {
@@ -21,13 +30,34 @@ impl Kubo {
     ///
     /// It is not installed, or does not come up.
     pub async fn start(transport: Transport) -> Result<Self, Error> {
+        Self::start_with(transport, KuboSettings::default()).await
+    }
+
+    /// As [`start`](Self::start), with settings.
+    ///
+    /// # Errors
+    ///
+    /// It is not installed, or does not come up.
+    pub async fn start_with(
+        transport: Transport,
+        KuboSettings { swarm_key, profile }: KuboSettings<'_>,
+    ) -> Result<Self, Error> {
         let mut daemon = Daemon::new(directory().join("ipfs"))?;
         let repository = daemon.home.path().join("repository");
         daemon.variables = vec![
             ("IPFS_PATH".to_owned(), repository.display().to_string()),
             ("IPFS_TELEMETRY".to_owned(), "off".to_owned()),
         ];
-        daemon.run(&[], &["init", "--profile=test"]).await?;
+        let profiles = ["test"].into_iter().chain(profile);
+        let profiles = profiles.collect::<Vec<_>>().join(",");
+        daemon.run(&[], &["init", "--profile", &profiles]).await?;
+        if let Some(key) = swarm_key {
+            std::fs::write(repository.join("swarm.key"), key)?;
+            // It refuses to run without the key then.
+            daemon
+                .variables
+                .push(("LIBP2P_FORCE_PNET".to_owned(), "1".to_owned()));
+        }
         for (key, value) in settings(transport) {
             daemon
                 .run(&[], &["config", "--json", key, &value.to_string()])

@@ -1,6 +1,6 @@
 //! Peers that nobody here wrote, as processes that a test drives, and a node of ours that meets them.
 //!
-//! [`Peer`] is a process that speaks the protocol of `peers/README.md`: go-libp2p with boxo, js-libp2p with Helia.
+//! [`Peer`] is a process that speaks the protocol of `peers/README.md`: go-libp2p with boxo, js-libp2p with Helia in Node and in a page.
 //! [`Kubo`] is a real kubo daemon, [`Anypath`] the node as users run it. [`Node`] is a swarm of this workspace's behaviours. [`Cells`] collects what worked, and
 //! [`matrix`] makes `MATRIX.md` of it.
 
@@ -13,18 +13,18 @@ mod kubo;
 pub mod matrix;
 mod ours;
 mod process;
+mod transport;
 
 pub use anypath::Anypath;
 pub use cells::Cells;
 pub use error::Error;
 pub use foreign::{
-    Connection, Identity, Implementation, Message, Peer, RelayLimits, Reservation, Settings,
-    Voucher,
+    Connection, Fetched, Identity, Implementation, Message, Peer, RelayLimits, Reservation,
+    Settings, Voucher,
 };
-pub use kubo::Kubo;
+pub use kubo::{Kubo, KuboSettings};
 pub use ours::{Behaviour, BehaviourEvent, Node, NodeSettings};
-
-pub use crate::compare::swarm::Transport;
+pub use transport::Transport;
 
 use std::path::{Path, PathBuf};
 

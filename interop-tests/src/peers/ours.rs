@@ -19,7 +19,7 @@ use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::{ConnectionId, NetworkBehaviour, SwarmEvent};
 use libp2p::{
     Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport as _, gossipsub, identify,
-    identity, noise, ping, tcp, yamux,
+    identity, noise, ping, tcp, websocket, yamux,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -538,6 +538,13 @@ fn swarm(
         .with_quic()
         .with_other_transport(|key| {
             Ok(circuits
+                .upgrade(Version::V1Lazy)
+                .authenticate(noise::Config::new(key)?)
+                .multiplex(yamux::Config::default()))
+        })?
+        .with_other_transport(|key| {
+            let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
+            Ok(websocket::Config::new(tcp)
                 .upgrade(Version::V1Lazy)
                 .authenticate(noise::Config::new(key)?)
                 .multiplex(yamux::Config::default()))

@@ -168,6 +168,22 @@ impl Process {
         picked
     }
 
+    /// The operating system's number of it, while it runs.
+    pub(super) fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Closes its stdin and waits until it has ended.
+    pub(super) async fn stop(mut self, within: Duration) -> Result<(), Error> {
+        drop(self.input);
+        let ended = tokio::time::timeout(within, self.child.wait()).await;
+        ended.map_err(|_| Error::Timeout {
+            what: "end of the peer".to_owned(),
+            within,
+        })??;
+        Ok(())
+    }
+
     async fn line(&mut self) -> Result<Line, Error> {
         loop {
             match self.lines.next_line().await? {

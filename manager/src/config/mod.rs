@@ -117,6 +117,13 @@ keys! {
     Flag copy relay_when_public: bool = false, "value::plain";
     /// Punch holes, so that a relayed connection becomes a direct one (DCUtR). Default true (seed).
     Flag copy enable_dcutr: bool = true, "value::plain";
+    /// Ask the gateway by PCP, NAT-PMP or UPnP to send the ports that this node listens on to it, so that others reach it behind
+    /// its NAT. Default true (kubo and go-libp2p's). It concerns private IPv4 addresses only; what is mapped is announced once
+    /// AutoNAT servers got through, and given back when the node stops.
+    Flag copy enable_port_mapping: bool = true, "value::plain";
+    /// STUN servers that are asked what the NAT does to UDP, 8 at most: `/ip4/…/udp/…`, `/dns4/…/udp/…` or `/dns/…/udp/…`. Default
+    /// none: they would hear of every node. Two with two addresses each (RFC 5780) tell mapping and filtering for certain.
+    Addresses addresses stun_servers: Vec<Multiaddr> = Vec::new(), "value::plain";
     /// Established connections, inbound and outbound together. Range 1 and up, default 1,000 (seed). Inbound ones get
     /// seven eighths of them at most, so that strangers cannot keep this node from dialling.
     Count copy max_connections: NonZeroU32 = const { NonZeroU32::new(1000).unwrap() }, "value::plain";
@@ -282,6 +289,14 @@ impl Config {
                 return error("ws_port", "must be another port than `p2p_port`");
             }
         }
+        if self.stun_servers.len() > MAX_STUN_SERVERS
+            || !self.stun_servers.iter().all(is_stun_server)
+        {
+            return error(
+                "stun_servers",
+                "must be 8 addresses at most, each as in /dns4/stun.example.org/udp/3478 or /ip4/192.0.2.1/udp/3478",
+            );
+        }
         if share_a_port(&self.listen_addrs) {
             return error(
                 "listen_addrs",
@@ -302,6 +317,20 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// What holepunch takes.
+const MAX_STUN_SERVERS: usize = 8;
+
+fn is_stun_server(address: &Multiaddr) -> bool {
+    let parts: Vec<Protocol<'_>> = address.iter().collect();
+    matches!(
+        parts.as_slice(),
+        [
+            Protocol::Ip4(_) | Protocol::Dns4(_) | Protocol::Dns(_),
+            Protocol::Udp(1..)
+        ]
+    )
 }
 
 fn ends_in_peer_id(address: &Multiaddr) -> bool {

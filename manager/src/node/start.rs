@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::{COMMANDS, EVENTS, Executor, Node, driver::Driver, listen};
 use crate::{
-    behaviour::Behaviour,
+    behaviour::{Behaviour, BehaviourEvent},
     bootstrap::{KnownPeers, known},
     config::Config,
     error::StartError,
@@ -30,6 +30,9 @@ const LISTEN_WAIT: Duration = Duration::from_secs(2);
 /// A listener on all interfaces reports them one after the other; this long after the last one the
 /// list is taken for complete.
 const LISTEN_SETTLE: Duration = Duration::from_millis(20);
+
+/// What happens while the node waits for its listeners: more than that is a flood of connections.
+const MAX_EARLY_EVENTS: usize = 1024;
 
 /// Addresses of one peer that are dialled at the same time; go-libp2p's limit for one peer.
 const DIAL_CONCURRENCY: std::num::NonZeroU8 = std::num::NonZeroU8::new(8).unwrap();
@@ -54,7 +57,7 @@ pub(super) async fn start(
     // On the heap: a swarm is tens of kilobytes, and whoever awaits this future would move them about on a small stack.
     let setup = Box::pin(async {
         let mut swarm = swarm(&config, &keypair, store.clone(), executor.clone())?;
-        let listening = listen(&mut swarm, &config).await?;
+        let (listening, early) = listen(&mut swarm, &config).await?;
         hint_at_small_udp_buffers(&listening);
         let mut driver = Driver::new(
             config,
@@ -65,7 +68,7 @@ pub(super) async fn start(
             receiver,
             events,
         );
-        driver.begin()?;
+        driver.begin(early)?;
         Ok::<_, StartError>((driver, listening))
     });
     let (driver, listen_addrs) = Compat::new(setup).await?;
@@ -105,12 +108,14 @@ fn swarm(
         None => config.swarm_key(),
     };
     let (circuits, relay_client) = anypath_relay::client::new(local, relay_config);
-    let transport =
-        transport::build(keypair, circuits, swarm_key).map_err(|source| StartError::Setup {
+    let ports = anypath_holepunch::transport::Ports::default();
+    let transport = transport::build(keypair, circuits, swarm_key, &ports).map_err(|source| {
+        StartError::Setup {
             part: "the transports",
             source: source.into(),
-        })?;
-    let behaviour = Behaviour::new(config, keypair, swarm_key, store, relay_client)?;
+        }
+    })?;
+    let behaviour = Behaviour::new(config, keypair, swarm_key, store, relay_client, ports)?;
     let swarm_config =
         swarm::Config::with_executor(move |task| executor(Box::pin(Compat::new(task))))
             .with_idle_connection_timeout(IDLE_TIMEOUT)
@@ -142,11 +147,13 @@ fn hint_at_small_udp_buffers(listening: &[Multiaddr]) {
 }
 
 /// Listens, and waits until every listener has an address: a dial before that would come from a port
-/// that no hole punch could use.
+/// that no hole punch could use. Returns the addresses, and what else happened meanwhile: who is found by mDNS in these
+/// milliseconds is told of once.
 async fn listen(
     swarm: &mut Swarm<Behaviour>,
     config: &Config,
-) -> Result<Vec<Multiaddr>, StartError> {
+) -> Result<(Vec<Multiaddr>, Vec<SwarmEvent<BehaviourEvent>>), StartError> {
+    let mut early = Vec::new();
     let mut pending = BTreeSet::new();
     for address in listen::addresses(config)? {
         let listener = swarm.listen_on(address.clone()).map_err(|error| {
@@ -172,6 +179,7 @@ async fn listen(
             Either::Left((Some(SwarmEvent::ListenerError { error, .. }), _)) => {
                 tracing::warn!(%error, "a listener failed");
             }
+            Either::Left((Some(event), _)) if early.len() < MAX_EARLY_EVENTS => early.push(event),
             Either::Left(_) => {}
             Either::Right(_) => break,
         }
@@ -179,5 +187,5 @@ async fn listen(
     if !pending.is_empty() {
         tracing::warn!("some listeners have no address yet");
     }
-    Ok(swarm.listeners().cloned().collect())
+    Ok((swarm.listeners().cloned().collect(), early))
 }

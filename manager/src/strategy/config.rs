@@ -7,6 +7,9 @@ pub struct Config {
     pub idle_grace: Duration,
     /// How long after the direct connection is up the relayed one is closed in any case.
     pub relayed_limit: Duration,
+    /// How long one of two direct connections must carry nothing before the peer that decides about duplicates closes it, and how long a
+    /// relayed one that comes after the direct one lives at least.
+    pub duplicate_grace: Duration,
     /// How long the peer that does not decide about duplicates leaves the decision to the other.
     pub duplicate_patience: Duration,
     /// How often the activity of connections that are to be closed is looked at.
@@ -36,6 +39,9 @@ impl Default for Config {
             idle_grace: Duration::from_secs(1),
             // The bar; gossipsub, kad, identify and ping never keep a relayed path.
             relayed_limit: Duration::from_secs(30),
+            // More than anypath-holepunch's `liveness_timeout`, 2 s: a peer that has another address comes again while its first connection still
+            // looks alive, and busy.
+            duplicate_grace: Duration::from_secs(3),
             duplicate_patience: Duration::from_secs(30),
             inspect_interval: Duration::from_millis(250),
             // identify takes one round trip after the handshake.

@@ -194,8 +194,10 @@ impl Strategy {
                 // Until the relay's limit is known the circuit is taken for limited.
                 limited: path == Path::Relayed,
                 quic,
+                since: now,
                 idle_since: Some(now),
                 closing: false,
+                lost: false,
             },
         );
         state.failures = 0;
@@ -233,18 +235,61 @@ impl Strategy {
         };
         // What is being closed was not counted any more.
         let before = state.best();
-        state.connections.remove(&connection);
+        let closed = state.connections.remove(&connection);
+        self.connections.remove(&connection);
+        if closed.is_some_and(|closed| closed.lost) {
+            // What follows from that has been done, or has its time.
+            self.report(peer, before);
+        } else {
+            // At once the first time: a connection that worked is likely to work again.
+            self.on_fewer(peer, before, now, Duration::ZERO);
+        }
+        self.forget(peer);
+    }
+
+    /// A connection is of no use any more and is being closed by somebody else. Who loses one soon after the other waits longer and
+    /// longer before the next.
+    pub fn on_lost(&mut self, connection: ConnectionId, now: Instant) {
+        let Some((peer, state)) = self.of_connection(connection) else {
+            return;
+        };
+        let before = state.best();
+        if let Some(connection) = state.connections.get_mut(&connection) {
+            connection.closing = true;
+            connection.lost = true;
+        }
+        let recent = |at: Instant| now.saturating_duration_since(at) < LOSSES_COUNT;
+        state.losses = match state.lost_at.replace(now) {
+            Some(at) if recent(at) => state.losses.saturating_add(1),
+            _ => 0,
+        };
+        let wait = match state.losses {
+            // A circuit that goes with its direct connection, or the other way round.
+            0 | 1 => Duration::ZERO,
+            more => {
+                let doubled = 2_u32.saturating_pow(more.min(16) - 2);
+                let wait = self.config.backoff_initial.saturating_mul(doubled);
+                wait.min(self.config.backoff_max_urgent)
+            }
+        };
+        self.on_fewer(peer, before, now, wait);
+    }
+
+    fn on_fewer(&mut self, peer: PeerId, before: Option<BestPath>, now: Instant, wait: Duration) {
+        let Some(state) = self.peers.get_mut(&peer) else {
+            return;
+        };
         if !state.has(Path::Direct) {
             state.direct_since = None;
         }
         let redial = state.is_wanted() && state.best().is_none() && !state.is_dialled();
-        self.connections.remove(&connection);
+        if redial && !wait.is_zero() {
+            state.retry_at = Some(now + wait);
+        }
         self.report(peer, before);
-        if redial {
-            // At once the first time: a connection that worked is likely to work again.
+        if redial && wait.is_zero() {
             self.start_round(peer, now);
         }
-        self.forget(peer);
     }
 
     /// One of our dials failed.
@@ -531,13 +576,19 @@ impl Strategy {
                 .idle_since
                 .map(|since| now.saturating_duration_since(since));
             let replaced = connection.path == Path::Relayed && direct_for.is_some();
+            let age = now.saturating_duration_since(connection.since);
+            // Whoever comes over a relay in spite of a direct connection has lost that, perhaps.
+            let is_later = direct_for.is_some_and(|direct_for| age < direct_for);
+            if replaced && is_later && age < self.config.duplicate_grace {
+                continue;
+            }
             let close = if let (true, Some(direct_for)) = (replaced, direct_for) {
                 let idle_for = idle_for.map(|idle| idle.min(direct_for));
                 idle_for.is_some_and(|idle| idle >= self.config.idle_grace)
                     || direct_for >= self.config.relayed_limit
             } else {
                 let patience = if self.local > peer {
-                    self.config.idle_grace
+                    self.config.duplicate_grace
                 } else {
                     self.config.duplicate_patience
                 };
@@ -572,6 +623,9 @@ impl Strategy {
         }
     }
 }
+
+/// How long after the last one a lost connection counts as another of a row.
+const LOSSES_COUNT: Duration = Duration::from_secs(60);
 
 /// Whether any of them is new. The oldest makes room.
 fn add_addresses(

@@ -11,8 +11,8 @@
 //!   relay has identified us: at most [`Config::observation_wait`] after the relay is connected.
 //! - A relayed connection closes once nothing of ours has been on it for
 //!   [`Config::idle_grace`], at latest [`Config::relayed_limit`] after the direct one is up.
-//! - Of several direct connections one stays. Only the peer with the greater id closes the others,
-//!   so the two sides never close different ones; if it does not (foreign implementations do not),
+//! - Of several direct connections one stays. Only the peer with the greater id closes the others, after
+//!   [`Config::duplicate_grace`], so the two sides never close different ones; if it does not (foreign implementations do not),
 //!   the other one does after [`Config::duplicate_patience`].
 //! - A wanted peer that cannot be reached is dialled again after an exponential backoff.
 

@@ -47,8 +47,12 @@ pub(super) struct Connection {
     pub(super) limited: bool,
     /// QUIC survives losses better than TCP under Yamux, so it stays when two are equal.
     pub(super) quic: bool,
+    /// When it came up.
+    pub(super) since: Instant,
     pub(super) idle_since: Option<Instant>,
     pub(super) closing: bool,
+    /// It leads nowhere: its end is no news.
+    pub(super) lost: bool,
 }
 
 /// Why no circuit is dialled yet.
@@ -67,6 +71,9 @@ pub(super) struct Peer {
     pub(super) relayed_dials: BTreeSet<DialId>,
     pub(super) relay_wait: Option<RelayWait>,
     pub(super) failures: u32,
+    /// Connections that were lost in a row, beside the first, and when the last was.
+    pub(super) losses: u32,
+    pub(super) lost_at: Option<Instant>,
     pub(super) retry_at: Option<Instant>,
     pub(super) direct_since: Option<Instant>,
     pub(super) inspect_at: Option<Instant>,

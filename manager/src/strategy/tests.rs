@@ -157,6 +157,75 @@ fn direct_and_relayed_addresses_are_dialled_at_the_same_time() {
 }
 
 #[test]
+fn a_lost_connection_is_replaced_before_it_is_closed() {
+    let target = peer(2);
+    let mut node = Node::new(peer(1));
+    node.strategy.on_observed(node.now);
+    let (now, purpose) = (node.now, Purpose::Session);
+    node.strategy.want(target, [relayed(peer(9))], purpose, now);
+    let dial = node.dials().pop().unwrap().0;
+    let dead = node.connect(target, Path::Direct, Some(dial));
+    node.drain();
+    node.strategy.on_lost(dead, node.now);
+    assert_eq!(node.strategy.best(&target), None);
+    let dials = node.dials();
+    assert_eq!(dials.len(), 1);
+    let circuit = node.connect(target, Path::Relayed, Some(dials[0].0));
+    node.drain();
+    node.strategy.on_closed(dead, node.now);
+    assert_eq!(node.dials().len(), 0);
+    let best = node.strategy.best(&target).unwrap();
+    assert_eq!((best.path, best.connection), (Path::Relayed, circuit));
+}
+
+#[test]
+fn a_circuit_that_comes_after_the_direct_connection_lives_until_that_may_be_known_to_be_dead() {
+    let mut node = Node::new(peer(1));
+    let dead = node.connect(peer(2), Path::Direct, None);
+    node.pass(secs(60), idle);
+    let circuit = node.connect(peer(2), Path::Relayed, None);
+    node.pass(Duration::from_millis(2500), idle);
+    assert_eq!(node.closed(), []);
+    node.strategy.on_lost(dead, node.now);
+    node.pass(secs(10), idle);
+    assert_eq!(node.closed(), []);
+    let best = node.strategy.best(&peer(2)).unwrap();
+    assert_eq!(best.connection, circuit);
+    // The other way round it is closed soon.
+    let mut node = Node::new(peer(1));
+    let circuit = node.connect(peer(2), Path::Relayed, None);
+    node.pass(secs(1), idle);
+    node.connect(peer(2), Path::Direct, None);
+    node.pass(secs(2), idle);
+    assert_eq!(node.closed(), [circuit]);
+}
+
+#[test]
+fn who_loses_one_connection_after_the_other_waits_longer_before_the_next() {
+    let target = peer(2);
+    let mut node = Node::new(peer(1));
+    node.strategy.on_observed(node.now);
+    let (now, purpose) = (node.now, Purpose::Session);
+    node.strategy.want(target, [direct()], purpose, now);
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        let mut waited = Duration::ZERO;
+        let dial = loop {
+            if let Some((dial, ..)) = node.dials().pop() {
+                break dial;
+            }
+            node.pass(TICK, idle);
+            waited += TICK;
+        };
+        waits.push(waited.as_millis());
+        let connection = node.connect(target, Path::Direct, Some(dial));
+        node.strategy.on_lost(connection, node.now);
+        node.strategy.on_closed(connection, node.now);
+    }
+    assert_eq!(waits, [0, 0, 0, 500, 1000, 2000, 4000, 5000]);
+}
+
+#[test]
 fn a_fresh_node_dials_the_relay_first_and_the_circuit_once_it_was_observed() {
     let (target, relay) = (peer(2), peer(9));
     let mut node = Node::new(peer(1));
@@ -276,13 +345,16 @@ fn of_duplicates_the_busy_one_stays_and_else_the_quic_one() {
     let mut node = Node::new(great);
     let tcp = node.connect_over(small, Path::Direct, false, None);
     let quic = node.connect_over(small, Path::Direct, true, None);
+    // The elder may be dead, which takes its time to be found out.
+    node.pass(secs(2), |connection| connection == tcp);
+    assert_eq!(node.closed(), []);
     node.pass(secs(2), |connection| connection == tcp);
     assert_eq!(node.closed(), [quic]);
 
     let mut node = Node::new(great);
     let tcp = node.connect_over(small, Path::Direct, false, None);
     node.connect_over(small, Path::Direct, true, None);
-    node.pass(secs(2), idle);
+    node.pass(secs(4), idle);
     assert_eq!(node.closed(), [tcp]);
 }
 

@@ -216,3 +216,36 @@ fn the_limit_of_a_circuit_reaches_everybody_who_uses_it() {
         );
     }
 }
+
+#[test]
+fn what_bitswap_finds_silent_is_doubted_and_what_is_lost_is_replaced() {
+    let mut wiring = Wiring::new(true);
+    let (peer, connection) = (peer(), connection(1));
+    let silent = bitswap::Event::PeerSilent {
+        peer,
+        connection,
+        owes: true,
+    };
+    let commands = wiring.on_event(BehaviourEvent::Bitswap(silent));
+    assert!(
+        matches!(commands.as_slice(), [Command::Doubt { peer: who, owes: true }] if *who == peer),
+        "{commands:?}"
+    );
+    let lost = holepunch::Event::ConnectionLost { peer, connection };
+    let commands = wiring.on_event(BehaviourEvent::Holepunch(lost));
+    assert!(
+        matches!(
+            commands.as_slice(),
+            [Command::ConnectionLost { connection: which }] if *which == connection
+        ),
+        "{commands:?}"
+    );
+    let late = || BehaviourEvent::Holepunch(holepunch::Event::AnswerLate { peer, connection });
+    assert!(wiring.on_event(late()).is_empty(), "a circuit");
+    wiring.on_direct(connection, None);
+    let commands = wiring.on_event(late());
+    assert!(
+        matches!(commands.as_slice(), [Command::DoubtRelays { peer: who }] if *who == peer),
+        "{commands:?}"
+    );
+}

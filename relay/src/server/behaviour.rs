@@ -340,6 +340,20 @@ impl Behaviour {
                     end,
                 });
             }
+            Output::CircuitMoved {
+                circuit,
+                source,
+                destination,
+                from,
+                through,
+            } => {
+                self.notify(from, destination, Command::Cancel(circuit));
+                if let Some(running) = self.circuits.get(&circuit) {
+                    let limit = running.terms.limit;
+                    let request = StopRequest { source, limit };
+                    self.notify(through, destination, Command::Stop { circuit, request });
+                }
+            }
             Output::CircuitForgotten {
                 circuit,
                 through,
@@ -373,6 +387,10 @@ impl Behaviour {
                 };
                 self.after_core();
                 self.notify(connection, peer, Command::Grant { request, grant });
+                if granted.is_new_here {
+                    self.core.ask_again(connection);
+                    self.after_core();
+                }
                 self.tell(Event::ReservationAccepted {
                     peer,
                     connection,
@@ -641,7 +659,11 @@ impl NetworkBehaviour for Behaviour {
                 }
                 self.after_core();
             }
-            Report::Stop { circuit, result } => self.on_stop(circuit, result),
+            // What comes over another connection was given up.
+            Report::Stop { circuit, result } if self.core.is_asked(circuit, connection) => {
+                self.on_stop(circuit, result);
+            }
+            Report::Stop { .. } => {}
             Report::Ended { circuit, end } => {
                 self.core.on_circuit_ended(circuit, end, now());
                 self.after_core();

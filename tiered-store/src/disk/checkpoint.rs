@@ -140,6 +140,11 @@ impl Checkpoints {
         let writing = self.writing.as_ref();
         writing.is_some_and(|writing| writing.result.0.lock().is_some())
     }
+
+    /// Whether the one who writes beside surely has the store. It answers first and lets go then.
+    pub(crate) fn writer_has_store(&self) -> bool {
+        self.is_writing() && !self.is_written()
+    }
 }
 
 /// What a checkpoint says, one thing at a time.
@@ -342,8 +347,7 @@ struct Answer {
 impl Answer {
     fn write(mut self, number: u32, snapshot: &Snapshot) {
         // Once nobody has the store any more, its directory should be free for the next.
-        let is_wanted =
-            || Arc::strong_count(&self.shared) > 1 + usize::from(commit::is_running(&self.shared));
+        let is_wanted = || commit::is_wanted(&self.shared);
         self.written = Some(write_file(&self.shared, number, snapshot, &is_wanted));
     }
 }

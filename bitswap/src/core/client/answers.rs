@@ -48,6 +48,7 @@ impl Client {
         {
             state.last_progress = now;
             state.stalls = 0;
+            state.told_silent = None;
         }
         if let Some(state) = self.peers.get_mut(&key)
             && state.credit.values().any(|credit| *credit > 0)

@@ -81,6 +81,8 @@ pub enum Output {
     },
     /// A peer sends mostly blocks that nobody wants.
     UnwantedBlocks { peer: PeerId, bytes: u64 },
+    /// A peer does not answer what it was asked over this connection.
+    Silent { peer: PeerId, conn: ConnKey },
 }
 
 /// What a peer delivered.
@@ -184,7 +186,9 @@ impl Client {
         let stall = self
             .busy
             .iter()
-            .filter_map(|key| self.stall_at(self.peers.get(key)?));
+            .filter_map(|key| self.peers.get(key))
+            .flat_map(|peer| [self.stall_at(peer), self.silent_at(peer)])
+            .flatten();
         let search = self.search_timers.first().map(|(at, _)| *at);
         flush.chain(stall).chain(search).chain(self.hedge_at).min()
     }
@@ -201,7 +205,12 @@ impl Client {
             let Some(peer) = self.peers.get(&key) else {
                 continue;
             };
-            if self.stall_at(peer).is_some_and(|at| at <= now) {
+            let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+            let is_stalled = is_due(self.stall_at(peer));
+            if is_due(self.silent_at(peer)) || is_stalled {
+                self.tell_silent(key);
+            }
+            if is_stalled {
                 self.on_stall(key);
             } else {
                 self.check_oldest(key);

@@ -78,6 +78,8 @@ pub(super) struct Peer {
     pub(super) last_progress: Instant,
     /// How many times in a row it was silent for too long.
     pub(super) stalls: u32,
+    /// When it was told last that it is silent, and how often since its last answer.
+    pub(super) told_silent: Option<(Instant, u32)>,
     /// What it was asked, and what it had of that, the newest counting most.
     questions: f64,
     hits: f64,
@@ -111,6 +113,7 @@ impl Peer {
             last_priority: i32::MIN,
             last_progress: now,
             stalls: 0,
+            told_silent: None,
             questions: 0.0,
             hits: 0.0,
             useful: 0,

@@ -1,5 +1,7 @@
 //! Peers that do not answer: when they count as silent, and who gets their requests.
 
+use std::time::Duration;
+
 use web_time::Instant;
 
 use super::{
@@ -10,6 +12,9 @@ use super::{
     window::Window,
 };
 
+/// Least time after which a peer that owes answers is told to be silent.
+const SILENCE: Duration = Duration::from_secs(1);
+
 impl Client {
     /// When a peer with open requests counts as stalled.
     pub(super) fn stall_at(&self, peer: &Peer) -> Option<Instant> {
@@ -17,6 +22,30 @@ impl Client {
         let since = oldest.mark.sent.max(peer.last_progress);
         let patience = peer.window.patience(self.config.answer_timeout());
         Some(since + patience * (1 << peer.stalls.min(4)))
+    }
+
+    /// When a peer with open requests is told to be silent: before it counts as stalled where much is on order, for to ask whether its
+    /// connection is alive costs less than to wait.
+    pub(super) fn silent_at(&self, peer: &Peer) -> Option<Instant> {
+        let oldest = peer.requests.front()?;
+        let since = oldest.mark.sent.max(peer.last_progress);
+        let (since, times) = match peer.told_silent {
+            Some((told, times)) => (since.max(told), times),
+            None => (since, 0),
+        };
+        let round_trip = peer.window.rtt().unwrap_or_default();
+        Some(since + SILENCE.max(4 * round_trip) * (1 << times.min(4)))
+    }
+
+    pub(super) fn tell_silent(&mut self, key: PeerKey) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            let times = peer.told_silent.map_or(0, |(_, times)| times);
+            peer.told_silent = Some((self.now, times.saturating_add(1)));
+            let id = peer.id;
+            if let Some(conn) = peer.asked_over {
+                self.outputs.push_back(Output::Silent { peer: id, conn });
+            }
+        }
     }
 
     /// A silent peer: others get its requests; if there are no others it is asked again. From a peer

@@ -1,13 +1,17 @@
 use std::collections::HashSet;
 
 use cid::Cid;
+use web_time::Instant;
 
 use super::sim::{
     Link, Network, block, cid, cids, link, millis, network, network_with, peer, secs,
 };
 use crate::{
     Config, Priority, SessionOptions, WantOptions,
-    core::{Path, client::Output},
+    core::{
+        ConnKey, Path,
+        client::{Client, Output},
+    },
     message::{Message, Presence, Version, WantType},
 };
 
@@ -151,6 +155,81 @@ fn a_silent_seeder_loses_its_requests_to_the_others() {
     assert!(sim.run_until_got(0, 100, secs(10)));
     sim.stall(conns[0], 1);
     assert!(sim.run_until_got(0, 400, secs(30)));
+}
+
+#[test]
+fn a_peer_that_owes_answers_and_is_silent_is_told_again_and_again() {
+    let mut sim = network(2);
+    let wanted = cids(400);
+    sim.give(1, &wanted, CHUNK);
+    let conn = sim.connect(0, 1, link(20, 20e6));
+    let session = sim.session(0, &[1]);
+    sim.want(0, session, &wanted);
+    assert!(sim.run_until_got(0, 100, secs(10)));
+    let told = |sim: &Network| {
+        let events = sim.node(0).events.iter();
+        let silent = events.filter(|(_, event)| match event {
+            Output::Silent {
+                peer: id,
+                conn: over,
+            } => (*id, *over) == (peer(1), conn),
+            _ => false,
+        });
+        silent.count()
+    };
+    assert_eq!(told(&sim), 0);
+    sim.stall(conn, 1);
+    sim.run_for(secs(10));
+    assert!((1..=10).contains(&told(&sim)), "{}", told(&sim));
+    let before = told(&sim);
+    sim.run_for(secs(60));
+    assert!((before + 1..=20).contains(&told(&sim)), "{}", told(&sim));
+}
+
+/// One that has what is wanted and never sends it, of which nothing else is known: every deadline lies ahead of its handling.
+#[test]
+fn a_peer_that_never_answers_keeps_nobody_busy() {
+    #[expect(clippy::disallowed_methods, reason = "the origin of virtual time")]
+    let start = Instant::now();
+    let mut client = Client::new(Config::default(), [7; 32], start);
+    let mut now = start;
+    client.on_connected(peer(1), ConnKey(1), Path::Direct, now);
+    client.on_version(peer(1), ConnKey(1), Version::V1_2, now);
+    let session = client.new_session(SessionOptions::default());
+    client.want(session, cid(1), WantOptions::default(), now);
+    let has_it = Message {
+        presences: vec![Presence {
+            cid: cid(1),
+            have: true,
+        }],
+        ..Message::default()
+    };
+    let mut is_asked = false;
+    let mut silent = 0;
+    let mut calls = 0;
+    let end = now + secs(600);
+    while now < end {
+        while let Some(output) = client.poll_output() {
+            match output {
+                Output::Send { peer, .. } => {
+                    client.on_written(peer, now);
+                    if !std::mem::replace(&mut is_asked, true) {
+                        client.on_message(peer, ConnKey(1), &has_it, now);
+                    }
+                }
+                Output::Silent { .. } => silent += 1,
+                _ => {}
+            }
+        }
+        let Some(at) = client.poll_timeout() else {
+            break;
+        };
+        now = now.max(at);
+        client.handle_timeout(now);
+        calls += 1;
+        assert!(calls < 2000, "{calls} after {:?}", now - start);
+    }
+    assert!((5..=100).contains(&silent), "{silent}");
 }
 
 #[test]

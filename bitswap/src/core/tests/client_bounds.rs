@@ -408,7 +408,7 @@ fn r7_ten_peers_a_second_coming_and_going_for_two_minutes_leave_nothing_behind()
 }
 
 #[test]
-#[ignore = "ten simulated hours: minutes, and only with optimisation"]
+#[ignore = "ten simulated hours: a minute and more; CI runs it"]
 fn r7_ten_peers_a_second_coming_and_going_for_ten_hours_leave_nothing_behind() {
     churn(secs(36_000));
 }

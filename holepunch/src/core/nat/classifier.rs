@@ -235,6 +235,10 @@ impl Classifier {
         if !self.counts(from.ip()) || self.is_own(from.ip()) || self.is_seen_as(from.ip()) {
             return;
         }
+        // Who comes by a mapped port says nothing of the others, and which one that was is not seen here.
+        if from.socket.is_ipv4() && self.mapped.iter().any(|at| at.proto == from.proto) {
+            return;
+        }
         let acquaintance = self.contacts.acquaintance(from);
         let filters = self.filters(from);
         match acquaintance {
@@ -293,6 +297,31 @@ impl Classifier {
         *at = now;
         vote.from_other_port |= unreached.from_other_port;
         vote.from_other_address |= unreached.from_other_address;
+        self.judge(now);
+    }
+
+    /// A STUN server of this address tried to get in to a socket that had sent to it alone.
+    #[cfg(feature = "stun")]
+    pub(crate) fn on_filtering(&mut self, server: IpAddr, filtering: Filtering, now: Instant) {
+        let target = Endpoint {
+            proto: Proto::Udp,
+            socket: SocketAddr::from(([0; 4], 0)),
+        };
+        if !self.counts(server) {
+            return;
+        }
+        match filtering {
+            Filtering::EndpointIndependent => self.udp.filters.stranger = Some(now),
+            Filtering::AddressDependent => self.udp.filters.other_port = Some(now),
+            Filtering::AddressAndPortDependent => {}
+        }
+        let unreached = Unreached {
+            from_other_port: filtering == Filtering::AddressAndPortDependent,
+            from_other_address: filtering != Filtering::EndpointIndependent,
+        };
+        if unreached != Unreached::default() {
+            self.on_unreached(server, target, unreached, now);
+        }
         self.judge(now);
     }
 

@@ -329,6 +329,61 @@ fn a_gateway_with_a_private_outer_address_stands_behind_another_nat() {
     assert!(bench.udp().can_map_port);
 }
 
+#[cfg(feature = "stun")]
+#[test]
+fn what_stun_servers_find_is_evidence_like_any_other() {
+    let seen = |bench: &mut Bench, n: u8, observed: &str| {
+        let sample = Sample {
+            socket: LocalSocket::Probe(5000),
+            destination: udp(&server(n)),
+            observed: observed.parse().unwrap(),
+            opened: bench.now,
+        };
+        bench.core.on_sample(sample, bench.now);
+    };
+    let filtered = |bench: &mut Bench, n: u8, filtering| {
+        let server = udp(&server(n)).ip();
+        bench.core.on_filtering(server, filtering, bench.now);
+    };
+    use Filtering::{AddressAndPortDependent, AddressDependent, EndpointIndependent};
+    let mut one = bench();
+    (1..=2).for_each(|n| seen(&mut one, n, PUBLIC));
+    filtered(&mut one, 1, AddressAndPortDependent);
+    assert_eq!(one.udp().nat_type, NatType::Unknown, "one server's silence");
+    filtered(&mut one, 2, AddressAndPortDependent);
+    assert_eq!(one.udp().nat_type, NatType::PortRestrictedCone);
+    filtered(&mut one, 1, AddressDependent);
+    assert_eq!(one.udp().nat_type, NatType::RestrictedCone);
+    filtered(&mut one, 1, EndpointIndependent);
+    assert_eq!(one.udp().nat_type, NatType::FullCone);
+    let mut two = bench();
+    seen(&mut two, 1, "203.0.113.10:1");
+    seen(&mut two, 2, "203.0.113.10:2");
+    assert_eq!(two.udp().nat_type, NatType::Symmetric);
+    let mut near = bench();
+    let gateway = udp("10.1.0.1:1").ip();
+    near.core
+        .on_filtering(gateway, EndpointIndependent, near.now);
+    assert_eq!(near.udp().filtering, None, "no NAT lies in between");
+}
+
+#[test]
+fn who_comes_by_a_mapped_port_says_nothing_of_the_nat() {
+    let mut bench = bench();
+    bench.port_restricted();
+    assert_eq!(bench.udp().nat_type, NatType::PortRestrictedCone);
+    let mapped = udp("203.0.113.10:9100");
+    bench.core.on_port_mapped(mapped, true, bench.now);
+    bench.core.on_inbound(udp("198.51.100.77:5"), bench.now);
+    assert_eq!(bench.udp().nat_type, NatType::PortRestrictedCone);
+    assert!(bench.core.lets_strangers_in(mapped));
+    assert!(!bench.core.lets_strangers_in(udp("203.0.113.10:9101")));
+    bench.core.on_port_mapped(mapped, false, bench.now);
+    assert!(!bench.core.lets_strangers_in(mapped));
+    bench.core.on_inbound(udp("198.51.100.78:5"), bench.now);
+    assert_eq!(bench.udp().nat_type, NatType::FullCone, "else it would");
+}
+
 #[test]
 fn a_firewall_on_ipv6_is_told_by_who_gets_in() {
     let mut bench = bench();

@@ -308,6 +308,18 @@ impl Nat {
         self.settle(now);
     }
 
+    /// A STUN server tried to get in to a socket that had sent to it alone.
+    #[cfg(feature = "stun")]
+    pub(crate) fn on_stun_filtering(
+        &mut self,
+        server: SocketAddr,
+        filtering: report::Filtering,
+        now: Instant,
+    ) {
+        self.classifier.on_filtering(server.ip(), filtering, now);
+        self.settle(now);
+    }
+
     /// What the gateway tells of itself.
     pub(crate) fn on_gateway(&mut self, gateway: Gateway, now: Instant) {
         self.classifier.on_gateway(gateway, now);

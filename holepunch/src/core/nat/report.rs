@@ -164,7 +164,7 @@ pub struct TransportNat {
     /// An address is confirmed: strangers get in there, whatever the NAT does otherwise. By UPnP,
     /// NAT-PMP or PCP, by the operator's word, or because servers got through.
     pub confirmed: bool,
-    /// A gateway that maps ports on request was found.
+    /// The gateway maps ports on request, and has mapped this node's.
     pub can_map_port: bool,
     /// How sure the type is.
     pub confidence: Confidence,

@@ -97,12 +97,21 @@ impl Client {
         let prefix =
             |at: Endpoint| Prefix::of(at.ip(), self.config.prefix_v4(), self.config.prefix_v6());
         let way = |at: Endpoint| (at.proto, at.socket.is_ipv4());
-        let mut asked: BTreeMap<(Proto, bool), BTreeSet<Prefix>> = BTreeMap::new();
-        for server in self
+        // Of several connections to a server the older ones may be dead without anybody knowing yet, after the
+        // network has changed.
+        let latest: BTreeMap<Endpoint, ConnectionId> = self
             .servers
-            .values()
-            .filter(|server| server.asked.is_some())
-        {
+            .iter()
+            .map(|(connection, server)| (server.at, *connection))
+            .collect();
+        let is_latest =
+            |connection: &ConnectionId, server: &Server| latest.get(&server.at) == Some(connection);
+        let mut asked: BTreeMap<(Proto, bool), BTreeSet<Prefix>> = BTreeMap::new();
+        let recently = self
+            .servers
+            .iter()
+            .filter(|(connection, server)| server.asked.is_some() && is_latest(connection, server));
+        for (_, server) in recently {
             asked
                 .entry(way(server.at))
                 .or_default()
@@ -112,7 +121,11 @@ impl Client {
         for (connection, server) in &mut self.servers {
             let done = asked.entry(way(server.at)).or_default();
             let enough = done.len() >= self.config.probe_servers();
-            if server.asked.is_some() || enough || !done.insert(prefix(server.at)) {
+            if server.asked.is_some()
+                || enough
+                || !is_latest(connection, server)
+                || !done.insert(prefix(server.at))
+            {
                 continue;
             }
             server.asked = Some(now);
@@ -179,6 +192,23 @@ mod tests {
         assert_eq!(client.poll_timeout(), Some(now));
         client.handle_timeout(now);
         assert_eq!(asked(&mut client), [connection(1)]);
+    }
+
+    #[test]
+    fn of_two_connections_to_a_server_the_new_one_is_asked() {
+        let (mut client, now) = bench();
+        let at = server("/ip4/198.51.100.1/udp/1/quic-v1");
+        client.on_server(connection(1), at, now);
+        assert_eq!(asked(&mut client), [connection(1)]);
+        // Nobody knows yet that the first one leads nowhere.
+        client.on_changed(now);
+        assert_eq!(asked(&mut client), [connection(1)]);
+        client.on_server(connection(2), at, now);
+        assert_eq!(asked(&mut client), [connection(2)]);
+        client.on_changed(now);
+        assert_eq!(asked(&mut client), [connection(2)]);
+        client.on_gone(connection(1), now);
+        assert_eq!(asked(&mut client), []);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
+    time::Duration,
 };
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -24,6 +25,10 @@ pub(super) struct Nat {
     /// A packet that nobody asked for is answered, or accepted by the box itself, so that the flow
     /// of the host to where it came from gets another port.
     pub(super) answers: bool,
+    /// Its gateway has mapped [`MAPPED`] to the listening port.
+    pub(super) maps: bool,
+    /// Each new mapping gets the next port, and the node knows that.
+    pub(super) counts: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -42,6 +47,10 @@ pub(super) struct Scenario {
     /// Whether the nodes know what they stand behind.
     pub(super) classified: bool,
     pub(super) early: bool,
+    /// Nodes that open ports for later attempts.
+    pub(super) fresh: [bool; 2],
+    /// Nodes that know nothing but the specification.
+    pub(super) stock: [bool; 2],
     /// How much later the initiator's own circuit to the responder is up, if it dialled one too.
     pub(super) crossing: Option<Duration>,
 }
@@ -52,6 +61,8 @@ impl Scenario {
             kind,
             shifts: false,
             answers: false,
+            maps: false,
+            counts: false,
         };
         Self {
             nats: [nat(responder), nat(initiator)],
@@ -62,6 +73,8 @@ impl Scenario {
             loss: 0.0,
             classified: true,
             early: true,
+            fresh: [true; 2],
+            stock: [false; 2],
             crossing: None,
         }
     }
@@ -78,6 +91,9 @@ pub(super) struct Report {
     pub(super) connections: usize,
     /// Dials that were made.
     pub(super) dials: [usize; 2],
+    /// Ports that were opened, and those that are left.
+    pub(super) ports: [usize; 2],
+    pub(super) ports_left: usize,
 }
 
 impl Report {
@@ -91,6 +107,8 @@ impl Report {
 type Port = (usize, u16);
 
 const LISTENING: u16 = 9100;
+/// The public port that a gateway maps.
+const MAPPED: u16 = 15_000;
 /// The relay, as a destination of mappings.
 const RELAY: Port = (2, 4001);
 
@@ -114,6 +132,8 @@ enum Happening {
     /// The connection is up at one of its ends.
     Up(usize, u64),
     Fails(u64),
+    /// A fresh port is seen from outside.
+    Seen(usize, PortId, u16),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -132,6 +152,8 @@ struct Attempt {
     how: As,
     to: Port,
     local: u16,
+    /// The first packet dies behind the own NAT.
+    dies: bool,
     done: bool,
 }
 
@@ -170,12 +192,14 @@ impl Box_ {
         let key = (local, by_destination.then_some(to));
         let mut public = match self.mappings.get(&key) {
             Some(public) => *public,
-            None if by_destination || self.nat.shifts => self.fresh(local),
+            None if by_destination || self.nat.shifts => self.fresh(),
             None => local,
         };
         if self.taken.contains(&(public, to)) {
-            public = self.fresh(local);
+            public = self.fresh();
             self.mappings.insert((local, Some(to)), public);
+            // Linux gives later flows of the host's port what the last one got (`find_appropriate_src`).
+            self.mappings.insert((local, None), public);
         }
         self.mappings.entry(key).or_insert(public);
         let public = *self.mappings.get(&(local, Some(to))).unwrap_or(&public);
@@ -184,8 +208,8 @@ impl Box_ {
         public
     }
 
-    fn fresh(&mut self, _: u16) -> u16 {
-        self.next += 7;
+    fn fresh(&mut self) -> u16 {
+        self.next += if self.nat.counts { 1 } else { 7 };
         self.next
     }
 
@@ -193,6 +217,10 @@ impl Box_ {
     fn arrives(&mut self, from: Port, public: u16) -> Option<u16> {
         if self.nat.kind == NatType::Public {
             return Some(public);
+        }
+        if self.nat.maps && public == MAPPED {
+            self.mappings.insert((LISTENING, Some(from)), MAPPED);
+            return Some(LISTENING);
         }
         let local = self.back.get(&public).copied();
         let passes = match self.nat.kind {
@@ -229,6 +257,8 @@ struct World {
     acts: Vec<Output>,
     next_connection: usize,
     links: [BTreeSet<ConnectionId>; 2],
+    /// Fresh ports that listen.
+    ports: BTreeSet<(usize, PortId)>,
     /// Whose listening port is bound up with which remote one, in a TCP connection that waits for
     /// its other end to begin.
     stuck: BTreeSet<(usize, Port)>,
@@ -244,7 +274,7 @@ pub(super) fn run(scenario: &Scenario, seed: u64) -> Report {
     let start = Instant::now();
     let config = || {
         Config::builder()
-            .early(scenario.early)
+            .early(scenario.early && !scenario.stock.contains(&true))
             .close_duplicates(true)
             .build()
             .unwrap()
@@ -270,6 +300,7 @@ pub(super) fn run(scenario: &Scenario, seed: u64) -> Report {
         acts: Vec::new(),
         next_connection: CIRCUITS,
         links: Default::default(),
+        ports: BTreeSet::new(),
         stuck: BTreeSet::new(),
         report: Report::default(),
         scenario: scenario.clone(),
@@ -282,19 +313,30 @@ impl World {
     fn run(&mut self) {
         for side in 0..2 {
             let public = self.boxes[side].leaves(LISTENING, RELAY);
-            let nat = if self.scenario.classified {
+            let counts = self.scenario.nats[side].counts;
+            let mut nat = if self.scenario.classified {
                 TransportNat::of(self.scenario.nats[side].kind)
             } else {
                 TransportNat::default()
             };
+            nat.port_step = std::num::NonZeroI16::new(counts.into());
+            nat.can_map_port = self.scenario.nats[side].maps;
+            let predicted = if counts { public + 1..public + 5 } else { 0..0 };
+            let mapped = nat.can_map_port.then_some(MAPPED);
+            let ports = std::iter::once(public).chain(predicted).chain(mapped);
+            let can_open = self.scenario.fresh[side] && !self.scenario.stock[side];
             let own = Own {
-                candidates: vec![self.address((side, public))],
+                candidates: ports.map(|port| self.address((side, port))).collect(),
                 local: Vec::new(),
                 nat: NatReport {
                     udp: nat,
                     tcp: nat,
                     ..NatReport::default()
                 },
+                can_open: can_open
+                    .then_some(self.scenario.transport)
+                    .into_iter()
+                    .collect(),
             };
             self.cores[side].on_own(own, self.now);
         }
@@ -313,6 +355,7 @@ impl World {
             self.now = at;
             self.happen(happening);
         }
+        self.report.ports_left = self.ports.len();
         self.report.connections = self.links[0].intersection(&self.links[1]).count();
     }
 
@@ -376,6 +419,11 @@ impl World {
             Happening::Leaves(dial) => self.leaves(dial),
             Happening::Arrives { dial, from, to } => self.arrives(dial, from, to),
             Happening::Up(side, dial) => self.up(side, dial),
+            Happening::Seen(side, port, public) => {
+                let public = self.address((side, public));
+                self.cores[side].on_port(port, Some(public), now);
+                self.drain(side);
+            }
             Happening::Fails(dial) => {
                 let attempt = &mut self.attempts[dial as usize];
                 if !std::mem::replace(&mut attempt.done, true) {
@@ -431,7 +479,17 @@ impl World {
     }
 
     fn drain(&mut self, side: usize) {
-        while let Some(output) = self.cores[side].poll_output() {
+        while let Some(mut output) = self.cores[side].poll_output() {
+            // What one does not say the other need not hear.
+            if self.scenario.stock.contains(&true) {
+                match &mut output {
+                    Output::Connect { message, .. }
+                    | Output::Reply { message, .. }
+                    | Output::Sync { message, .. } => message.extras = None,
+                    Output::Farewell { .. } => continue,
+                    _ => {}
+                }
+            }
             let late = self.scenario.late[side];
             if late.is_zero() {
                 self.act(side, output);
@@ -493,10 +551,25 @@ impl World {
                 let word = Word::Failed(exchange.opener == Opener::Peer, exchange.number);
                 self.at(relayed, Happening::Said(there, word));
             }
-            Output::Release { .. } => {}
+            Output::Release { .. } | Output::Hold { .. } => {}
+            // Links that are up carry what is sent.
+            Output::Doubt(peer) => {
+                let links = self.links[side].iter().copied().collect::<Vec<_>>();
+                for link in links {
+                    self.cores[side].on_alive(link, peer);
+                }
+            }
             Output::Dial {
-                dial, address, how, ..
-            } => self.dial(side, dial, &address, how),
+                dial,
+                address,
+                how,
+                from,
+                ..
+            } => self.dial(side, dial, &address, how, from),
+            Output::OpenPort(opening) => self.open_port(side, opening),
+            Output::ClosePort(port) => {
+                self.ports.remove(&(side, port));
+            }
             Output::Close { connection, .. } => {
                 self.links[side].remove(&connection);
                 let peer = self.ids[there];
@@ -517,13 +590,54 @@ impl World {
         }
     }
 
-    fn dial(&mut self, side: usize, id: DialId, address: &Multiaddr, how: As) {
+    /// The NAT is opened at once; what it looks like is known after a handshake with the relay and a
+    /// round trip of identify, later if a packet is lost.
+    fn open_port(&mut self, side: usize, opening: Opening) {
+        self.report.ports[side] += 1;
+        self.ports.insert((side, opening.port));
+        let local = Self::local(opening.port);
+        if self.scenario.transport == Transport::Quic {
+            for address in &opening.towards {
+                self.boxes[side].leaves(local, Self::port(address));
+            }
+        }
+        let public = self.boxes[side].leaves(local, RELAY);
+        let arrives = (1.0 - self.scenario.loss).powi(6);
+        let repeats = if self.random.random_bool(arrives) {
+            0
+        } else {
+            1
+        };
+        let after = 3 * self.scenario.relayed + Duration::from_secs(repeats);
+        self.at(after, Happening::Seen(side, opening.port, public));
+    }
+
+    fn local(port: PortId) -> u16 {
+        40_000 + u16::try_from(port.0).unwrap()
+    }
+
+    /// Whether a new connection is taken there.
+    fn listens(&self, side: usize, local: u16) -> bool {
+        let is_quic = self.scenario.transport == Transport::Quic;
+        let mut ports = self.ports.iter();
+        local == LISTENING
+            || (is_quic && ports.any(|(of, port)| *of == side && Self::local(*port) == local))
+    }
+
+    fn dial(
+        &mut self,
+        side: usize,
+        id: DialId,
+        address: &Multiaddr,
+        how: As,
+        from: Option<PortId>,
+    ) {
         self.report.dials[side] += 1;
         let dial = self.attempts.len() as u64;
-        let local = if how == As::Stranger {
-            30_000 + u16::try_from(dial).unwrap()
-        } else {
-            LISTENING
+        let local = match from {
+            Some(port) => Self::local(port),
+            None if how == As::Stranger => 30_000 + u16::try_from(dial).unwrap(),
+            None => LISTENING,
         };
         self.attempts.push(Attempt {
             side,
@@ -531,6 +645,7 @@ impl World {
             how,
             to: Self::port(address),
             local,
+            dies: from.is_some() && self.scenario.transport == Transport::Tcp,
             done: false,
         });
         let times: Vec<u64> = match how {
@@ -557,6 +672,9 @@ impl World {
             return;
         }
         let public = self.boxes[side].leaves(attempt.local, to);
+        if std::mem::take(&mut self.attempts[dial as usize].dies) {
+            return;
+        }
         if self.random.random_bool(self.scenario.loss) {
             return;
         }
@@ -567,12 +685,17 @@ impl World {
     fn arrives(&mut self, dial: u64, from: Port, to: Port) {
         let there = to.0;
         let Some(local) = self.boxes[there].arrives(from, to.1) else {
+            if self.scenario.nats[there].answers && self.scenario.transport == Transport::Tcp {
+                // A reset.
+                self.at(self.scenario.direct, Happening::Fails(dial));
+            }
             return;
         };
         let attempt = &self.attempts[dial as usize];
-        if attempt.done || attempt.how == As::Opener || local != LISTENING {
+        if attempt.done || attempt.how == As::Opener {
             return;
         }
+        let listens = self.listens(there, local);
         let begins = matches!(attempt.how, As::Client | As::Stranger);
         let mut others = self.attempts.iter().enumerate();
         let crossing = others.find(|(_, other)| {
@@ -582,6 +705,9 @@ impl World {
         match (self.scenario.transport, crossing) {
             (Transport::Quic, crossing) => {
                 let taken = crossing.filter(|(_, how)| *how == As::Opener);
+                if !listens {
+                    return;
+                }
                 self.connect(dial, taken.map(|(index, _)| index));
             }
             // Simultaneous open: one of the two begins.
@@ -589,6 +715,7 @@ impl World {
                 self.connect(dial, Some(other));
             }
             (_, Some(_)) => {}
+            (_, None) if !listens => {}
             // The listener's: the one who came begins.
             (_, None) if begins => self.connect(dial, None),
             (_, None) => {
@@ -610,6 +737,7 @@ impl World {
                 how: As::Server,
                 to: (side, 0),
                 local: 0,
+                dies: false,
                 done: true,
             });
             self.attempts.len() as u64 - 1

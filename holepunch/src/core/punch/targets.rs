@@ -7,7 +7,7 @@ use libp2p_identity::PeerId;
 
 use crate::{
     Config, PrivateCandidates, Role, Transport,
-    address::{Scope, without_peer},
+    address::{Scope, ip_of, without_peer},
     core::{
         nat::report::NatReport,
         plan::{Client, NoPunch, Plan, Plans, Side},
@@ -83,8 +83,9 @@ pub(crate) fn targets(
         };
         let quic = transport == Transport::Quic;
         match plan {
-            Some(Plan::Direct) => add(As::Client, true),
-            Some(Plan::MapPort { .. } | Plan::RelayOnly(_)) => {}
+            // A mapped port lets in whoever comes.
+            Some(Plan::Direct | Plan::MapPort { by: Side::Peer }) => add(As::Client, true),
+            Some(Plan::RelayOnly(_)) => {}
             Some(Plan::Punch { client: Client::Us } | Plan::Predict { by: Side::Us, .. }) => {
                 add(As::Client, false);
             }
@@ -92,6 +93,7 @@ pub(crate) fn targets(
             // of ours costs nothing.
             Some(
                 Plan::Reversal
+                | Plan::MapPort { by: Side::Us }
                 | Plan::Punch {
                     client: Client::Peer,
                 }
@@ -156,7 +158,7 @@ fn shares_address(situation: &Situation<'_>, addresses: &[Multiaddr]) -> bool {
 }
 
 /// The peer's addresses that may be dialled, each once.
-fn usable(situation: &Situation<'_>, addresses: &[Multiaddr]) -> Vec<Multiaddr> {
+pub(super) fn usable(situation: &Situation<'_>, addresses: &[Multiaddr]) -> Vec<Multiaddr> {
     let config = situation.config;
     let mut own = situation.candidates.iter();
     let has_public = own.any(|address| Scope::of(address) == Scope::Public);
@@ -225,14 +227,6 @@ fn are_neighbours(one: IpAddr, other: IpAddr) -> bool {
         }
         _ => false,
     }
-}
-
-pub(crate) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
-    address.iter().find_map(|part| match part {
-        Protocol::Ip4(ip) => Some(IpAddr::V4(ip)),
-        Protocol::Ip6(ip) => Some(IpAddr::V6(ip)),
-        _ => None,
-    })
 }
 
 #[cfg(test)]

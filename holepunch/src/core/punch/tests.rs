@@ -1,7 +1,9 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::{simulation::*, *};
-use crate::{ConfigBuilder, core::nat::report::NatType};
+use crate::{ConfigBuilder, NoPunch, core::nat::report::NatType};
 
 const KINDS: [NatType; 5] = [
     NatType::Public,
@@ -131,6 +133,34 @@ fn what_cannot_be_punched_is_not_dialled_and_both_know_why() {
 }
 
 #[test]
+fn a_port_that_one_gateway_maps_takes_the_place_of_a_punch() {
+    use NatType::{PortRestrictedCone, Symmetric};
+    for transport in [Transport::Quic, Transport::Tcp] {
+        for (responder, initiator, mapped) in [
+            (Symmetric, Symmetric, 0),
+            (Symmetric, Symmetric, 1),
+            (Symmetric, PortRestrictedCone, 0),
+            (Symmetric, PortRestrictedCone, 1),
+            (PortRestrictedCone, Symmetric, 0),
+            (PortRestrictedCone, Symmetric, 1),
+        ] {
+            let mut scenario = Scenario::new(responder, initiator, transport);
+            scenario.nats[mapped].maps = true;
+            for seed in 0..RUNS {
+                let report = run(&scenario, seed);
+                let what = format!("{responder} to {initiator} over {transport:?}, {mapped}");
+                assert!(report.is_success(), "{what}: {report:?}");
+                assert_eq!(report.connections, 1, "{what}: {report:?}");
+                for outcome in &report.outcomes {
+                    let (at, _) = outcome.as_ref().unwrap();
+                    assert!(*at < Duration::from_secs(1), "{what}: {report:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_failed_punch_is_known_to_both_sides_within_six_seconds() {
     for transport in [Transport::Quic, Transport::Tcp] {
         let scenario = Scenario {
@@ -182,14 +212,14 @@ fn a_peer_that_gives_up_says_why() {
     assert_eq!(outcome.elapsed, Duration::ZERO, "no wait for our own dials");
 }
 
-/// Issue 6: ≥ 98 % at 3 %, ≥ 95 % at 8 %; here at once for each cell.
+/// Issue 6: ≥ 98 % at 3 %, ≥ 95 % at 8 % on every link, of which two lie between the nodes.
 #[test]
 fn lost_packets_cost_time_and_seldom_the_punch() {
     for (loss, share) in [(0.03, 0.98), (0.08, 0.95)] {
         for transport in [Transport::Quic, Transport::Tcp] {
             let (kind, runs) = (NatType::PortRestrictedCone, 200.max(RUNS));
             let scenario = Scenario {
-                loss,
+                loss: 1.0 - (1.0_f64 - loss).powi(2),
                 ..Scenario::new(kind, kind, transport)
             };
             let (count, _) = successes(&scenario, runs);
@@ -213,6 +243,111 @@ fn a_node_that_is_late_is_waited_for() {
                 let (count, report) = successes(&scenario, RUNS);
                 assert_eq!(count, RUNS, "{milliseconds} ms, {transport:?}: {report:?}");
             }
+        }
+    }
+}
+
+/// Behind NATs that answer what nobody asked for, so that what comes too early spoils the ports.
+fn answering(transport: Transport, late: (usize, u64)) -> Scenario {
+    let kind = NatType::PortRestrictedCone;
+    let mut scenario = Scenario::new(kind, kind, transport);
+    for nat in &mut scenario.nats {
+        nat.answers = true;
+    }
+    scenario.late[late.0] = Duration::from_millis(late.1);
+    scenario
+}
+
+/// Issue 6: ≥ 95 % within three attempts.
+#[test]
+fn ports_that_came_too_early_spoiled_are_replaced_by_fresh_ones() {
+    for transport in [Transport::Quic, Transport::Tcp] {
+        for side in [0, 1] {
+            for milliseconds in [0, 10, 20, 30, 50, 100, 200, 300] {
+                // The side that is late is the one whose ports are spoiled.
+                let mut other_is_stock = [true; 2];
+                other_is_stock[side] = false;
+                for (stock, classified) in [
+                    ([false, false], true),
+                    ([false, false], false),
+                    (other_is_stock, false),
+                ] {
+                    let scenario = Scenario {
+                        stock,
+                        classified,
+                        ..answering(transport, (side, milliseconds))
+                    };
+                    let (count, report) = successes(&scenario, RUNS);
+                    let what =
+                        format!("{transport:?}, {side} late by {milliseconds} ms, {stock:?}");
+                    assert!(
+                        count as f64 >= 0.95 * RUNS as f64,
+                        "{count} of {RUNS}: {what}: {report:?}"
+                    );
+                    assert_eq!(report.ports_left, 0, "{what}");
+                    assert!(report.ports.iter().all(|ports| *ports <= 2), "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// What [`Behaviour::with_fresh_ports`](crate::Behaviour::with_fresh_ports) is for.
+#[test]
+fn without_fresh_ports_no_later_attempt_gets_through_spoiled_ones() {
+    for transport in [Transport::Quic, Transport::Tcp] {
+        let scenario = Scenario {
+            fresh: [false; 2],
+            ..answering(transport, (0, 200))
+        };
+        let (count, report) = successes(&scenario, RUNS);
+        assert_eq!(count, 0, "{transport:?}: {report:?}");
+    }
+}
+
+#[test]
+fn fresh_ports_of_the_side_that_is_spoiled_are_enough() {
+    for transport in [Transport::Quic, Transport::Tcp] {
+        for side in [0, 1] {
+            let mut fresh = [false; 2];
+            fresh[side] = true;
+            let scenario = Scenario {
+                fresh,
+                ..answering(transport, (side, 200))
+            };
+            let (count, report) = successes(&scenario, RUNS);
+            assert_eq!(count, RUNS, "{transport:?}, {side}: {report:?}");
+        }
+    }
+}
+
+#[test]
+fn a_first_attempt_that_succeeds_opens_no_port() {
+    every_cell(|responder, initiator, transport, scenario| {
+        if can_be_punched(responder, initiator) {
+            let report = run(&scenario, 1);
+            let what = format!("{responder} to {initiator} over {transport:?}");
+            assert_eq!(report.ports, [0, 0], "{what}");
+        }
+    });
+}
+
+/// Issue 6: ≥ 95 %.
+#[test]
+fn ports_that_count_up_are_predicted() {
+    for transport in [Transport::Quic, Transport::Tcp] {
+        for symmetric in [0, 1] {
+            let (symmetric_kind, other) = (NatType::Symmetric, NatType::PortRestrictedCone);
+            let mut scenario = match symmetric {
+                0 => Scenario::new(symmetric_kind, other, transport),
+                _ => Scenario::new(other, symmetric_kind, transport),
+            };
+            scenario.nats[symmetric].counts = true;
+            let (count, report) = successes(&scenario, RUNS);
+            assert!(
+                count as f64 >= 0.95 * RUNS as f64,
+                "{count} of {RUNS}: {transport:?}, {symmetric}: {report:?}"
+            );
         }
     }
 }
@@ -354,6 +489,131 @@ fn dials_that_fail_at_once_make_no_room_for_ever() {
     assert_eq!(made, 24, "8 for each of 3 attempts");
 }
 
+/// Whatever the peers do, there is no room for more ports than the bound, and none is left.
+#[test]
+fn however_many_peers_fail_a_few_ports_are_opened_at_a_time_and_closed_with_the_punch() {
+    let mut bench = bench(|config| config.early(false).max_fresh_ports(3).max_concurrent(200));
+    let own = Own {
+        can_open: vec![Transport::Quic, Transport::Tcp],
+        ..bench.core.own().clone()
+    };
+    bench.core.on_own(own, bench.now);
+    let mut open: BTreeSet<PortId> = BTreeSet::new();
+    let mut opened = 0;
+    for id in 0..100 {
+        let peer = PeerId::random();
+        bench.relayed(id, peer, Role::Responder);
+        let addresses = (0..60).flat_map(|n| {
+            let quic = format!("/ip4/203.0.113.{n}/udp/53/quic-v1");
+            [quic, format!("/ip4/203.0.113.{n}/tcp/53")]
+        });
+        bench.opened(id, 0, &connect(addresses));
+        bench.synchronised(id, 0);
+    }
+    for _ in 0..100 {
+        bench.pass(Duration::from_millis(100));
+        for output in bench.outputs() {
+            match output {
+                Output::OpenPort(opening) => {
+                    assert!(opening.towards.len() <= 2, "{opening:?}");
+                    assert!((2..=4).contains(&opening.ttl), "{opening:?}");
+                    open.insert(opening.port);
+                    opened += 1;
+                    let public = "/ip4/203.0.113.10/udp/40000/quic-v1".parse().unwrap();
+                    bench.core.on_port(opening.port, Some(public), bench.now);
+                }
+                Output::ClosePort(port) => assert!(open.remove(&port), "closed twice: {port:?}"),
+                _ => {}
+            }
+            assert!(open.len() <= 3, "{open:?}");
+        }
+    }
+    assert!(opened >= 3);
+    assert!(open.is_empty(), "{open:?}");
+}
+
+#[test]
+fn a_port_that_nobody_can_see_is_not_waited_for() {
+    let mut bench = bench(|config| config);
+    let own = Own {
+        can_open: vec![Transport::Quic],
+        ..bench.core.own().clone()
+    };
+    bench.core.on_own(own, bench.now);
+    let peer = PeerId::random();
+    bench.relayed(1, peer, Role::Initiator);
+    bench.outputs();
+    let exchange = Exchange {
+        relayed: connection(1),
+        opener: Opener::Us,
+        number: 0,
+    };
+    let theirs = connect(["/ip4/203.0.113.20/udp/9100/quic-v1".to_owned()]);
+    let round_trip = Duration::from_millis(100);
+    bench
+        .core
+        .on_connected(exchange, &theirs, round_trip, bench.now);
+    bench.pass(Duration::from_millis(50));
+    bench.outputs();
+    // Half of the attempt.
+    bench.pass(Duration::from_secs(1));
+    let opening = bench.outputs().into_iter().find_map(|output| match output {
+        Output::OpenPort(opening) => Some(opening),
+        _ => None,
+    });
+    let opening = opening.unwrap();
+    assert_eq!(opening.ttl, 2, "behind our own NAT and no further");
+    bench.core.on_port(opening.port, None, bench.now);
+    assert!(bench.outputs().contains(&Output::ClosePort(opening.port)));
+    bench.pass(Duration::from_secs(1));
+    let outputs = bench.outputs();
+    let again = outputs.iter().find_map(|output| match output {
+        Output::OpenPort(opening) => Some(opening.port),
+        _ => None,
+    });
+    bench.core.on_port(again.unwrap(), None, bench.now);
+    let talks = bench.outputs().into_iter().any(
+        |output| matches!(&output, Output::Connect { message, .. } if message.addresses.len() == 1),
+    );
+    assert!(talks);
+}
+
+/// What is left of a connection that broke is still sent, and may have spoiled the usual ports.
+#[test]
+fn fresh_ports_come_sooner_where_a_direct_connection_has_just_ended() {
+    for (ago, opens_after) in [(None, 1000), (Some(60), 1000), (Some(1), 500)] {
+        let mut bench = bench(|config| config);
+        let own = Own {
+            can_open: vec![Transport::Tcp],
+            ..bench.core.own().clone()
+        };
+        bench.core.on_own(own, bench.now);
+        let peer = PeerId::random();
+        if let Some(seconds) = ago {
+            bench
+                .core
+                .on_direct(connection(7), peer, Transport::Tcp, None, bench.now);
+            bench.core.on_closed(connection(7), peer, bench.now);
+            bench.pass(Duration::from_secs(seconds));
+        }
+        bench.relayed(1, peer, Role::Responder);
+        bench.outputs();
+        bench.opened(1, 0, &connect(["/ip4/203.0.113.20/tcp/9100".to_owned()]));
+        bench.synchronised(1, 0);
+        let mut waited = 0;
+        while !bench
+            .outputs()
+            .iter()
+            .any(|output| matches!(output, Output::OpenPort(_)))
+        {
+            assert!(waited < 5000, "none is opened");
+            bench.pass(Duration::from_millis(100));
+            waited += 100;
+        }
+        assert_eq!(waited, opens_after, "ended {ago:?} s before");
+    }
+}
+
 #[test]
 fn exchanges_beyond_the_bound_of_a_connection_are_reset() {
     let mut bench = bench(|config| config.early(false).max_exchanges(3));
@@ -441,6 +701,64 @@ fn an_inbound_connection_stops_everything() {
 }
 
 #[test]
+fn a_peer_that_comes_over_a_relay_is_doubted_and_punched_once_its_direct_connection_is_lost() {
+    let mut bench = bench(|config| config);
+    let peer = PeerId::random();
+    let started = |outputs: &[Output]| {
+        let is_start =
+            |output: &&Output| matches!(output, Output::Event(Event::PunchStarted { .. }));
+        outputs.iter().filter(is_start).count()
+    };
+    let (core, now) = (&mut bench.core, bench.now);
+    core.on_direct(connection(1), peer, Transport::Tcp, None, now);
+    bench.relayed(2, peer, Role::Initiator);
+    assert_eq!(bench.outputs(), [Output::Doubt(peer)]);
+    bench.core.on_lost(connection(1), peer, bench.now);
+    let outputs = bench.outputs();
+    assert_eq!(started(&outputs), 1);
+    let talks = |output: &Output| matches!(output, Output::Connect { .. });
+    assert!(outputs.iter().any(talks), "{outputs:?}");
+    // The transport gives it up later.
+    bench.core.on_closed(connection(1), peer, bench.now);
+    assert_eq!(started(&bench.outputs()), 0);
+}
+
+#[test]
+fn a_peer_that_is_alive_needs_no_relay_and_no_punch() {
+    let mut bench = bench(|config| config);
+    let peer = PeerId::random();
+    let (core, now) = (&mut bench.core, bench.now);
+    core.on_direct(connection(1), peer, Transport::Tcp, None, now);
+    bench.relayed(2, peer, Role::Initiator);
+    bench.outputs();
+    bench.core.on_alive(connection(1), peer);
+    let relayed = connection(2);
+    assert_eq!(bench.outputs(), [Output::Release { peer, relayed }]);
+    // Whoever closes it now wants no other.
+    bench.core.on_closed(connection(1), peer, bench.now);
+    assert_eq!(bench.outputs(), []);
+}
+
+#[test]
+fn a_lost_connection_is_made_good_over_the_circuit_that_was_given_up_for_it() {
+    let mut bench = bench(|config| config);
+    let peer = PeerId::random();
+    bench.relayed(1, peer, Role::Responder);
+    let (core, now) = (&mut bench.core, bench.now);
+    core.on_direct(connection(2), peer, Transport::Quic, None, now);
+    bench.outputs();
+    bench.core.on_lost(connection(2), peer, bench.now);
+    let outputs = bench.outputs();
+    let relayed = connection(1);
+    assert!(
+        outputs.contains(&Output::Hold { peer, relayed }),
+        "{outputs:?}"
+    );
+    let talks = |output: &Output| matches!(output, Output::Connect { .. });
+    assert!(outputs.iter().any(talks), "{outputs:?}");
+}
+
+#[test]
 fn a_public_peer_is_dialled_while_the_exchange_runs() {
     let mut bench = bench(|config| config);
     let peer = PeerId::random();
@@ -460,6 +778,8 @@ enum Fact {
     Relayed(usize, bool),
     Direct(usize),
     Closed(usize),
+    Lost(usize),
+    Alive(usize),
     Opened(usize, u32, bool),
     Answered(u32),
     Synchronised(usize, u32),
@@ -473,6 +793,8 @@ fn fact() -> impl Strategy<Value = Fact> {
         (0..4_usize, any::<bool>()).prop_map(|(peer, role)| Fact::Relayed(peer, role)),
         (0..4_usize).prop_map(Fact::Direct),
         (0..60_usize).prop_map(Fact::Closed),
+        (0..60_usize).prop_map(Fact::Lost),
+        (0..60_usize).prop_map(Fact::Alive),
         (0..12_usize, 0..6_u32, any::<bool>()).prop_map(|(id, n, o)| Fact::Opened(id, n, o)),
         (0..12_u32).prop_map(Fact::Answered),
         (0..12_usize, 0..6_u32).prop_map(|(id, n)| Fact::Synchronised(id, n)),
@@ -511,6 +833,16 @@ proptest! {
                 Fact::Closed(id) => {
                     if let Some(peer) = open.remove(&id) {
                         bench.core.on_closed(connection(id), peer, bench.now);
+                    }
+                }
+                Fact::Lost(id) => {
+                    if let Some(peer) = open.get(&id) {
+                        bench.core.on_lost(connection(id), *peer, bench.now);
+                    }
+                }
+                Fact::Alive(id) => {
+                    if let Some(peer) = open.get(&id) {
+                        bench.core.on_alive(connection(id), *peer);
                     }
                 }
                 Fact::Opened(id, number, is_ours) => {

@@ -1,11 +1,13 @@
 //! How close block exchange comes to a bare stream, and how it stands beside other implementations: one seed or four, one leech, over
-//! loopback or over the lab's links.
+//! loopback or over the lab's links. `foreign` has those that are not written in Rust.
 
 mod far;
+mod foreign;
 mod ours;
 mod raw;
 
 pub use far::Far;
+pub use foreign::Foreign;
 
 use super::endpoint::{Endpoint, megabytes_per_second};
 use super::figure::{Figure, Unit};
@@ -15,6 +17,14 @@ use super::{Effort, Error};
 use libp2p::multiaddr::Protocol;
 use std::net::Ipv4Addr;
 use std::path::Path;
+
+/// `compare -- bitswap …`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args)]
+pub struct Options {
+    /// Beside this one instead of the raw stream and the Rust peers; `install-peers` installs it, PEERS_DIR names where
+    #[arg(long)]
+    pub peer: Option<Foreign>,
+}
 
 /// What an endpoint of this executable runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -149,8 +159,8 @@ enum Peer<'a> {
     Foreign(&'a str, &'a Path),
 }
 
-/// What ours does with the blocks it fetches. The raw stream checks and forgets them, and so does ours beside it; beetswap's store keeps them;
-/// litep2p's client does not, ours beside it does.
+/// What ours does with the blocks it fetches: what the other does. The raw stream and litep2p's client check and forget them; beetswap's store
+/// keeps them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Blocks {
     Kept,
@@ -169,14 +179,21 @@ impl Peer<'_> {
     /// What ours does with its blocks beside this one.
     fn blocks(self) -> Blocks {
         match self {
-            Self::Raw => Blocks::Dropped,
+            Self::Raw | Self::Foreign("litep2p", _) => Blocks::Dropped,
             Self::Foreign(..) => Blocks::Kept,
         }
     }
 }
 
-/// All figures of this area.
-pub(super) async fn measure(effort: Effort, report: &mut dyn FnMut(Figure)) -> Result<(), Error> {
+/// All figures of this area, or those beside one peer.
+pub(super) async fn measure(
+    options: Options,
+    effort: Effort,
+    report: &mut dyn FnMut(Figure),
+) -> Result<(), Error> {
+    if let Some(peer) = options.peer {
+        return foreign::measure(peer, effort, report).await;
+    }
     let peers = Peers::build().await?;
     let beetswap = Peer::Foreign("beetswap", &peers.beetswap);
     let litep2p = Peer::Foreign("litep2p", &peers.litep2p);

@@ -6,6 +6,7 @@ use crate::compare::Effort;
 use crate::compare::figure::{Figure, Unit};
 use crate::compare::swarm::Transport;
 use crate::lab::{Lab, LabError, Leg, NatKind, Network};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// Kinds that stock libp2p can punch, and symmetric; by the names of `nat-lab.md`.
@@ -26,6 +27,33 @@ const SHIFTING: [NatKind; 4] = [
     NatKind::CarrierGradeShifting,
 ];
 
+/// The picture's rows and columns.
+pub(super) const KINDS: [NatKind; 11] = [
+    NatKind::None,
+    NatKind::FullCone,
+    NatKind::AddressRestricted,
+    NatKind::PortRestricted,
+    NatKind::CarrierGrade,
+    NatKind::FullConeShifting,
+    NatKind::AddressRestrictedShifting,
+    NatKind::PortRestrictedShifting,
+    NatKind::CarrierGradeShifting,
+    NatKind::SymmetricSequential,
+    NatKind::Symmetric,
+];
+
+/// Milliseconds that one side is late by: within and beyond the way between the two, 25 ms.
+const LATE: [u64; 5] = [20, 50, 100, 200, 300];
+
+/// Per cent of the packets on every leg, in each direction.
+const LOSS: [u8; 2] = [3, 8];
+
+/// Beside the relay, where a scene has them.
+const SERVERS: [(&str, Ipv4Addr); 2] = [
+    ("server1", Ipv4Addr::new(203, 0, 113, 101)),
+    ("server2", Ipv4Addr::new(203, 0, 113, 102)),
+];
+
 /// Who stands where.
 #[derive(Debug, Clone)]
 pub(super) struct Scene {
@@ -36,6 +64,17 @@ pub(super) struct Scene {
     together: bool,
     leg: Leg,
     relay_leg: Leg,
+    /// How much later than it should one side dials.
+    late: Option<(Side, Duration)>,
+    /// Other servers tell as well where they see the nodes: how ports count up is seen in three.
+    has_servers: bool,
+}
+
+/// One of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Dialer,
+    Listener,
 }
 
 impl Scene {
@@ -47,18 +86,45 @@ impl Scene {
             together: false,
             leg: Leg::default(),
             relay_leg: Leg::default(),
+            late: None,
+            has_servers: [dialer, listener].contains(&NatKind::SymmetricSequential),
         }
     }
 
-    /// Builds it; the hosts are `dialer`, `listener` and `relay`.
-    pub(super) fn network(&self) -> Result<Network, LabError> {
-        let lab = Lab::new().leg(self.leg).nat(self.dialer).host("dialer");
+    /// Servers beside the relay, and where they stand.
+    pub(super) fn servers(&self) -> &[(&'static str, Ipv4Addr)] {
+        if self.has_servers { &SERVERS } else { &[] }
+    }
+
+    /// How much later than it should that side dials.
+    pub(super) fn late(&self, side: Side) -> Duration {
+        match self.late {
+            Some((of, late)) if of == side => late,
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Builds it; the hosts are `dialer`, `listener` and `relay`. What is lost depends on the seed.
+    pub(super) fn network(&self, seed: u64) -> Result<Network, LabError> {
+        // Each site adds its number.
+        let seeded = |leg: Leg| Leg {
+            seed: seed.wrapping_mul(16),
+            ..leg
+        };
+        let lab = Lab::new()
+            .leg(seeded(self.leg))
+            .nat(self.dialer)
+            .host("dialer");
         let lab = if self.together {
             lab.host("listener")
         } else {
             lab.nat(self.listener).host("listener")
         };
-        lab.leg(self.relay_leg).server("relay", &[RELAY]).start()
+        let lab = lab.leg(seeded(self.relay_leg)).server("relay", &[RELAY]);
+        let servers = self.servers().iter();
+        servers
+            .fold(lab, |lab, (name, address)| lab.server(name, &[*address]))
+            .start()
     }
 }
 
@@ -164,12 +230,7 @@ pub(super) fn all() -> Vec<Cell> {
     for transport in [Transport::Quic, Transport::Tcp] {
         let mut pair = |dialer: NatKind, listener: NatKind| {
             cells.push(Cell {
-                name: format!(
-                    "punch.{}.{}.{}",
-                    transport.name(),
-                    short(dialer),
-                    short(listener)
-                ),
+                name: pair_name(transport, dialer, listener),
                 scene: Scene::new(transport, dialer, listener),
                 is_time: false,
             });
@@ -217,12 +278,51 @@ pub(super) fn all() -> Vec<Cell> {
             ..Scene::new(transport, port, port)
         };
         cells.push(time("far_relay", far));
+        for kind in NatKind::ANSWERING {
+            for (side, name) in [(Side::Dialer, "dialer"), (Side::Listener, "listener")] {
+                for late in LATE {
+                    cells.push(Cell {
+                        name: format!(
+                            "punch.late.{}.{}.{name}_{late}",
+                            transport.name(),
+                            short(kind)
+                        ),
+                        scene: Scene {
+                            late: Some((side, Duration::from_millis(late))),
+                            ..Scene::new(transport, kind, kind)
+                        },
+                        is_time: false,
+                    });
+                }
+            }
+        }
+        for percent in LOSS {
+            let leg = Leg {
+                loss: f64::from(percent) / 100.0,
+                ..Leg::default()
+            };
+            cells.push(Cell {
+                name: format!("punch.loss.{}.port_port_{percent}", transport.name()),
+                scene: Scene {
+                    leg,
+                    relay_leg: leg,
+                    ..Scene::new(transport, port, port)
+                },
+                is_time: false,
+            });
+        }
     }
     cells
 }
 
+/// The figure of this pair.
+pub(super) fn pair_name(transport: Transport, dialer: NatKind, listener: NatKind) -> String {
+    let (dialer, listener) = (short(dialer), short(listener));
+    format!("punch.{}.{dialer}.{listener}", transport.name())
+}
+
 /// As `nat-lab.md` names them.
-fn short(kind: NatKind) -> &'static str {
+pub(super) fn short(kind: NatKind) -> &'static str {
     match kind {
         NatKind::None => "public",
         NatKind::FullCone => "full",
@@ -236,6 +336,8 @@ fn short(kind: NatKind) -> &'static str {
         NatKind::CarrierGradeShifting => "doubleshift",
         NatKind::SymmetricSequential => "symseq",
         NatKind::UdpBlocked => "noudp",
+        NatKind::PortRestrictedAccepting => "accept",
+        NatKind::PortRestrictedRejecting => "reject",
     }
 }
 
@@ -256,6 +358,9 @@ mod tests {
             "punch.quic.symseq.port",
             "punch.quic.same_nat",
             "punch.time.tcp.far_relay.stock",
+            "punch.late.quic.accept.dialer_300",
+            "punch.late.tcp.reject.listener_100",
+            "punch.loss.tcp.port_port_8",
         ] {
             assert!(names.contains(name), "{name}");
         }

@@ -3,14 +3,14 @@
 
 mod cells;
 mod node;
+mod picture;
 mod record;
 
 use super::figure::Figure;
-use super::swarm::Transport;
 use super::{Effort, Error};
 use crate::lab::{self, LabError, Program, explain, now};
-use cells::{Cell, Job, Scene};
-use libp2p::{Multiaddr, PeerId};
+use cells::{Cell, Job, Scene, Side};
+use libp2p::PeerId;
 use record::{Record, Run};
 use std::io::BufRead as _;
 use std::net::Ipv4Addr;
@@ -57,6 +57,9 @@ pub struct Options {
     /// Labs at the same time
     #[arg(long, default_value_t = 4)]
     jobs: usize,
+    /// Draws the pairs of NATs into this file, as SVG
+    #[arg(long)]
+    picture: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -65,6 +68,7 @@ impl Default for Options {
             only: None,
             state: None,
             jobs: 4,
+            picture: None,
         }
     }
 }
@@ -90,19 +94,17 @@ pub enum Task {
     Listen {
         /// Who punches.
         implementation: Implementation,
-        /// Over what.
-        transport: Transport,
-        /// Where to reserve.
-        relay: Multiaddr,
+        /// How.
+        #[command(flatten)]
+        setup: node::Setup,
     },
     /// Dials through the relay; prints `direct <nanoseconds>` and `left <connections>`, or `failed <nanoseconds>`.
     Dial {
         /// Who punches.
         implementation: Implementation,
-        /// Over what.
-        transport: Transport,
-        /// Through whom.
-        relay: Multiaddr,
+        /// How.
+        #[command(flatten)]
+        setup: node::Setup,
         /// Whom.
         peer: PeerId,
     },
@@ -126,20 +128,18 @@ impl Task {
             Self::Relay { address } => node::relay(address).await,
             Self::Listen {
                 implementation,
-                transport,
-                relay,
+                setup,
             } => match implementation {
-                Implementation::Ours => node::listen::<Ours>(transport, relay).await,
-                Implementation::Stock => node::listen::<Stock>(transport, relay).await,
+                Implementation::Ours => node::listen::<Ours>(setup).await,
+                Implementation::Stock => node::listen::<Stock>(setup).await,
             },
             Self::Dial {
                 implementation,
-                transport,
-                relay,
+                setup,
                 peer,
             } => match implementation {
-                Implementation::Ours => node::dial::<Ours>(transport, relay, peer).await,
-                Implementation::Stock => node::dial::<Stock>(transport, relay, peer).await,
+                Implementation::Ours => node::dial::<Ours>(setup, peer).await,
+                Implementation::Stock => node::dial::<Stock>(setup, peer).await,
             },
         }
     }
@@ -159,6 +159,9 @@ pub(super) fn measure(
     }
     if let Some(state) = &options.state {
         command.arg("--state").arg(state);
+    }
+    if let Some(picture) = &options.picture {
+        command.arg("--picture").arg(picture);
     }
     if effort == Effort::Quick {
         command.arg("--quick");
@@ -230,6 +233,9 @@ fn in_lab(options: &Options, effort: Effort) -> Result<(), Error> {
             println!("{}", serde_json::to_string(&figure)?);
         }
     }
+    if let Some(path) = &options.picture {
+        std::fs::write(path, picture::draw(&record))?;
+    }
     Ok(())
 }
 
@@ -237,7 +243,7 @@ fn in_lab(options: &Options, effort: Effort) -> Result<(), Error> {
 fn run(scene: &Scene, implementation: Implementation, directory: &Path) -> Result<Run, LabError> {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let network = scene.network()?;
+    let network = scene.network(rand::random())?;
     let log = |name: &str| directory.join(format!("{number}-{name}"));
     let executable = std::env::current_exe().map_err(LabError::io("finding this executable"))?;
     let start = |host: &str, arguments: &[String]| {
@@ -250,17 +256,32 @@ fn run(scene: &Scene, implementation: Implementation, directory: &Path) -> Resul
     let id = word(&relay, "listening")?;
     let transport = scene.transport;
     let address = format!("{}/p2p/{id}", node::relay_address(RELAY, transport));
-    let side = |role: &str| {
-        vec![
+    let mut servers = Vec::new();
+    let mut programs = Vec::new();
+    for (name, address) in scene.servers() {
+        let server = start(name, &[text("relay"), address.to_string()])?;
+        let id = word(&server, "listening")?;
+        let address = node::relay_address(*address, transport);
+        servers.extend([text("--server"), format!("{address}/p2p/{id}")]);
+        programs.push(server);
+    }
+    let side = |role: &str, side: Side| {
+        let mut arguments = vec![
             text(role),
+            text("--late"),
+            scene.late(side).as_millis().to_string(),
+        ];
+        arguments.extend(servers.iter().cloned());
+        arguments.extend([
             text(implementation.name()),
             text(transport.name()),
             address.clone(),
-        ]
+        ]);
+        arguments
     };
-    let listener = start("listener", &side("listen"))?;
+    let listener = start("listener", &side("listen", Side::Listener))?;
     let peer = word(&listener, "reserved")?;
-    let mut arguments = side("dial");
+    let mut arguments = side("dial", Side::Dialer);
     arguments.push(peer);
     let dialer = start("dialer", &arguments)?;
     let nanoseconds = |text: &str| Duration::from_nanos(text.trim().parse().unwrap_or(u64::MAX));

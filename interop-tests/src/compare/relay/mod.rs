@@ -8,8 +8,24 @@ use super::endpoint::{Endpoint, megabytes_per_second};
 use super::figure::{Figure, Unit};
 use super::swarm::Transport;
 use super::{Effort, Error};
+use crate::peers::{self, Peer, RelayLimits, Settings};
 use libp2p::Multiaddr;
 use std::time::Duration;
+
+/// `compare -- relay …`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args)]
+pub struct Options {
+    /// Beside this relay instead of the stock one; `install-peers` installs it, PEERS_DIR names where
+    #[arg(long)]
+    pub peer: Option<Foreign>,
+}
+
+/// A relay that is not written in Rust.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Foreign {
+    /// go-libp2p's
+    Go,
+}
 
 /// Whose relay, whose client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -158,11 +174,23 @@ const HELD_CIRCUITS: usize = 500;
 /// How long a relay comes to rest before its memory is read.
 const REST: Duration = Duration::from_secs(3);
 
-/// All figures of this area.
-pub(super) async fn measure(effort: Effort, report: &mut dyn FnMut(Figure)) -> Result<(), Error> {
+/// All figures of this area, or those beside one peer.
+pub(super) async fn measure(
+    options: Options,
+    effort: Effort,
+    report: &mut dyn FnMut(Figure),
+) -> Result<(), Error> {
+    if let Some(Foreign::Go) = options.peer {
+        for transport in Transport::ALL {
+            for circuits in CIRCUITS {
+                carrying(effort, transport, circuits, Other::Go, report).await?;
+            }
+        }
+        return Ok(());
+    }
     for transport in Transport::ALL {
         for circuits in CIRCUITS {
-            carrying(effort, transport, circuits, report).await?;
+            carrying(effort, transport, circuits, Other::Stock, report).await?;
         }
         setting_up(effort, transport, report).await?;
     }
@@ -170,11 +198,55 @@ pub(super) async fn measure(effort: Effort, report: &mut dyn FnMut(Figure)) -> R
     flood::measure(effort, report).await
 }
 
+/// Whose relay ours is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Other {
+    Stock,
+    Go,
+}
+
+impl Other {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stock => "stock",
+            Self::Go => "go",
+        }
+    }
+
+    async fn relayed(
+        self,
+        transport: Transport,
+        circuits: u64,
+        bytes: u64,
+    ) -> Result<Relayed, Error> {
+        let clients = Implementation::Stock;
+        match self {
+            Self::Stock => {
+                relayed(Implementation::Stock, clients, transport, circuits, bytes).await
+            }
+            Self::Go => {
+                let settings = Settings {
+                    listen: vec![transport.loopback()],
+                    relay: Some(RelayLimits::NONE),
+                    ..Settings::default()
+                };
+                let relay = Peer::start(peers::Implementation::Go, &settings).await?;
+                let address = relay.address()?.to_string();
+                let cpu = || Ok(relay.cpu_seconds()?);
+                let run = through(&address, cpu, clients, transport, circuits, bytes).await?;
+                relay.stop().await?;
+                Ok(run)
+            }
+        }
+    }
+}
+
 /// What it costs the relay to carry bytes. The clients are libp2p-relay's on both sides: only the relay differs.
 async fn carrying(
     effort: Effort,
     transport: Transport,
     circuits: u64,
+    other: Other,
     report: &mut dyn FnMut(Figure),
 ) -> Result<(), Error> {
     use Implementation::{Ours, Stock};
@@ -184,12 +256,9 @@ async fn carrying(
         // Neither is always the first.
         let (ours, theirs) = if round % 2 == 0 {
             let ours = relayed(Ours, Stock, transport, circuits, bytes).await?;
-            (
-                ours,
-                relayed(Stock, Stock, transport, circuits, bytes).await?,
-            )
+            (ours, other.relayed(transport, circuits, bytes).await?)
         } else {
-            let theirs = relayed(Stock, Stock, transport, circuits, bytes).await?;
+            let theirs = other.relayed(transport, circuits, bytes).await?;
             (
                 relayed(Ours, Stock, transport, circuits, bytes).await?,
                 theirs,
@@ -197,22 +266,22 @@ async fn carrying(
         };
         throughput.push((ours.throughput, theirs.throughput));
         cpu.push((ours.relay_cpu, theirs.relay_cpu));
-        if circuits == 1 {
+        if circuits == 1 && other == Other::Stock {
             direct.push((ours.throughput, unrelayed(transport, bytes).await?));
         }
     }
-    let name = transport.name();
+    let (name, peer) = (transport.name(), other.name());
     report(Figure::new(
-        format!("relay.throughput.{name}.{circuits}circuits.stock"),
+        format!("relay.throughput.{name}.{circuits}circuits.{peer}"),
         Unit::MegabytesPerSecond,
         throughput,
     ));
     report(Figure::new(
-        format!("relay.cpu_per_gb.{name}.{circuits}circuits.stock"),
+        format!("relay.cpu_per_gb.{name}.{circuits}circuits.{peer}"),
         Unit::CpuSecondsPerGigabyte,
         cpu,
     ));
-    if circuits == 1 {
+    if !direct.is_empty() {
         let figure = format!("relay.throughput.{name}.direct");
         report(Figure::new(figure, Unit::MegabytesPerSecond, direct));
     }
@@ -343,13 +412,24 @@ async fn relayed(
     bytes: u64,
 ) -> Result<Relayed, Error> {
     let mut relay = start(relay, "relay", &[transport.name()])?;
-    let relay_address = relay.line("listening").await?;
+    let address = relay.line("listening").await?;
+    let cpu = || relay.cpu_seconds();
+    let run = through(&address, cpu, clients, transport, circuits, bytes).await?;
+    relay.end().await?;
+    Ok(run)
+}
+
+/// Through the relay at `relay`, whose CPU seconds so far `cpu` tells.
+async fn through(
+    relay: &str,
+    cpu: impl Fn() -> Result<f64, Error>,
+    clients: Implementation,
+    transport: Transport,
+    circuits: u64,
+    bytes: u64,
+) -> Result<Relayed, Error> {
     let count = circuits.to_string();
-    let mut listener = start(
-        clients,
-        "listen",
-        &[transport.name(), &count, &relay_address],
-    )?;
+    let mut listener = start(clients, "listen", &[transport.name(), &count, relay])?;
     let mut addresses = Vec::new();
     for _ in 0..circuits {
         addresses.push(listener.line("listening").await?);
@@ -361,11 +441,11 @@ async fn relayed(
         .collect();
     let mut dialler = start(clients, "dial", &arguments)?;
     let [connected] = dialler.numbers("connected").await?;
-    let before = relay.cpu_seconds()?;
+    let before = cpu()?;
     let done: [u64; 2] = dialler.numbers("done").await?;
     let [received, _] = done;
-    let relay_cpu = (relay.cpu_seconds()? - before) * 1e9 / received as f64;
-    for endpoint in [dialler, listener, relay] {
+    let relay_cpu = (cpu()? - before) * 1e9 / received as f64;
+    for endpoint in [dialler, listener] {
         endpoint.end().await?;
     }
     Ok(Relayed {

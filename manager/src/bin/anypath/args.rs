@@ -174,6 +174,9 @@ pub(crate) struct NodeFlags {
     /// Do not look for peers on the local network
     #[arg(long)]
     no_mdns: bool,
+    /// Do not ask the router for a port of its public address (PCP, NAT-PMP, UPnP)
+    #[arg(long)]
+    no_port_mapping: bool,
     /// Connect to this peer at start; may be given several times
     #[arg(long, value_name = "MULTIADDR")]
     bootstrap: Vec<String>,
@@ -202,6 +205,12 @@ impl NodeFlags {
                 "true",
             ),
             ("--no-mdns", "enable_mdns", self.no_mdns, "false"),
+            (
+                "--no-port-mapping",
+                "enable_port_mapping",
+                self.no_port_mapping,
+                "false",
+            ),
         ] {
             if given {
                 set(flag, key, value.to_owned());
@@ -247,7 +256,13 @@ mod tests {
 
     #[test]
     fn relay_is_start_with_a_preset() {
-        let arguments = ["anypath", "relay", "--listen", "/ip4/0.0.0.0/tcp/4001"];
+        let arguments = [
+            "anypath",
+            "relay",
+            "--no-port-mapping",
+            "--listen",
+            "/ip4/0.0.0.0/tcp/4001",
+        ];
         let arguments = super::Arguments::try_parse_from(arguments).unwrap();
         let super::Command::Relay(flags) = arguments.command else {
             panic!("another command");
@@ -261,6 +276,7 @@ mod tests {
         };
         assert_eq!(value("enable_relay_server"), Some("true"));
         assert_eq!(value("enable_mdns"), Some("false"));
+        assert_eq!(value("enable_port_mapping"), Some("false"));
         assert_eq!(value("listen_addrs"), Some("/ip4/0.0.0.0/tcp/4001"));
     }
 }

@@ -100,6 +100,19 @@ pub(crate) async fn status(context: &Context) -> Result<(), Error> {
         nat("udp"),
         nat("tcp")
     );
+    let mappings = status.get("port_mappings").and_then(Value::as_array);
+    for mapping in mappings.into_iter().flatten() {
+        let waits = match mapping.get("confirmed").and_then(Value::as_bool) {
+            Some(true) => "",
+            _ => ", not confirmed yet",
+        };
+        let _ = writeln!(
+            text,
+            "mapped port  {} (by {}{waits})",
+            string(mapping, "address"),
+            string(mapping, "protocol")
+        );
+    }
     let count = |key: &str| {
         status
             .get("connections")

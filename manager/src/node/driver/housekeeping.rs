@@ -27,6 +27,8 @@ pub(super) const SAVE_INTERVAL: Duration = Duration::from_secs(60);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a shutdown waits for circuits that others have through this node.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the gateway may take to forget the ports that it mapped: holepunch gives up a bit earlier.
+const UNMAP_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// What was done off the driver.
 pub(super) enum Done {
@@ -113,6 +115,7 @@ impl Driver {
 
     pub(super) async fn stop(mut self) {
         self.drain_relay().await;
+        self.unmap_ports().await;
         self.say_goodbye().await;
         let mut closing: BTreeSet<_> = self.swarm.connected_peers().copied().collect();
         for peer in &closing {
@@ -157,6 +160,21 @@ impl Driver {
 }
 
 impl Driver {
+    /// The gateway sends nothing to this host any more that nobody listens for.
+    async fn unmap_ports(&mut self) {
+        self.swarm.behaviour_mut().holepunch.unmap_ports();
+        let mut end = futures_timer::Delay::new(UNMAP_TIMEOUT).fuse();
+        while !self.swarm.behaviour().holepunch.port_mappings().is_empty() {
+            futures::select! {
+                _ = self.swarm.select_next_some() => {}
+                () = end => {
+                    tracing::info!("the gateway has not said that it forgot the mapped ports");
+                    return;
+                }
+            }
+        }
+    }
+
     /// Relays nothing new, so that clients look for other relays, and lets open circuits end for a moment.
     async fn drain_relay(&mut self) {
         let relay = &mut self.swarm.behaviour_mut().relay_server;

@@ -16,7 +16,11 @@ use anypath_dht as dht;
 use anypath_relay::server;
 use anypath_tiered_store::Store;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use libp2p::{Multiaddr, PeerId, Swarm, identity::Keypair, swarm::ConnectionId};
+use libp2p::{
+    Multiaddr, PeerId, Swarm,
+    identity::Keypair,
+    swarm::{ConnectionId, SwarmEvent},
+};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use web_time::Instant;
 
@@ -27,7 +31,7 @@ use self::{
 };
 use super::{Command, metrics::Metrics, now};
 use crate::{
-    behaviour::Behaviour,
+    behaviour::{Behaviour, BehaviourEvent},
     bootstrap::{self, KnownPeers, Registry, with_peer},
     config::Config,
     error::{ConnectError, StartError},
@@ -47,6 +51,8 @@ pub(super) struct Driver {
     commands: mpsc::Receiver<Command>,
     events: broadcast::Sender<Event>,
     strategy: Strategy,
+    /// When the relays were asked for a sign of life last.
+    relays_doubted: Option<Instant>,
     wiring: Wiring,
     fetches: Fetches,
     metrics: Metrics,
@@ -102,6 +108,7 @@ impl Driver {
             .flatten();
         Self {
             strategy: Strategy::new(local, strategy::Config::default(), rand::random()),
+            relays_doubted: None,
             wiring: Wiring::new(config.enable_relay_client()),
             fetches: Fetches::new(config.direct_path_timeout()),
             metrics,
@@ -131,8 +138,11 @@ impl Driver {
         }
     }
 
-    /// Sets the roles and starts the bootstrap, once the node listens.
-    pub(super) fn begin(&mut self) -> Result<(), StartError> {
+    /// Sets the roles and starts the bootstrap, once the node listens. `early` is what the swarm told until then.
+    pub(super) fn begin(
+        &mut self,
+        early: Vec<SwarmEvent<BehaviourEvent>>,
+    ) -> Result<(), StartError> {
         let now = now();
         for address in self.config.external_addrs() {
             self.swarm.add_external_address(address.clone());
@@ -178,6 +188,9 @@ impl Driver {
             for (peer, address) in known {
                 self.strategy.want(peer, [address], Purpose::Once, now);
             }
+        }
+        for event in early {
+            self.on_swarm_event(event);
         }
         Ok(())
     }

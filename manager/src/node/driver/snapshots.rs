@@ -9,7 +9,10 @@ use super::Driver;
 use crate::{
     bootstrap::with_peer,
     node::now,
-    status::{ConnectionCounts, ConnectionStatus, PeerStatus, ReservationStatus, Status},
+    status::{
+        ConnectionCounts, ConnectionStatus, PeerStatus, PortMappingStatus, ReservationStatus,
+        Status,
+    },
     strategy::Path,
 };
 
@@ -71,6 +74,20 @@ impl Driver {
                 .collect(),
             nat_status: behaviour.holepunch.nat_status().as_str().to_owned(),
             nat: behaviour.holepunch.nat_report().into(),
+            port_mappings: behaviour
+                .holepunch
+                .port_mappings()
+                .iter()
+                .map(|mapping| PortMappingStatus {
+                    protocol: mapping.protocol.as_str(),
+                    address: mapping.address.to_string(),
+                    local: mapping.local.to_string(),
+                    confirmed: self
+                        .swarm
+                        .external_addresses()
+                        .any(|confirmed| *confirmed == mapping.address),
+                })
+                .collect(),
             reservations: behaviour
                 .relay_client
                 .reservations()

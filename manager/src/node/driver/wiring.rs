@@ -1,13 +1,21 @@
 //! Does what the wiring makes of the behaviours' events.
 
+use std::time::Duration;
+
 use anypath_bitswap as bitswap;
 use anypath_dht as dht;
 use futures::FutureExt as _;
 use libp2p::{PeerId, swarm::ConnectionId};
 use tokio::sync::oneshot;
+use web_time::Instant;
 
-use super::{Driver, housekeeping::Done};
-use crate::{error::DhtError, fetch::Delivery, node::now, unrelayed::Unrelayed, wiring};
+use super::{Driver, housekeeping::Done, snapshots::transport_of};
+use crate::{
+    error::DhtError, fetch::Delivery, node::now, strategy::Path, unrelayed::Unrelayed, wiring,
+};
+
+/// How soon the relays are asked for a sign of life again.
+const RELAYS_AGAIN: Duration = Duration::from_secs(10);
 
 /// Who waits for a DHT query.
 pub(super) enum DhtWaiter {
@@ -87,6 +95,9 @@ impl Driver {
                 by,
             } => self.auto_connect(peer, addresses, by),
             Wire::PunchFailed { peer } => self.strategy.on_punch_failed(peer, now),
+            Wire::Doubt { peer, owes } => self.doubt(peer, owes),
+            Wire::DoubtRelays { peer } => self.doubt_relays(peer),
+            Wire::ConnectionLost { connection } => self.strategy.on_lost(connection, now),
             Wire::SetPublic(public) => self.set_public(public),
             Wire::Identified { peer, agent } => {
                 if let Some(state) = self.peers.get_mut(&peer) {
@@ -133,6 +144,47 @@ impl Driver {
                 let _ = self.swarm.disconnect_peer_id(peer);
             }
             Wire::Emit(event) => self.emit(event),
+        }
+    }
+
+    /// Bitswap gets no further with a peer: the connection that it uses, and the others, would be next. Over QUIC a question overtakes whatever
+    /// else is sent; where all streams have one order it is asked only on connections on which nothing else can be in the way of its answer.
+    fn doubt(&mut self, peer: PeerId, owes: bool) {
+        let Some(state) = self.peers.get(&peer) else {
+            return;
+        };
+        let behaviour = self.swarm.behaviour_mut();
+        let reservations = behaviour.relay_client.reservations();
+        let is_relay = reservations.iter().any(|held| held.relay == peer);
+        for (id, known) in &state.connections {
+            let is_quic = known.path == Path::Direct && transport_of(&known.address) == "quic";
+            let is_free = owes && !is_relay && behaviour.streams.streams_on(*id) == 0;
+            if is_quic || is_free {
+                behaviour.holepunch.doubt(peer, *id);
+            }
+        }
+    }
+
+    /// A peer does not answer. If that is not the peer's fault, nobody hears this node, and nobody reaches it over its relays either.
+    fn doubt_relays(&mut self, peer: PeerId) {
+        let now = now();
+        let is_soon = |at: Instant| now.saturating_duration_since(at) < RELAYS_AGAIN;
+        if self.relays_doubted.is_some_and(is_soon) {
+            return;
+        }
+        self.relays_doubted = Some(now);
+        let behaviour = self.swarm.behaviour_mut();
+        for held in behaviour.relay_client.reservations() {
+            let relay = held.relay;
+            if relay == peer {
+                continue;
+            }
+            let known = self.peers.get(&relay).into_iter();
+            for (id, known) in known.flat_map(|state| &state.connections) {
+                if transport_of(&known.address) == "quic" {
+                    behaviour.holepunch.doubt(relay, *id);
+                }
+            }
         }
     }
 

@@ -87,6 +87,8 @@ struct Circuit {
     /// The source left while the destination was being asked. It counts until the destination has been asked: who comes and
     /// goes starts no more exchanges than who stays.
     orphaned: bool,
+    /// The destination is asked for the second time, on another connection.
+    moved: bool,
 }
 
 #[derive(Debug)]
@@ -127,6 +129,15 @@ pub(crate) enum Output {
         through: ConnectionId,
         destination: PeerId,
     },
+    /// The destination of a circuit that is being set up is to be asked over another connection of its, and no longer over the one
+    /// before.
+    CircuitMoved {
+        circuit: CircuitId,
+        source: PeerId,
+        destination: PeerId,
+        from: ConnectionId,
+        through: ConnectionId,
+    },
     /// An open circuit is over.
     CircuitClosed {
         circuit: CircuitId,
@@ -145,6 +156,8 @@ pub(crate) enum Output {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Grant {
     pub(crate) renewed: bool,
+    /// The connection had no reservation before.
+    pub(crate) is_new_here: bool,
     pub(crate) limit: Option<CircuitLimit>,
 }
 
@@ -392,7 +405,11 @@ impl Server {
             room.is_err()
         };
         let limit = self.limit_for(&[owner]);
-        Ok(Grant { renewed, limit })
+        Ok(Grant {
+            renewed,
+            is_new_here: !held,
+            limit,
+        })
     }
 
     /// Frees the place of a reservation of this peer for a new one on another connection: whoever has a reservation is never
@@ -412,6 +429,60 @@ impl Server {
         })?;
         self.release(moves);
         Some(())
+    }
+
+    /// The peer has a reservation on `new`: what it does not answer on its other connections is asked there, once. They may be dead, and
+    /// nobody know it yet. A circuit keeps the terms that it began with.
+    pub(crate) fn ask_again(&mut self, new: ConnectionId) {
+        let Some(owner) = self.owner(new) else {
+            return;
+        };
+        let others = self.peers.get(&owner.peer).into_iter();
+        let others = others.flat_map(|peer| &peer.connections);
+        let others = others.filter(|other| **other != new);
+        let circuits: Vec<CircuitId> = others
+            .filter_map(|other| self.connections.get(other))
+            .flat_map(|other| other.circuits.iter().copied())
+            .collect();
+        for id in circuits {
+            let Some(circuit) = self.circuits.get_mut(&id) else {
+                continue;
+            };
+            let [source, destination] = circuit.ends;
+            let is_set = circuit.opened.is_some() || circuit.orphaned || circuit.moved;
+            if is_set || destination.peer != owner.peer {
+                continue;
+            }
+            self.circuit_caps.release(&circuit.ends);
+            let ends = [source, owner];
+            if self.circuit_caps.room(&ends).is_err() {
+                self.circuit_caps.take(&circuit.ends);
+                continue;
+            }
+            self.circuit_caps.take(&ends);
+            circuit.ends = ends;
+            circuit.moved = true;
+            let from = std::mem::replace(&mut circuit.destination, new);
+            if let Some(from) = self.connections.get_mut(&from) {
+                from.circuits.retain(|other| *other != id);
+            }
+            if let Some(new) = self.connections.get_mut(&new) {
+                new.circuits.push(id);
+            }
+            self.outputs.push_back(Output::CircuitMoved {
+                circuit: id,
+                source: source.peer,
+                destination: owner.peer,
+                from,
+                through: new,
+            });
+        }
+    }
+
+    /// Whether the destination of a circuit is asked over this connection.
+    pub(crate) fn is_asked(&self, circuit: CircuitId, connection: ConnectionId) -> bool {
+        let circuit = self.circuits.get(&circuit);
+        circuit.is_some_and(|circuit| circuit.destination == connection)
     }
 
     fn prolong(&mut self, connection: ConnectionId, until: Instant) {
@@ -530,6 +601,7 @@ impl Server {
                 destination: through,
                 opened: None,
                 orphaned: false,
+                moved: false,
             },
         );
         for end in [connection, through] {

@@ -904,3 +904,37 @@ fn counts_stay_true_whatever_happens_in_whatever_order() {
         assert!(relay.expiries.len() == 0);
     }
 }
+
+#[test]
+fn a_destination_that_comes_back_is_asked_there_what_it_does_not_answer_on_its_dead_connection() {
+    let mut relay = Relay::new(roomy());
+    let (destination, dead) = relay.reserved();
+    let (source, at_source) = relay.guest();
+    let open = relay.circuit(at_source, destination);
+    let asked = relay.dial(at_source, destination).unwrap().circuit;
+    let alive = relay.connect_from(destination, "/memory/2");
+    relay.ask(alive).unwrap();
+    relay.outputs();
+    relay.ask_again(alive);
+    let moved = Output::CircuitMoved {
+        circuit: asked,
+        source,
+        destination,
+        from: dead,
+        through: alive,
+    };
+    assert_eq!(relay.outputs(), [moved], "and not the one that is open");
+    assert!(relay.is_asked(asked, alive) && !relay.is_asked(asked, dead));
+    relay.ask_again(alive);
+    assert_eq!(relay.outputs(), [], "once");
+    // The end of the dead connection is none of it any more.
+    relay.close(dead);
+    let ended = relay.told();
+    let of_asked = |output: &Output| matches!(output, Output::CircuitFailed { .. });
+    assert!(!ended.iter().any(of_asked), "{ended:?}");
+    let now = relay.now;
+    let ends = Some((at_source, [source, destination]));
+    assert_eq!(relay.on_circuit_open(asked, now), ends);
+    relay.close(alive);
+    assert_eq!(relay.circuits(), 0, "{open} too");
+}

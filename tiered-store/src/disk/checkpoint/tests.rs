@@ -136,6 +136,33 @@ fn puts_go_on_while_a_checkpoint_is_written_and_it_is_of_the_moment_when_it_bega
     });
 }
 
+/// Between the end of a checkpoint and the job's note of it, the store of a caller that waits would otherwise be taken from it.
+#[test]
+fn a_checkpoint_that_was_written_does_not_make_the_store_look_abandoned() {
+    let (job, store) = {
+        let shared = open(Arc::new(SimVfs::new()));
+        (shared.clone(), shared)
+    };
+    let writer = job.clone();
+    let mut log = job.log.lock();
+    let result = Slot::default();
+    log.checkpoints.writing = Some(Writing {
+        number: 1,
+        seq: 0,
+        since: 0,
+        result: result.clone(),
+    });
+    assert!(!commit::is_abandoned(&job, &log), "the store has it");
+    drop(store);
+    assert!(commit::is_abandoned(&job, &log), "only job and writer");
+    let store = job.clone();
+    *result.0.lock() = Some(Ok(0));
+    drop(writer);
+    assert!(!commit::is_abandoned(&job, &log), "the writer let go");
+    drop(store);
+    assert!(commit::is_abandoned(&job, &log), "only the job");
+}
+
 #[test]
 fn every_flipped_bit_of_a_checkpoint_is_detected() {
     let vfs = SimVfs::new();

@@ -375,9 +375,9 @@ fn no_power_cut_loses_a_block_between_the_disk_and_the_cold_tier() {
     assert!(images > 300, "only {images} images");
 }
 
-/// `cargo test --release -p anypath-tiered-store --lib -- --ignored`.
+/// `cargo test -p anypath-tiered-store --lib -- --ignored`.
 #[test]
-#[ignore = "takes minutes; CI runs it in release"]
+#[ignore = "takes half a minute; CI runs it"]
 fn no_power_cut_loses_a_block_between_the_disk_and_the_cold_tier_in_ten_thousand_images() {
     let images: u64 = (100..140).map(|seed| torture(seed, 150, 3)).sum();
     assert!(images > 10_000, "only {images} images");

@@ -1,0 +1,248 @@
+//! AutoNAT with go-libp2p in the NAT lab: they tell us whether we are reached, and we tell them.
+#![cfg(feature = "foreign")]
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+
+use anypath_interop_tests::lab::scenario::scratch;
+use anypath_interop_tests::lab::{Lab, NatKind, Network, Node, NodeConfig, binary, isolated, now};
+use anypath_interop_tests::peers::{Cells, Error, Implementation, Peer, Settings, Transport};
+use libp2p::multiaddr::Protocol;
+use libp2p::{Multiaddr, PeerId};
+use serde_json::Value;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+/// go-libp2p takes no address of the ranges for documentation for public, and dials none that is not public.
+const NETWORK: Ipv4Addr = Ipv4Addr::new(11, 22, 33, 0);
+const PUBLIC: [Ipv4Addr; 2] = [
+    Ipv4Addr::new(11, 22, 33, 101),
+    Ipv4Addr::new(11, 22, 33, 102),
+];
+const SERVERS: [Ipv4Addr; 2] = [
+    Ipv4Addr::new(11, 22, 33, 111),
+    Ipv4Addr::new(11, 22, 33, 112),
+];
+const PORT: u16 = 4001;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// In most runs, and not in all: such a cell would tell chance.
+const LOST: &str = "go-libp2p resets the dial-back stream right behind its answer (`handleDialBack`), over QUIC the answer is mostly lost with it, \
+    and libp2p-autonat's server, which is ours, takes that for a failed dial-back";
+
+/// A host that everybody reaches, one that nobody does, and two for servers.
+fn network() -> Result<Network, Error> {
+    Ok(Lab::new()
+        .public(NETWORK)
+        .nat(NatKind::PortRestricted)
+        .host("hidden")
+        .server("public", &PUBLIC)
+        .server("server0", &[SERVERS[0]])
+        .server("server1", &[SERVERS[1]])
+        .start()?)
+}
+
+fn name(node: &Node) -> Result<PeerId, Error> {
+    let wrong = |error: libp2p::identity::ParseError| Error::Wrong(error.to_string());
+    node.peer_id().parse().map_err(wrong)
+}
+
+fn ours(network: &Network, host: &str, transport: Transport, logs: &Path) -> Result<Node, Error> {
+    let listen = transport.at(Ipv4Addr::UNSPECIFIED, PORT).to_string();
+    let config = NodeConfig::default()
+        .arguments(["--no-mdns", "--no-port-mapping", "--listen", &listen])
+        .setting("enable_pubsub_discovery", "false")
+        // A round of questions after the other.
+        .setting("autonat_query_interval", "1s");
+    Ok(Node::start(network.host(host)?, logs, config)?)
+}
+
+async fn theirs(network: &Network, host: &str, transport: Transport) -> Result<Peer, Error> {
+    let settings = Settings {
+        listen: vec![transport.at(Ipv4Addr::UNSPECIFIED, PORT)],
+        autonat: true,
+        ..Settings::default()
+    };
+    Peer::start_on(network.host(host)?, Implementation::Go, &settings).await
+}
+
+fn ensure(what: &str, holds: bool) -> Result<(), Error> {
+    match holds {
+        true => Ok(()),
+        false => Err(Error::Wrong(what.to_owned())),
+    }
+}
+
+fn connect(node: &Node, to: &Multiaddr) -> Result<(), Error> {
+    let mut connect = node.command()?;
+    connect.args(["connect", &to.to_string()]);
+    let mut connect = node.run(&mut connect, "connect")?;
+    let status = connect.wait(now() + PATIENCE)?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(connect.failure(status.to_string()).into()),
+    }
+}
+
+/// What our node takes itself for.
+fn becomes(node: &Node, nat_status: &str) -> Result<Value, Error> {
+    let status =
+        |status: &Value| status.get("nat_status").and_then(Value::as_str) == Some(nat_status);
+    Ok(node.await_api("/api/status", nat_status, PATIENCE, status)?)
+}
+
+async fn we_ask(transport: Transport, test: &'static str) -> Result<(), Error> {
+    let mut cells = Cells::new("AutoNAT", format!("go {}", transport.name()), test);
+    let directory = scratch()?;
+    let network = network()?;
+    let public = ours(&network, "public", transport, directory.path())?;
+    let hidden = ours(&network, "hidden", transport, directory.path())?;
+    let public_at = transport.at(PUBLIC[0], PORT);
+    let hidden_at = transport.at(network.host("hidden")?.public(), PORT);
+    // One after the other, for our nodes ask whom they like.
+    let ordinals = ["the first one", "the second one"];
+    for (number, (address, which)) in SERVERS.into_iter().zip(ordinals).enumerate() {
+        let mut server = theirs(&network, &format!("server{number}"), transport).await?;
+        let at = transport.at(address, PORT).with(Protocol::P2p(server.id()));
+        connect(&public, &at)?;
+        connect(&hidden, &at)?;
+        cells
+            .works(
+                &format!("we ask them by version 2, {which}: they get through to us"),
+                async {
+                    let got_through = server.tried(&public_at).await?;
+                    // Their answer has arrived, too, before they go.
+                    server.ping(name(&public)?).await?;
+                    ensure("they did not get through", got_through)
+                },
+            )
+            .await;
+        cells
+            .works(
+                &format!(
+                    "we ask them by version 2, {which}, from behind a NAT: they do not get through"
+                ),
+                async {
+                    let got_through = server.tried(&hidden_at).await?;
+                    server.ping(name(&hidden)?).await?;
+                    ensure("they got through a NAT", !got_through)
+                },
+            )
+            .await;
+    }
+    cells
+        .works(
+            "two of them have told us: we know that we are public",
+            async {
+                let status = becomes(&public, "public")?;
+                let external = status.get("external_addrs").map(Value::to_string);
+                let external = external.unwrap_or_default();
+                ensure(&external, external.contains(&public_at.to_string()))
+            },
+        )
+        .await;
+    cells
+        .works(
+            "two of them have told us: we know that we are behind a NAT",
+            async { becomes(&hidden, "private").map(drop) },
+        )
+        .await;
+    cells.unsupported(
+        "we ask them by version 1",
+        "our nodes ask by version 2 alone",
+    );
+    cells.finish()
+}
+
+async fn they_ask(transport: Transport, test: &'static str) -> Result<(), Error> {
+    let mut cells = Cells::new("AutoNAT", format!("go {}", transport.name()), test);
+    let directory = scratch()?;
+    let network = network()?;
+    let server = ours(&network, "server0", transport, directory.path())?;
+    let id = name(&server)?;
+    let at = transport.at(SERVERS[0], PORT).with(Protocol::P2p(id));
+    let mut public = theirs(&network, "public", transport).await?;
+    let mut hidden = theirs(&network, "hidden", transport).await?;
+    for peer in [&mut public, &mut hidden] {
+        peer.dial(&at).await?;
+        peer.identify(id).await?;
+    }
+    let hidden_at = transport.at(network.host("hidden")?.public(), PORT);
+    let row = "they ask us by version 2: we get through to them";
+    match transport {
+        Transport::Quic => cells.unsupported(row, LOST),
+        _ => {
+            cells
+                .works(row, async {
+                    let reached = public.reachable(&transport.at(PUBLIC[0], PORT)).await?;
+                    ensure("we did not get through", reached)
+                })
+                .await;
+        }
+    }
+    cells
+        .works(
+            "they ask us by version 2 from behind a NAT: we do not get through",
+            async {
+                let reached = hidden.reachable(&hidden_at).await?;
+                ensure("we got through a NAT", !reached)
+            },
+        )
+        .await;
+    cells
+        .works("they ask us by version 1: we get through to them", async {
+            let reached = public.dial_back(id).await?;
+            ensure("we did not get through", reached)
+        })
+        .await;
+    cells
+        .works(
+            "they ask us by version 1 from behind a NAT: we do not get through",
+            async {
+                let reached = hidden.dial_back(id).await?;
+                ensure("we got through a NAT", !reached)
+            },
+        )
+        .await;
+    let row = "they ask us by version 2 about an address at which we do not see them";
+    match transport {
+        Transport::Quic => cells.unsupported(row, LOST),
+        _ => {
+            cells
+                .works(row, async {
+                    // Its client asks one server once in two minutes.
+                    drop(public);
+                    let mut public = theirs(&network, "public", transport).await?;
+                    public.dial(&at).await?;
+                    public.identify(id).await?;
+                    let reached = public.reachable(&transport.at(PUBLIC[1], PORT)).await?;
+                    ensure("we did not get through", reached)
+                })
+                .await;
+        }
+    }
+    cells.finish()
+}
+
+/// On a runtime of its own, for the lab's nodes are waited for without one.
+fn run(test: impl Future<Output = Result<(), Error>>) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    if let Err(error) = runtime.block_on(test) {
+        panic!("{error}");
+    }
+}
+
+/// Each in a network of its own, all at the same time: they wait for clocks.
+#[test]
+fn go_and_we_tell_each_other_whether_we_are_reached() {
+    // Builds the command before the sandbox hides the network.
+    binary().expect("the anypath command");
+    isolated(|| {
+        thread::scope(|scope| {
+            scope.spawn(|| run(we_ask(Transport::Tcp, "autonat-go-tcp-ours")));
+            scope.spawn(|| run(we_ask(Transport::Quic, "autonat-go-quic-ours")));
+            scope.spawn(|| run(they_ask(Transport::Tcp, "autonat-go-tcp-theirs")));
+            scope.spawn(|| run(they_ask(Transport::Quic, "autonat-go-quic-theirs")));
+        });
+    });
+}
