@@ -872,3 +872,89 @@ async fn r3_a_full_list_of_thousands_is_answered_in_messages_of_bounded_size() {
     };
     assert!(largest <= 512 * 1024, "{largest} bytes in one message");
 }
+
+fn ask(block: &Block) -> Message {
+    Message {
+        entries: vec![Entry {
+            cid: *block.cid(),
+            priority: 1,
+            cancel: false,
+            want_type: WantType::Block,
+            send_dont_have: true,
+            descend: 0,
+        }],
+        ..Message::default()
+    }
+}
+
+/// Runs `ours` until it tells of a silent peer: who, and whether it owes something.
+async fn silent(ours: &mut Swarm<Behaviour>) -> (PeerId, bool) {
+    let work = async {
+        loop {
+            if let SwarmEvent::Behaviour(Event::PeerSilent { peer, owes, .. }) =
+                ours.select_next_some().await
+            {
+                return (peer, owes);
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), work)
+        .await
+        .expect("within 20 s")
+}
+
+#[tokio::test]
+async fn a_peer_that_owes_a_block_and_sends_nothing_is_told_again_and_again() {
+    let (mut ours, _) = node(upgrade::Version::V1Lazy);
+    let (id, mut control, mut incoming) = foreign(&mut ours, V1_2).await;
+    let block = Block::raw("owed");
+    let us = *ours.local_peer_id();
+    let owed = block.clone();
+    let (pay, paid) = oneshot::channel::<()>();
+    tokio::spawn(async move {
+        let (_, mut stream) = incoming.next().await.unwrap();
+        assert_eq!(wanted(&read(&mut stream).await.unwrap()), [*owed.cid()]);
+        paid.await.unwrap();
+        let mut out = control.open_stream(us, V1_2).await.unwrap();
+        let message = Message {
+            blocks: vec![owed],
+            ..Message::default()
+        };
+        write(&mut out, &message, Version::V1_2).await;
+        // Whatever comes after it.
+        while read(&mut stream).await.is_some() {}
+    });
+    want(&mut ours, id, std::slice::from_ref(&block));
+    assert_eq!(silent(&mut ours).await, (id, true));
+    assert_eq!(silent(&mut ours).await, (id, true));
+    // That it was told changes nothing for the want.
+    pay.send(()).unwrap();
+    assert_eq!(receive(&mut ours, 1).await, [*block.cid()]);
+}
+
+/// What it owes waits behind what is on its way to it: only that it takes nothing says something.
+#[tokio::test]
+async fn a_peer_that_takes_nothing_is_told_as_such_even_if_it_owes_something() {
+    let (mut ours, source) = node(upgrade::Version::V1Lazy);
+    let (id, mut control, mut incoming) = foreign(&mut ours, V1_2).await;
+    // Larger than what Yamux lets wait unread.
+    let large = Block::raw(vec![7; 1 << 20]);
+    source.insert(large.clone());
+    let us = *ours.local_peer_id();
+    let (asked, wants) = oneshot::channel::<()>();
+    tokio::spawn(async move {
+        let mut out = control.open_stream(us, V1_2).await.unwrap();
+        write(&mut out, &ask(&large), Version::V1_2).await;
+        let (_, stream) = incoming.next().await.unwrap();
+        asked.send(()).unwrap();
+        futures::future::pending::<()>().await;
+        drop((out, stream));
+    });
+    // The stream to the peer is open, and the block in it.
+    tokio::select! {
+        opened = wants => opened.unwrap(),
+        never = run(&mut ours) => match never {},
+    }
+    want(&mut ours, id, &[Block::raw("owed")]);
+    assert_eq!(silent(&mut ours).await, (id, false));
+}

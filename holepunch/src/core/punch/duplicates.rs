@@ -21,7 +21,7 @@ pub(super) struct Reached {
 impl Punches {
     /// Both sides' dials got through: one of the two nodes closes what came second.
     ///
-    /// A moment later: closed at once, it could look like a failed dial to the other side.
+    /// A moment after the first one came: closed at once, it could look like a failed dial to a side that does not have the first one yet.
     pub(super) fn collapse(&mut self, peer: PeerId, connection: ConnectionId, now: Instant) {
         let max = self.config.max_dials_per_peer();
         let mut reached = self.reached.iter_mut();
@@ -31,9 +31,13 @@ impl Punches {
             && self.config.close_duplicates()
             && reached.superfluous.len() < 2 * max
         {
-            reached
-                .superfluous
-                .push((now + DUPLICATE_GRACE, connection));
+            let due = if now.saturating_duration_since(reached.at) < SAME_PUNCH {
+                now.max(reached.at + DUPLICATE_GRACE)
+            } else {
+                // Or the first one is dead: then it is found out by then.
+                now + self.config.liveness_timeout() + DUPLICATE_GRACE
+            };
+            reached.superfluous.push((due, connection));
         }
     }
 
@@ -56,8 +60,11 @@ impl Punches {
     }
 }
 
-/// How long a second connection lives: both sides have it by then.
+/// How long after the first connection a second one lives: both sides have the first one by then.
 const DUPLICATE_GRACE: Duration = Duration::from_millis(500);
+
+/// A dial that did not get through at once does so when it is sent again: over QUIC after 1 s (RFC 9002 §6.2.2).
+const SAME_PUNCH: Duration = Duration::from_secs(2);
 
 /// Connections that come up so long after the first one belong to the same punch: libp2p's dials
 /// end after 10 s.

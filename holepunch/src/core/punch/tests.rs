@@ -909,3 +909,56 @@ proptest! {
         prop_assert!(bench.core.reached.is_empty());
     }
 }
+
+/// A punch to a peer whose duplicates are on us to close, which reached it over connection 2.
+fn reached() -> (Bench, PeerId) {
+    let mut bench = bench(|config| config);
+    let peer = std::iter::repeat_with(PeerId::random).find(|peer| *peer < bench.core.local);
+    let peer = peer.unwrap();
+    bench.relayed(1, peer, Role::Responder);
+    let (core, now) = (&mut bench.core, bench.now);
+    core.on_direct(connection(2), peer, Transport::Quic, None, now);
+    bench.outputs();
+    (bench, peer)
+}
+
+/// Times after the first connection at which a second one comes and is closed, with what is closed.
+fn closed(second: u64, deadline: u64, lost: Option<u64>) -> Option<(u64, ConnectionId)> {
+    let (mut bench, peer) = reached();
+    bench.pass(Duration::from_millis(second));
+    let (core, now) = (&mut bench.core, bench.now);
+    core.on_direct(connection(3), peer, Transport::Quic, None, now);
+    for at in second..deadline {
+        if lost == Some(at) {
+            bench.core.on_lost(connection(2), peer, bench.now);
+        }
+        if bench
+            .core
+            .poll_timeout()
+            .is_some_and(|due| due <= bench.now)
+        {
+            bench.core.handle_timeout(bench.now);
+        }
+        for output in bench.outputs() {
+            if let Output::Close { connection, .. } = output {
+                return Some((at, connection));
+            }
+        }
+        bench.now += Duration::from_millis(1);
+    }
+    None
+}
+
+#[test]
+fn of_two_connections_the_second_goes_once_both_sides_have_the_first() {
+    let second = connection(3);
+    assert_eq!(closed(20, 10_000, None), Some((500, second)));
+    // Its handshake was sent again.
+    assert_eq!(closed(1010, 10_000, None), Some((1010, second)));
+}
+
+#[test]
+fn a_second_connection_stays_until_the_first_has_shown_that_it_lives() {
+    assert_eq!(closed(5000, 20_000, None), Some((7500, connection(3))));
+    assert_eq!(closed(5000, 20_000, Some(7100)), None);
+}
