@@ -88,11 +88,38 @@ fn cases(salt: u64) -> Result<Vec<Case>, Error> {
     Ok(cases)
 }
 
-/// What does not work, and is the peer's defect.
+/// What does not work.
 struct Exception {
     /// Of the case.
     name: &'static str,
-    defect: &'static str,
+    why: Why,
+}
+
+#[derive(Clone, Copy)]
+enum Why {
+    /// The peer's; tried.
+    Defect(&'static str),
+    /// The peer has it not.
+    Unsupported(&'static str),
+}
+
+/// Tries a case as it has to end.
+async fn attempt(
+    cells: &mut Cells,
+    cell: &str,
+    exception: Option<Why>,
+    got: impl Future<Output = Result<(), Error>>,
+) {
+    match exception {
+        None => cells.works(cell, got).await,
+        Some(Why::Defect(defect)) => cells.defect(cell, defect, got).await,
+        Some(Why::Unsupported(why)) => cells.unsupported(cell, why),
+    }
+}
+
+fn exception(of: &[Exception], name: &str) -> Option<Why> {
+    let found = of.iter().find(|exception| exception.name == name);
+    found.map(|exception| exception.why)
 }
 
 /// Both directions over one connection, which we dialled.
@@ -101,6 +128,7 @@ async fn exchange(
     transport: Transport,
     test: &'static str,
     they_serve: &[Exception],
+    they_get: &[Exception],
 ) -> Result<(), Error> {
     let column = format!("{} {}", implementation.name(), transport.name());
     let mut cells = Cells::new("Bitswap", column, test);
@@ -119,15 +147,12 @@ async fn exchange(
     for Case { name, block } in cases(1 << 32)? {
         let cell = format!("we get from them: {name}");
         let got = they_serve_one(&mut node, &mut peer, &block);
-        match they_serve.iter().find(|exception| exception.name == name) {
-            None => cells.works(&cell, got).await,
-            Some(exception) => cells.defect(&cell, exception.defect, got).await,
-        }
+        attempt(&mut cells, &cell, exception(they_serve, &name), got).await;
     }
     for Case { name, block } in cases(2 << 32)? {
         let cell = format!("they get from us: {name}");
         let got = we_serve_one(&node, &mut peer, block);
-        cells.works(&cell, got).await;
+        attempt(&mut cells, &cell, exception(they_get, &name), got).await;
     }
     cells.finish()
 }
@@ -156,8 +181,60 @@ fn same<T: PartialEq>(what: &str, left: &T, right: &T) -> Result<(), Error> {
 
 const GO_EMPTY: Exception = Exception {
     name: "0 B",
-    defect: "boxo's server takes a block of size 0 for one that it has not (`getBlockSizes` of its decision engine skips it)",
+    why: Why::Defect(
+        "boxo's server takes a block of size 0 for one that it has not (`getBlockSizes` of its decision engine skips it)",
+    ),
 };
+
+const PY_HASHES: Why = Why::Unsupported("py-cid computes SHA2-256 and SHA2-512 only");
+
+const PY_LARGE: Why = Why::Defect(
+    "py-libp2p takes no block of more than 512 KiB into its bitswap (`MAX_BLOCK_SIZE`); up to 2 MiB have to be supported (bitswap, block sizes)",
+);
+
+const PY_SERVES: [Exception; 6] = [
+    Exception {
+        name: "0 B",
+        why: Why::Defect(
+            "py-libp2p's server takes a block of size 0 for one that it has not (`_process_wantlist`)",
+        ),
+    },
+    Exception {
+        name: "1 MiB",
+        why: PY_LARGE,
+    },
+    Exception {
+        name: "2 MiB",
+        why: PY_LARGE,
+    },
+    Exception {
+        name: "blake2b-256",
+        why: PY_HASHES,
+    },
+    Exception {
+        name: "blake3",
+        why: PY_HASHES,
+    },
+    Exception {
+        name: "sha3-256",
+        why: PY_HASHES,
+    },
+];
+
+const PY_GETS: [Exception; 3] = [
+    Exception {
+        name: "blake2b-256",
+        why: PY_HASHES,
+    },
+    Exception {
+        name: "blake3",
+        why: PY_HASHES,
+    },
+    Exception {
+        name: "sha3-256",
+        why: PY_HASHES,
+    },
+];
 
 #[tokio::test]
 async fn blocks_go_both_ways_with_go_over_tcp() -> Result<(), Error> {
@@ -166,6 +243,7 @@ async fn blocks_go_both_ways_with_go_over_tcp() -> Result<(), Error> {
         Transport::Tcp,
         "bitswap-go-tcp",
         &[GO_EMPTY],
+        &[],
     )
     .await
 }
@@ -177,6 +255,7 @@ async fn blocks_go_both_ways_with_go_over_quic() -> Result<(), Error> {
         Transport::Quic,
         "bitswap-go-quic",
         &[GO_EMPTY],
+        &[],
     )
     .await
 }
@@ -233,12 +312,12 @@ async fn blocks_go_both_ways_with_every_version_that_go_speaks() -> Result<(), E
 
 #[tokio::test]
 async fn blocks_go_both_ways_with_js_over_tcp() -> Result<(), Error> {
-    exchange(Implementation::Js, Transport::Tcp, "bitswap-js-tcp", &[]).await
+    exchange(Implementation::Js, Transport::Tcp, "bitswap-js-tcp", &[], &[]).await
 }
 
 #[tokio::test]
 async fn blocks_go_both_ways_with_js_over_quic() -> Result<(), Error> {
-    exchange(Implementation::Js, Transport::Quic, "bitswap-js-quic", &[]).await
+    exchange(Implementation::Js, Transport::Quic, "bitswap-js-quic", &[], &[]).await
 }
 
 #[tokio::test]
@@ -248,6 +327,7 @@ async fn blocks_go_both_ways_with_go_over_websocket() -> Result<(), Error> {
         Transport::WebSocket,
         "bitswap-go-ws",
         &[GO_EMPTY],
+        &[],
     )
     .await
 }
@@ -259,6 +339,43 @@ async fn blocks_go_both_ways_with_js_over_websocket() -> Result<(), Error> {
         Transport::WebSocket,
         "bitswap-js-ws",
         &[],
+        &[],
+    )
+    .await
+}
+
+#[tokio::test]
+async fn blocks_go_both_ways_with_py_over_tcp() -> Result<(), Error> {
+    exchange(
+        Implementation::Py,
+        Transport::Tcp,
+        "bitswap-py-tcp",
+        &PY_SERVES,
+        &PY_GETS,
+    )
+    .await
+}
+
+#[tokio::test]
+async fn blocks_go_both_ways_with_py_over_quic() -> Result<(), Error> {
+    exchange(
+        Implementation::Py,
+        Transport::Quic,
+        "bitswap-py-quic",
+        &PY_SERVES,
+        &PY_GETS,
+    )
+    .await
+}
+
+#[tokio::test]
+async fn blocks_go_both_ways_with_py_over_websocket() -> Result<(), Error> {
+    exchange(
+        Implementation::Py,
+        Transport::WebSocket,
+        "bitswap-py-ws",
+        &PY_SERVES,
+        &PY_GETS,
     )
     .await
 }

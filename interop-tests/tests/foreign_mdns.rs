@@ -1,4 +1,4 @@
-//! mDNS with go-libp2p and js-libp2p: hosts of one network, with real multicast, that know nothing of each other.
+//! mDNS with go-libp2p, js-libp2p and py-libp2p: hosts of one network, with real multicast, that know nothing of each other.
 #![cfg(feature = "foreign")]
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -142,4 +142,10 @@ fn go_and_we_find_each_other_by_mdns() {
 fn js_and_we_find_each_other_by_mdns() {
     prepare();
     isolated(|| run(Implementation::Js, "mdns-js"));
+}
+
+#[test]
+fn py_and_we_find_each_other_by_mdns() {
+    prepare();
+    isolated(|| run(Implementation::Py, "mdns-py"));
 }
