@@ -8,10 +8,11 @@ from cid import CIDv0, CIDv1
 from libp2p.abc import INotifee
 from libp2p.bitswap.cid import cid_to_text, parse_cid
 from libp2p.discovery.events.peerDiscovery import peerDiscovery
+from libp2p.host.exceptions import StreamFailure
 from libp2p.host.ping import PingService
 from libp2p.identity.identify.identify import ID as IDENTIFY, parse_identify_response
 from libp2p.identity.update import update_peerstore_from_identify
-from libp2p.network.stream.exceptions import StreamEOF, StreamReset
+from libp2p.network.stream.exceptions import StreamEOF, StreamError, StreamReset
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import info_from_p2p_addr
 from libp2p.relay.circuit_v2.exceptions import RelayConnectionError
@@ -28,12 +29,16 @@ from node import Node
 ECHO = "/anypath-interop/echo/1.0.0"
 CHUNK = 16384
 
+# Over QUIC, py-libp2p takes STOP_SENDING for the end of both directions, and so loses some answers whose sender is done with the stream.
+ATTEMPTS = 20
+
 
 class Commands:
     def __init__(self, nursery, write):
         self.nursery = nursery
         self.write = write
         self.node = None
+        self.connected = trio.Event()
         names = (
             "start dial disconnect connections identify ping echo reserve subscribe subscribers publish"
             " provide find add get"
@@ -55,12 +60,11 @@ class Commands:
         peerDiscovery.register_peer_discovered_handler(discovered)
         self.node = Node(config)
         self.node.host.set_stream_handler(ECHO, echo_handler)
+        self.node.host.get_network().register_notifee(Connected(self))
         self.pings = PingService(self.node.host)
         started = trio.Event()
         self.nursery.start_soon(self.node.run, self.nursery, started)
         await started.wait()
-        if self.node.dht is not None:
-            self.node.host.get_network().register_notifee(Routing(self))
         return {
             "peer": str(self.node.host.get_id()),
             "listen": [str(address) for address in self.node.host.get_addrs()],
@@ -99,13 +103,28 @@ class Commands:
                 found.append({"address": address, "limited": "/p2p-circuit" in address})
         return {"connections": found}
 
+    async def stream(self, peer, protocol):
+        """To a connected peer: what others dialled is waited for."""
+        await self.wait_for(peer)
+        return await self.node.host.new_stream(peer, [protocol])
+
+    async def wait_for(self, peer):
+        while not self.node.host.get_network().get_connections(peer):
+            await self.connected.wait()
+
     async def ask_identify(self, peer):
         """What it answers, which goes into the peerstore."""
-        stream = await self.node.host.new_stream(peer, [IDENTIFY])
-        try:
-            answer = await read_length_prefixed_protobuf(stream, use_varint_format=True)
-        finally:
-            await stream.close()
+        for attempts_left in reversed(range(ATTEMPTS)):
+            try:
+                stream = await self.stream(peer, IDENTIFY)
+                try:
+                    answer = await read_length_prefixed_protobuf(stream, use_varint_format=True)
+                finally:
+                    await stream.close()
+                break
+            except (StreamFailure, StreamError):
+                if attempts_left == 0:
+                    raise
         identity = parse_identify_response(answer)
         await update_peerstore_from_identify(self.node.host.get_peerstore(), peer, identity)
         return identity
@@ -119,12 +138,14 @@ class Commands:
         }
 
     async def ping(self, peer):
+        peer = ID.from_string(peer)
+        await self.wait_for(peer)
         began = time.monotonic()
-        await self.pings.ping(ID.from_string(peer))
+        await self.pings.ping(peer)
         return {"microseconds": int((time.monotonic() - began) * 1e6)}
 
     async def echo(self, peer, bytes):
-        stream = await self.node.host.new_stream(ID.from_string(peer), [ECHO])
+        stream = await self.stream(ID.from_string(peer), ECHO)
         sent = secrets.token_bytes(bytes)
         received = bytearray()
 
@@ -205,13 +226,15 @@ class Commands:
         return {"data": b64encode(await session.get_block(parse_cid(cid))).decode()}
 
 
-class Routing(INotifee):
-    """Routes to servers that connect."""
+class Connected(INotifee):
+    """Wakes those who wait for a connection, and routes to servers that connect."""
 
     def __init__(self, commands):
         self.commands = commands
 
     async def connected(self, network, connection):
+        self.commands.connected.set()
+        self.commands.connected = trio.Event()
         self.commands.nursery.start_soon(self.route, connection.muxed_conn.peer_id)
 
     async def route(self, peer):

@@ -38,6 +38,8 @@ class Node:
             enable_mDNS=config["mdns"],
             psk=config["swarm_key"] and config["swarm_key"].split()[-1],
         )
+        # A dial that failed has failed.
+        self.host.get_network().retry_config.max_retries = 0
         self.listen = [Multiaddr(address) for address in config["listen"]]
         self.router = GossipSub(
             [PROTOCOL_ID_V12, PROTOCOL_ID_V11, PROTOCOL_ID], **DEGREE, heartbeat_interval=1
