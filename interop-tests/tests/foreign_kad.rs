@@ -208,8 +208,3 @@ async fn we_and_js_provide_and_find_over_quic() -> Result<(), Error> {
 async fn we_and_py_provide_and_find_over_tcp() -> Result<(), Error> {
     provide_and_find(Implementation::Py, Transport::Tcp, "kad-py-tcp").await
 }
-
-#[tokio::test]
-async fn we_and_py_provide_and_find_over_quic() -> Result<(), Error> {
-    provide_and_find(Implementation::Py, Transport::Quic, "kad-py-quic").await
-}

@@ -229,11 +229,6 @@ async fn only_members_meet_with_js_over_tcp() -> Result<(), Error> {
 }
 
 #[tokio::test]
-async fn only_members_meet_with_py_over_tcp() -> Result<(), Error> {
-    private_network(Implementation::Py, Transport::Tcp, "private-py-tcp").await
-}
-
-#[tokio::test]
 async fn kubo_and_we_are_members_of_one_network() -> Result<(), Error> {
     with_kubo(Transport::Tcp, "private-kubo-tcp").await
 }

@@ -31,6 +31,7 @@ CHUNK = 16384
 
 # Over QUIC, py-libp2p takes STOP_SENDING for the end of both directions, and so loses some answers whose sender is done with the stream.
 ATTEMPTS = 20
+RESERVE_ATTEMPTS = 5
 
 
 class Commands:
@@ -175,10 +176,15 @@ class Commands:
     async def reserve(self, address):
         info = info_from_p2p_addr(Multiaddr(address))
         await self.node.host.connect(info)
-        stream = await self.node.host.new_stream(info.peer_id, [HOP])
-        if not await self.node.relays.reserve(stream, info.peer_id, self.nursery):
+        # A refusal and a lost answer look the same.
+        for _ in range(RESERVE_ATTEMPTS):
+            stream = await self.node.host.new_stream(info.peer_id, [HOP])
+            reserved = await self.node.relays.reserve(stream, info.peer_id, self.nursery)
+            await stream.close()
+            if reserved:
+                break
+        else:
             raise ConnectionError("refused, and py-libp2p does not tell why")
-        await stream.close()
         return {
             "addresses": [],
             "expires_seconds": self.node.relays._reservations[info.peer_id] - int(time.time()),
@@ -212,7 +218,8 @@ class Commands:
         return {}
 
     async def find(self, cid):
-        return {"peers": [str(found.peer_id) for found in await self.node.dht.find_providers(cid)]}
+        found = {str(provider.peer_id) for provider in await self.node.dht.find_providers(cid)}
+        return {"peers": list(found)}
 
     async def add(self, version, codec, hash, data):
         data = b64decode(data)

@@ -7,6 +7,7 @@ from libp2p.bitswap.client import BitswapClient
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.network.config import ConnectionConfig
 from libp2p.pubsub.gossipsub import PROTOCOL_ID, PROTOCOL_ID_V11, PROTOCOL_ID_V12, GossipSub
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.relay.circuit_v2.config import RelayConfig, RelayRole
@@ -37,6 +38,7 @@ class Node:
             enable_websocket=True,
             enable_mDNS=config["mdns"],
             psk=config["swarm_key"] and config["swarm_key"].split()[-1],
+            connection_config=ConnectionConfig(min_connections=0, low_watermark=0),
         )
         # A dial that failed has failed.
         self.host.get_network().retry_config.max_retries = 0
