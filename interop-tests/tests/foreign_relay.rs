@@ -427,15 +427,3 @@ async fn py_relays_for_us_over_tcp() -> Result<(), Error> {
     let test = "relay-py-tcp-theirs";
     they_relay(Implementation::Py, Transport::Tcp, test, PY_DEFECTS).await
 }
-
-#[tokio::test]
-async fn we_relay_for_py_over_quic() -> Result<(), Error> {
-    let test = "relay-py-quic-ours";
-    we_relay(Implementation::Py, Transport::Quic, test, Client::Terse).await
-}
-
-#[tokio::test]
-async fn py_relays_for_us_over_quic() -> Result<(), Error> {
-    let test = "relay-py-quic-theirs";
-    they_relay(Implementation::Py, Transport::Quic, test, PY_DEFECTS).await
-}
