@@ -32,6 +32,8 @@ CHUNK = 16384
 # Over QUIC, py-libp2p takes STOP_SENDING for the end of both directions: some answers are lost whose sender is done with the stream.
 ATTEMPTS = 20
 
+RESERVE_ATTEMPTS = 5
+
 
 class Commands:
     def __init__(self, nursery, write):
@@ -174,10 +176,15 @@ class Commands:
     async def reserve(self, address):
         info = info_from_p2p_addr(Multiaddr(address))
         await self.node.host.connect(info)
-        stream = await self.node.host.new_stream(info.peer_id, [HOP])
-        if not await self.node.relays.reserve(stream, info.peer_id, self.nursery):
+        # What a relay refuses, and what went wrong on the way, look the same.
+        for _ in range(RESERVE_ATTEMPTS):
+            stream = await self.node.host.new_stream(info.peer_id, [HOP])
+            reserved = await self.node.relays.reserve(stream, info.peer_id, self.nursery)
+            await stream.close()
+            if reserved:
+                break
+        else:
             raise ConnectionError("refused, and py-libp2p does not tell why")
-        await stream.close()
         return {
             "addresses": [],
             "expires_seconds": self.node.relays._reservations[info.peer_id] - int(time.time()),
