@@ -5,9 +5,9 @@ use anypath_discovery_pubsub as pubsub;
 use anypath_interop_tests::peers::{
     BehaviourEvent, Cells, Error, Implementation, Node, NodeSettings, Peer, Settings, Transport,
 };
-use libp2p::PeerId;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::SwarmEvent;
+use libp2p::{Multiaddr, PeerId};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -147,17 +147,7 @@ async fn announcements_are_understood_both_ways_with_js() -> Result<(), Error> {
     one.dial(node.address()).await?;
     cells
         .works("pubsub-peer-discovery: we find them", async {
-            let them = one.id();
-            let addresses = node
-                .wait("announcement", |event| match event {
-                    SwarmEvent::Behaviour(BehaviourEvent::Pubsub(pubsub::Event::Discovered {
-                        peer,
-                        addresses,
-                        ..
-                    })) if *peer == them => Some(addresses.clone()),
-                    _ => None,
-                })
-                .await?;
+            let addresses = finds(&mut node, one.id()).await?;
             equal(&addresses.contains(&one.address()?), &true)
         })
         .await;
@@ -187,6 +177,54 @@ async fn announcements_are_understood_both_ways_with_js() -> Result<(), Error> {
     cells.finish()
 }
 
+/// Waits until a node of ours has found another.
+async fn finds(node: &mut Node, other: PeerId) -> Result<Vec<Multiaddr>, Error> {
+    node.wait("announcement", |event| match event {
+        SwarmEvent::Behaviour(BehaviourEvent::Pubsub(pubsub::Event::Discovered {
+            peer,
+            addresses,
+            ..
+        })) if *peer == other => Some(addresses.clone()),
+        _ => None,
+    })
+    .await
+}
+
+/// py-libp2p, which has no pubsub-peer-discovery, between two of ours that know nobody else.
+#[tokio::test]
+async fn announcements_pass_through_py() -> Result<(), Error> {
+    let mut cells = Cells::new("Gossipsub", "py tcp", "gossipsub-py-discovery");
+    for cell in [
+        "pubsub-peer-discovery: we find them",
+        "pubsub-peer-discovery: they find us",
+        "pubsub-peer-discovery: they find each other through us",
+    ] {
+        cells.unsupported(cell, "py-libp2p has no pubsub-peer-discovery");
+    }
+    let settings = Settings {
+        listen: vec![Transport::Tcp.loopback()],
+        ..Settings::default()
+    };
+    let mut between = Peer::start(Implementation::Py, &settings).await?;
+    between.subscribe(pubsub::DEFAULT_TOPIC).await?;
+    let mut one = Node::start(Transport::Tcp, NodeSettings::default()).await?;
+    let mut two = Node::start(Transport::Tcp, NodeSettings::default()).await?;
+    one.dial(between.address()?).await?;
+    two.dial(between.address()?).await?;
+    cells
+        .works(
+            "pubsub-peer-discovery: we find each other through them",
+            async {
+                let at = finds(&mut one, two.id()).await?;
+                equal(&at.contains(two.address()), &true)?;
+                let at = finds(&mut two, one.id()).await?;
+                equal(&at.contains(one.address()), &true)
+            },
+        )
+        .await;
+    cells.finish()
+}
+
 #[tokio::test]
 async fn we_and_go_hear_each_other_over_tcp() -> Result<(), Error> {
     talk(Implementation::Go, Transport::Tcp, "gossipsub-go-tcp").await
@@ -205,4 +243,14 @@ async fn we_and_js_hear_each_other_over_tcp() -> Result<(), Error> {
 #[tokio::test]
 async fn we_and_js_hear_each_other_over_quic() -> Result<(), Error> {
     talk(Implementation::Js, Transport::Quic, "gossipsub-js-quic").await
+}
+
+#[tokio::test]
+async fn we_and_py_hear_each_other_over_tcp() -> Result<(), Error> {
+    talk(Implementation::Py, Transport::Tcp, "gossipsub-py-tcp").await
+}
+
+#[tokio::test]
+async fn we_and_py_hear_each_other_over_quic() -> Result<(), Error> {
+    talk(Implementation::Py, Transport::Quic, "gossipsub-py-quic").await
 }

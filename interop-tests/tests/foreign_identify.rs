@@ -237,3 +237,48 @@ async fn js_and_the_command_meet_over_websocket() -> Result<(), Error> {
     )
     .await
 }
+
+#[tokio::test]
+async fn we_and_py_identify_and_ping_each_other_over_tcp() -> Result<(), Error> {
+    meet(Implementation::Py, Transport::Tcp, "identify-py-tcp").await
+}
+
+#[tokio::test]
+async fn py_and_the_command_meet_over_tcp() -> Result<(), Error> {
+    meet_the_command(
+        Implementation::Py,
+        Transport::Tcp,
+        "identify-py-tcp-command",
+    )
+    .await
+}
+
+#[tokio::test]
+async fn we_and_py_identify_and_ping_each_other_over_quic() -> Result<(), Error> {
+    meet(Implementation::Py, Transport::Quic, "identify-py-quic").await
+}
+
+#[tokio::test]
+async fn py_and_the_command_meet_over_quic() -> Result<(), Error> {
+    meet_the_command(
+        Implementation::Py,
+        Transport::Quic,
+        "identify-py-quic-command",
+    )
+    .await
+}
+
+#[tokio::test]
+async fn we_and_py_identify_and_ping_each_other_over_websocket() -> Result<(), Error> {
+    meet(Implementation::Py, Transport::WebSocket, "identify-py-ws").await
+}
+
+#[tokio::test]
+async fn py_and_the_command_meet_over_websocket() -> Result<(), Error> {
+    meet_the_command(
+        Implementation::Py,
+        Transport::WebSocket,
+        "identify-py-ws-command",
+    )
+    .await
+}

@@ -203,3 +203,8 @@ async fn we_and_js_provide_and_find_over_tcp() -> Result<(), Error> {
 async fn we_and_js_provide_and_find_over_quic() -> Result<(), Error> {
     provide_and_find(Implementation::Js, Transport::Quic, "kad-js-quic").await
 }
+
+#[tokio::test]
+async fn we_and_py_provide_and_find_over_tcp() -> Result<(), Error> {
+    provide_and_find(Implementation::Py, Transport::Tcp, "kad-py-tcp").await
+}

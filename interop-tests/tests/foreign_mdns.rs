@@ -1,4 +1,4 @@
-//! mDNS with go-libp2p and js-libp2p: hosts of one network, with real multicast, that know nothing of each other.
+//! mDNS with go-libp2p, js-libp2p and py-libp2p: hosts of one network, with real multicast, that know nothing of each other.
 #![cfg(feature = "foreign")]
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -39,12 +39,16 @@ async fn meet(
         let config = NodeConfig::default().arguments(["--listen".to_owned(), listen.to_string()]);
         Node::start(network.host("ours")?, directory.path(), config)
     };
+    let host = network.host("theirs")?;
     let settings = Settings {
-        listen: vec![listen.clone()],
+        listen: vec![match implementation {
+            // It would announce the unspecified address itself.
+            Implementation::Py => Transport::Tcp.at(host.address(), PORT),
+            _ => listen.clone(),
+        }],
         mdns: true,
         ..Settings::default()
     };
-    let host = network.host("theirs")?;
     let peer = || Peer::start_on(host, implementation, &settings);
     let (title, node, mut peer) = match first {
         First::We => {
@@ -72,14 +76,24 @@ async fn meet(
             }
         })
         .await;
+    let name = peer.id().to_string();
+    let found = || {
+        node.await_api("/api/peers", "a connection", PATIENCE, |peers| {
+            is_dialled(peers, &name)
+        })
+    };
+    if implementation == Implementation::Py {
+        // Blocks are another matter: see `foreign_bitswap`.
+        let cell = format!("{title}: we find them and connect");
+        let connected = async { Ok(found().map(drop)?) };
+        cells.works(&cell, connected).await;
+        return Ok(());
+    }
     cells
         .works(
             &format!("{title}: we find them, connect, and get a block from them"),
             async {
-                let name = peer.id().to_string();
-                node.await_api("/api/peers", "a connection", PATIENCE, |peers| {
-                    is_dialled(peers, &name)
-                })?;
+                found()?;
                 let data = title.as_bytes();
                 let like = Cid::new_v1(RAW, Code::Sha2_256.digest(data));
                 let cid = peer.add(&like, data).await?;
@@ -142,4 +156,10 @@ fn go_and_we_find_each_other_by_mdns() {
 fn js_and_we_find_each_other_by_mdns() {
     prepare();
     isolated(|| run(Implementation::Js, "mdns-js"));
+}
+
+#[test]
+fn py_and_we_find_each_other_by_mdns() {
+    prepare();
+    isolated(|| run(Implementation::Py, "mdns-py"));
 }

@@ -69,6 +69,8 @@ fn refused<T>(result: Result<T, Error>, because: &str) -> Result<(), Error> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Client {
     Tells,
+    /// py: it renews, but tells no limits, no voucher and no reason of a refusal.
+    Terse,
     /// js: it checks nothing of it, and renews when ten minutes are left.
     Silent,
 }
@@ -102,7 +104,7 @@ async fn we_relay(
         .await;
     const RENEWS: &str = "we relay: they renew";
     match client_is {
-        Client::Tells => {
+        Client::Tells | Client::Terse => {
             cells
                 .works(RENEWS, async {
                     destination.reserve(relay.address()).await.map(drop)
@@ -170,15 +172,16 @@ async fn we_relay(
     cells
         .works("we relay: full, they are refused", async {
             let mut newcomer = foreign(implementation, transport).await?;
-            refused(
-                newcomer.reserve(relay.address()).await,
-                "RESERVATION_REFUSED",
-            )
+            let because = match client_is {
+                Client::Tells | Client::Silent => "RESERVATION_REFUSED",
+                Client::Terse => "refused",
+            };
+            refused(newcomer.reserve(relay.address()).await, because)
         })
         .await;
     const FULL: &str = "we relay: full, they renew what they have";
     match client_is {
-        Client::Tells => {
+        Client::Tells | Client::Terse => {
             cells
                 .works(FULL, async {
                     destination.reserve(relay.address()).await.map(drop)
@@ -395,4 +398,10 @@ async fn js_relays_for_us_over_tcp() -> Result<(), Error> {
 async fn js_relays_for_us_over_quic() -> Result<(), Error> {
     let test = "relay-js-quic-theirs";
     they_relay(Implementation::Js, Transport::Quic, test, JS_DEFECTS).await
+}
+
+#[tokio::test]
+async fn we_relay_for_py_over_tcp() -> Result<(), Error> {
+    let test = "relay-py-tcp-ours";
+    we_relay(Implementation::Py, Transport::Tcp, test, Client::Terse).await
 }

@@ -36,6 +36,8 @@ pub enum Implementation {
     Js,
     /// js-libp2p and Helia in a page, in Chromium.
     Browser,
+    /// py-libp2p.
+    Py,
 }
 
 impl Implementation {
@@ -46,6 +48,7 @@ impl Implementation {
             Self::Go => "go",
             Self::Js => "js",
             Self::Browser => "browser",
+            Self::Py => "py",
         }
     }
 
@@ -57,6 +60,11 @@ impl Implementation {
                 let mut node = Command::new(peers.join("js/node_modules/node/bin/node"));
                 node.arg(peers.join(self.name()).join("main.js"));
                 node
+            }
+            Self::Py => {
+                let mut python = Command::new(peers.join("python/venv/bin/python"));
+                python.arg(peers.join("python/main.py"));
+                python
             }
         }
     }

@@ -89,7 +89,7 @@ const HEAD: &str = "\
 # What works with whom
 
 Made by `cargo run -p anypath-interop-tests --bin interop-matrix -- --write` of the results that the tests `foreign_*` leave; not edited by hand.
-Versions of the peers: `peers/go/go.mod`, `peers/js/package.json`, `peers/browser/package.json`; Chromium is the system's.
+Versions of the peers: `peers/go/go.mod`, `peers/js/package.json`, `peers/browser/package.json`, `peers/python/requirements.txt`; Chromium is the system's.
 
 Yes: it works, and the test fails if it ceases to. No: tried, and does not work, for the reason below. –: not tried, for the reason below.
 ";

@@ -1,6 +1,7 @@
 //! Peers that nobody here wrote, as processes that a test drives, and a node of ours that meets them.
 //!
-//! [`Peer`] is a process that speaks the protocol of `peers/README.md`: go-libp2p with boxo, js-libp2p with Helia in Node and in a page.
+//! [`Peer`] is a process that speaks the protocol of `peers/README.md`: go-libp2p with boxo, js-libp2p with Helia in Node and in a
+//! page, py-libp2p.
 //! [`Kubo`] is a real kubo daemon, [`Anypath`] the node as users run it. [`Node`] is a swarm of this workspace's behaviours. [`Cells`] collects what worked, and
 //! [`matrix`] makes `MATRIX.md` of it.
 
