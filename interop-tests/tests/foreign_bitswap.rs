@@ -330,18 +330,6 @@ async fn blocks_go_both_ways_with_py_over_tcp() -> Result<(), Error> {
 }
 
 #[tokio::test]
-async fn blocks_go_both_ways_with_py_over_quic() -> Result<(), Error> {
-    exchange(
-        Implementation::Py,
-        Transport::Quic,
-        "bitswap-py-quic",
-        py_serves,
-        py_gets,
-    )
-    .await
-}
-
-#[tokio::test]
 async fn blocks_go_both_ways_with_py_over_websocket() -> Result<(), Error> {
     exchange(
         Implementation::Py,

@@ -254,21 +254,6 @@ async fn py_and_the_command_meet_over_tcp() -> Result<(), Error> {
 }
 
 #[tokio::test]
-async fn we_and_py_identify_and_ping_each_other_over_quic() -> Result<(), Error> {
-    meet(Implementation::Py, Transport::Quic, "identify-py-quic").await
-}
-
-#[tokio::test]
-async fn py_and_the_command_meet_over_quic() -> Result<(), Error> {
-    meet_the_command(
-        Implementation::Py,
-        Transport::Quic,
-        "identify-py-quic-command",
-    )
-    .await
-}
-
-#[tokio::test]
 async fn we_and_py_identify_and_ping_each_other_over_websocket() -> Result<(), Error> {
     meet(Implementation::Py, Transport::WebSocket, "identify-py-ws").await
 }

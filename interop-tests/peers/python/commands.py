@@ -29,7 +29,7 @@ from node import Node
 ECHO = "/anypath-interop/echo/1.0.0"
 CHUNK = 16384
 
-# Over QUIC, py-libp2p takes STOP_SENDING for the end of both directions: some answers are lost whose sender is done with the stream.
+# Over QUIC, py-libp2p loses some answers whose sender is done with the stream.
 ATTEMPTS = 20
 
 RESERVE_ATTEMPTS = 5

@@ -31,8 +31,7 @@ impl Path {
     }
 }
 
-/// Without WebRTC where there is something else: it is the slowest to come up, and libp2p-webrtc never gives back what a dial took that
-/// came to nothing.
+/// Without WebRTC where there is something else: it is the slowest to come up.
 pub(crate) fn best_transports(mut addresses: Vec<Multiaddr>) -> Vec<Multiaddr> {
     let is_webrtc = |address: &Multiaddr| Transport::of(address) == Transport::WebRtc;
     if !addresses.iter().all(is_webrtc) {
