@@ -434,9 +434,10 @@ mod tests {
             autonat: autonat::v2::server::Behaviour::new(rand::make_rng()),
         });
         let at = listen(&mut server).await;
+        // A round ends the tests of the one before: longer than a test takes on a busy machine.
         let timing = Timing {
             tick: Duration::from_millis(100),
-            interval: Duration::from_millis(300),
+            interval: Duration::from_millis(1500),
             settle: Duration::from_millis(200),
         };
         let mut client = swarm(|key| Client {
