@@ -957,4 +957,7 @@ async fn a_peer_that_takes_nothing_is_told_as_such_even_if_it_owes_something() {
     }
     want(&mut ours, id, &[Block::raw("owed")]);
     assert_eq!(silent(&mut ours).await, (id, false));
+    // What it owes would be told within a second of the other.
+    let owes = tokio::time::timeout(Duration::from_millis(1500), silent(&mut ours));
+    assert_eq!(owes.await.ok(), None);
 }

@@ -34,7 +34,7 @@ impl Punches {
             let due = if now.saturating_duration_since(reached.at) < SAME_PUNCH {
                 now.max(reached.at + DUPLICATE_GRACE)
             } else {
-                // Or the first one is dead: then it is found out by then.
+                // Or the first one is dead: over QUIC it is asked, and lost by then.
                 now + self.config.liveness_timeout() + DUPLICATE_GRACE
             };
             reached.superfluous.push((due, connection));

@@ -958,7 +958,7 @@ fn of_two_connections_the_second_goes_once_both_sides_have_the_first() {
 }
 
 #[test]
-fn a_second_connection_stays_until_the_first_has_shown_that_it_lives() {
+fn a_second_connection_that_comes_late_outlives_a_dead_first_one() {
     assert_eq!(closed(5000, 20_000, None), Some((7500, connection(3))));
     assert_eq!(closed(5000, 20_000, Some(7100)), None);
 }
