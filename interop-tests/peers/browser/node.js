@@ -19,9 +19,9 @@ export const hashers = [sha256]
 // No STUN server: whoever needs one names it.
 const rtcConfiguration = { iceServers: [] }
 
-export async function start ({ listen }, discovered) {
+export async function start ({ listen, announce, topics, messageId }, discovered) {
   const helia = withBitswap(withLibp2pLight(createHeliaLight({}), {
-    addresses: { listen },
+    addresses: { listen, appendAnnounce: announce },
     transports: [
       webSockets(),
       webRTC({ rtcConfiguration }),
@@ -32,12 +32,12 @@ export async function start ({ listen }, discovered) {
     streamMuxers: [yamux()],
     // In a browser js-libp2p dials neither `ws` without TLS nor private addresses otherwise.
     connectionGater: { denyDialMultiaddr: () => false },
-    peerDiscovery: [discovery(discovered)],
+    peerDiscovery: [discovery(topics, discovered)],
     services: {
       identify: identify({ runOnLimitedConnection: true }),
       push: identifyPush(),
       ping: ping({ runOnLimitedConnection: true }),
-      pubsub: gossipsub({ emitSelf: false, allowPublishToZeroTopicPeers: true })
+      pubsub: gossipsub({ emitSelf: false, allowPublishToZeroTopicPeers: true, msgIdFn: messageId })
     }
   }))
   await helia.start()
@@ -45,9 +45,9 @@ export async function start ({ listen }, discovered) {
 }
 
 // Tells of what this discovery finds; libp2p's own event tells of every peer that it meets.
-function discovery (discovered) {
+function discovery (topics, discovered) {
   return (components) => {
-    const found = pubsubPeerDiscovery({ interval: 1000 })(components)
+    const found = pubsubPeerDiscovery({ interval: 1000, topics })(components)
     found.addEventListener('peer', ({ detail }) => {
       discovered(detail.id.toString(), detail.multiaddrs.map(String))
     })

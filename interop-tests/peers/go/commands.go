@@ -42,6 +42,10 @@ type command struct {
 	// Of many blocks.
 	Count uint64   `json:"count"`
 	CIDs  []string `json:"cids"`
+	// Of the universal-connectivity app.
+	File     string `json:"file"`
+	Text     string `json:"text"`
+	Protocol string `json:"protocol"`
 }
 
 type fields = map[string]any
@@ -94,6 +98,16 @@ func (node *node) run(command *command) (any, error) {
 		return node.generate(ctx, command.Count, command.Bytes)
 	case "fetch":
 		return node.fetch(ctx, command.CIDs)
+	case "offer":
+		return node.offer(ctx, command.Data)
+	case "take":
+		return node.take(ctx, command.Peer, command.File)
+	case "direct":
+		return node.direct(ctx, command.Peer, command.Text)
+	case "answer_raw":
+		return node.answerRaw(command.File, command.Data)
+	case "send_raw":
+		return node.sendRaw(ctx, command.Peer, command.Protocol, command.Data)
 	default:
 		return nil, fmt.Errorf("no command %q", command.Name)
 	}

@@ -56,6 +56,8 @@ type config struct {
 	Autonat bool `json:"autonat"`
 	// Finds others by mDNS, and is found.
 	MDNS bool `json:"mdns"`
+	// In the room of the universal-connectivity app.
+	Universal bool `json:"universal"`
 }
 
 type node struct {
@@ -66,6 +68,7 @@ type node struct {
 	dht     *dht.IpfsDHT
 	pubsub  *pubsub.PubSub
 	autonat *autonatv2.AutoNAT
+	room    *room
 	out     *output
 
 	mutex  sync.Mutex
@@ -164,6 +167,11 @@ func start(command *command, out *output) (*node, any, error) {
 	peerNode.pubsub, err = pubsub.NewGossipSub(ctx, peerHost)
 	if err != nil {
 		return nil, nil, err
+	}
+	if settings.Universal {
+		if err := peerNode.enterRoom(); err != nil {
+			return nil, nil, err
+		}
 	}
 	if settings.MDNS {
 		if err := mdns.NewMdnsService(peerHost, mdns.ServiceName, neighbours{out}).Start(); err != nil {

@@ -24,7 +24,7 @@ export function peer ({ start, hashers, write, more }) {
       libp2p.services.pubsub.addEventListener('message', ({ detail }) => {
         write({ event: 'message', topic: detail.topic, from: detail.from?.toString(), data: encode(detail.data) })
       })
-      commands = more?.(helia)
+      commands = await more?.(helia, config)
       return { peer: libp2p.peerId.toString(), listen: libp2p.getMultiaddrs().map(String) }
     },
 

@@ -4,8 +4,15 @@ import { createInterface } from 'node:readline'
 import { bulk } from './bulk.js'
 import { peer } from './commands.js'
 import { hashers, start } from './node.js'
+import { configured, universal } from './universal.js'
 
-const run = peer({ start, hashers, write: (line) => process.stdout.write(JSON.stringify(line) + '\n'), more: bulk })
+const write = (line) => process.stdout.write(JSON.stringify(line) + '\n')
+const run = peer({
+  start: (config, discovered) => start(configured(config), discovered),
+  hashers,
+  write,
+  more: async (helia, config) => ({ ...bulk(helia), ...await universal(helia, config, write) })
+})
 
 // A stream that others reset may reject where nobody waits; that ends no peer.
 process.on('unhandledRejection', (error) => { console.error('unhandled', error) })

@@ -38,7 +38,7 @@ export async function start (config, discovered) {
     identify: identify({ runOnLimitedConnection: true }),
     push: identifyPush(),
     ping: ping({ runOnLimitedConnection: true }),
-    pubsub: gossipsub({ emitSelf: false, allowPublishToZeroTopicPeers: true })
+    pubsub: gossipsub({ emitSelf: false, allowPublishToZeroTopicPeers: true, msgIdFn: config.messageId })
   }
   if (config.relay != null) {
     services.relay = circuitRelayServer({
@@ -58,7 +58,7 @@ export async function start (config, discovered) {
     })
   }
   const helia = withBitswap(withLibp2pLight(createHeliaLight({ hashers: [sha512, ...strangers], codecs: [dagCbor] }), {
-    addresses: { listen: config.listen },
+    addresses: { listen: config.listen, appendAnnounce: config.announce },
     // QUIC cannot carry the key of a private network.
     transports: [tcp(), ...(config.swarm_key == null ? [quic()] : []), webSockets(), circuitRelayTransport()],
     connectionProtector: config.swarm_key == null ? undefined : preSharedKey({ psk: fromString(config.swarm_key) }),
@@ -66,7 +66,7 @@ export async function start (config, discovered) {
     streamMuxers: [yamux()],
     connectionGater: { denyDialMultiaddr: () => false },
     peerDiscovery: [
-      ...(config.discovery ? [telling(pubsubPeerDiscovery({ interval: 1000 }), discovered)] : []),
+      ...(config.discovery ? [telling(pubsubPeerDiscovery({ interval: 1000, topics: config.topics }), discovered)] : []),
       ...(config.mdns ? [telling(mdns({ interval: 1000 }), discovered)] : [])
     ],
     services

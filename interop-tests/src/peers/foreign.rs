@@ -1,5 +1,7 @@
 //! The foreign peers: which there are, and what they can be told to do.
 
+mod universal;
+
 use super::process::Process;
 use super::{Error, directory};
 use crate::lab::Host;
@@ -91,6 +93,10 @@ pub struct Settings {
     pub autonat: bool,
     /// Finds others by mDNS, and is found.
     pub mdns: bool,
+    /// Addresses that it announces beside those where it listens (js, browser).
+    pub announce: Vec<Multiaddr>,
+    /// A peer of libp2p's universal-connectivity app: its topics, its protocols, its message ids (js, go, browser).
+    pub universal: bool,
 }
 
 /// Limits of a peer's relay.

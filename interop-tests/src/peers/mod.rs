@@ -2,11 +2,13 @@
 //!
 //! [`Peer`] is a process that speaks the protocol of `peers/README.md`: go-libp2p with boxo, js-libp2p with Helia in Node and in a
 //! page, py-libp2p.
-//! [`Kubo`] is a real kubo daemon, [`Anypath`] the node as users run it. [`Node`] is a swarm of this workspace's behaviours. [`Cells`] collects what worked, and
+//! [`Kubo`] is a real kubo daemon, [`Anypath`] the node as users run it. [`Node`] is a swarm of this workspace's behaviours. [`Console`] is any
+//! program that is typed to. [`Cells`] collects what worked, and
 //! [`matrix`] makes `MATRIX.md` of it.
 
 mod anypath;
 mod cells;
+mod console;
 mod daemon;
 mod error;
 mod foreign;
@@ -18,6 +20,7 @@ mod transport;
 
 pub use anypath::Anypath;
 pub use cells::Cells;
+pub use console::Console;
 pub use error::Error;
 pub use foreign::{
     Connection, Fetched, Identity, Implementation, Message, Peer, RelayLimits, Reservation,

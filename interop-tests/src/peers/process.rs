@@ -1,17 +1,12 @@
 //! A program that answers commands, one JSON object a line.
 
 use super::Error;
+use super::console::Console;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
-use std::io::{Read as _, Seek as _, SeekFrom};
-use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-
-/// What of a dead peer's stderr goes into the error.
-const LAST_WORDS: u64 = 4096;
+use tokio::process::{Child, Command};
 
 /// A line of the peer: the answer to a command, or an event.
 #[derive(Debug, Deserialize)]
@@ -35,10 +30,7 @@ enum Answer {
 /// The running program. Dropping it kills it.
 #[derive(Debug)]
 pub(super) struct Process {
-    child: Child,
-    input: ChildStdin,
-    lines: Lines<BufReader<ChildStdout>>,
-    stderr: std::fs::File,
+    console: Console,
     last_id: u64,
     events: VecDeque<Value>,
 }
@@ -46,27 +38,11 @@ pub(super) struct Process {
 impl Process {
     /// `spawn` starts the command, here or elsewhere.
     pub(super) fn start(
-        mut command: Command,
+        command: Command,
         spawn: impl FnOnce(&mut Command) -> std::io::Result<Child>,
     ) -> Result<Self, Error> {
-        let stderr = tempfile::tempfile()?;
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(stderr.try_clone()?)
-            .kill_on_drop(true);
-        let mut child = spawn(&mut command).map_err(|source| Error::Start {
-            program: command.as_std().get_program().display().to_string(),
-            source,
-        })?;
-        let piped = || Error::Wrong("a piped process has no pipe".to_owned());
-        let input = child.stdin.take().ok_or_else(piped)?;
-        let output = child.stdout.take().ok_or_else(piped)?;
         Ok(Self {
-            child,
-            input,
-            lines: BufReader::new(output).lines(),
-            stderr,
+            console: Console::start_by(command, spawn)?,
             last_id: 0,
             events: VecDeque::new(),
         })
@@ -86,10 +62,8 @@ impl Process {
             fields.insert("command".to_owned(), json!(command));
             fields.insert("seconds".to_owned(), json!(within.as_secs_f64()));
         }
-        let line = format!("{fields}\n");
         let answered = async {
-            self.input.write_all(line.as_bytes()).await?;
-            self.input.flush().await?;
+            self.console.enter(&fields.to_string()).await?;
             loop {
                 match self.line().await? {
                     Line::Answer {
@@ -170,40 +144,21 @@ impl Process {
 
     /// The operating system's number of it, while it runs.
     pub(super) fn id(&self) -> Option<u32> {
-        self.child.id()
+        self.console.id()
     }
 
     /// Closes its stdin and waits until it has ended.
-    pub(super) async fn stop(mut self, within: Duration) -> Result<(), Error> {
-        drop(self.input);
-        let ended = tokio::time::timeout(within, self.child.wait()).await;
-        ended.map_err(|_| Error::Timeout {
-            what: "end of the peer".to_owned(),
-            within,
-        })??;
-        Ok(())
+    pub(super) async fn stop(self, within: Duration) -> Result<(), Error> {
+        self.console.stop(within).await.map(drop)
     }
 
     async fn line(&mut self) -> Result<Line, Error> {
         loop {
-            match self.lines.next_line().await? {
-                // Libraries may print what they like.
-                Some(line) if !line.starts_with('{') => {}
-                Some(line) => return Ok(serde_json::from_str(&line)?),
-                None => {
-                    let status = self.child.wait().await?;
-                    return Err(Error::Ended(format!("{status}\n{}", self.last_words()?)));
-                }
+            let line = self.console.line().await?;
+            // Libraries may print what they like.
+            if line.starts_with('{') {
+                return Ok(serde_json::from_str(&line)?);
             }
         }
-    }
-
-    fn last_words(&mut self) -> std::io::Result<String> {
-        let length = self.stderr.metadata()?.len();
-        self.stderr
-            .seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS)))?;
-        let mut words = Vec::new();
-        self.stderr.read_to_end(&mut words)?;
-        Ok(String::from_utf8_lossy(&words).into_owned())
     }
 }

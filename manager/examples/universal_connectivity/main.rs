@@ -58,6 +58,7 @@ async fn main() -> Result<(), BoxError> {
     let room = app.room();
     tokio::select! {
         () = app.run(show) => {}
+        () = show_found(&node) => {}
         ended = read_commands(&node, &room) => ended?,
         _ = tokio::signal::ctrl_c() => {}
     }
@@ -87,7 +88,10 @@ async fn read_commands(node: &Node, room: &Room) -> io::Result<()> {
                 .split_once(' ')
                 .map(|(peer, text)| (peer.parse(), text))
             {
-                Some((Ok(peer), text)) => room.send(peer, text).await,
+                Some((Ok(peer), text)) => {
+                    let sent = room.send(peer, text).await;
+                    sent.map(|()| println!("{peer} has it"))
+                }
                 _ => Err("/dm PEER TEXT".into()),
             },
             _ if line.is_empty() => Ok(()),
@@ -100,9 +104,26 @@ async fn read_commands(node: &Node, room: &Room) -> io::Result<()> {
     Ok(())
 }
 
+/// Tells who announces itself, browsers too.
+async fn show_found(node: &Node) {
+    let mut events = node.events();
+    while let Some(event) = events.next().await {
+        if let anypath::Event::Discovered {
+            peer, addresses, ..
+        } = event
+        {
+            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            println!("found {peer} at {}", plain(&addresses.join(", ")));
+        }
+    }
+}
+
+/// No escape sequences of strangers on a terminal.
+fn plain(text: &str) -> String {
+    text.replace(|c: char| c.is_control(), "\u{fffd}")
+}
+
 fn show(event: Event) {
-    // No escape sequences of strangers on a terminal.
-    let plain = |text: &str| text.replace(|c: char| c.is_control(), "\u{fffd}");
     match event {
         Event::Chat { from, text } => println!("{from}: {}", plain(&text)),
         Event::Direct { from, text } => println!("{from} (to you alone): {}", plain(&text)),
