@@ -49,7 +49,7 @@ impl Example {
         connect: Option<&Multiaddr>,
     ) -> Result<Self, Error> {
         let home = TempDir::new()?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_universal-connectivity"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_universal_connectivity"));
         command
             .env("ANYPATH_DATA_DIR", home.path())
             .env("ANYPATH_LISTEN_ADDRS", listen.to_string())
@@ -57,8 +57,11 @@ impl Example {
             .env("ANYPATH_PUBSUB_ANNOUNCE_INTERVAL", "1s")
             .env("ANYPATH_ENABLE_RELAY_SERVER", "true")
             .env("ANYPATH_PRIVATE", "true")
-            .envs(["ENABLE_MDNS", "ENABLE_PORT_MAPPING", "FILE_REGISTRY"].map(|off| (format!("ANYPATH_{off}"), "false")))
-            .args(connect.map(Multiaddr::to_string));
+            .envs(
+                ["ENABLE_MDNS", "ENABLE_PORT_MAPPING", "FILE_REGISTRY"]
+                    .map(|off| (format!("ANYPATH_{off}"), "false")),
+            )
+            .args(connect.map(ToString::to_string));
         let mut console = Console::start(command)?;
         let address = |line: &str| line.strip_prefix("listening on ")?.parse().ok();
         let address: Multiaddr = console.shows("address", PATIENCE, address).await?;
@@ -99,7 +102,9 @@ impl Example {
         std::fs::write(&path, data)?;
         let began = Instant::now();
         loop {
-            self.console.enter(&format!("/file {}", path.display())).await?;
+            self.console
+                .enter(&format!("/file {}", path.display()))
+                .await?;
             let id = |line: &str| line.strip_prefix("offered as ").map(str::to_owned);
             match self.console.shows("id of the file", HEARTBEAT, id).await {
                 // Nobody listens yet.
@@ -111,8 +116,12 @@ impl Example {
 
     /// Waits for a file that a peer has offered; returns what it wrote to its disk.
     async fn fetched(&mut self, from: PeerId, file: &str) -> Result<Vec<u8>, Error> {
-        let told = self.shows_after(&format!("{from} offered {file}: ")).await?;
-        let path = told.split_once(" bytes in ").map(|(_, path)| PathBuf::from(path));
+        let told = self
+            .shows_after(&format!("{from} offered {file}: "))
+            .await?;
+        let path = told
+            .split_once(" bytes in ")
+            .map(|(_, path)| PathBuf::from(path));
         let path = path.ok_or_else(|| Error::Wrong(told))?;
         Ok(std::fs::read(path)?)
     }
@@ -169,7 +178,8 @@ async fn exchange(cells: &mut Cells, ours: &mut Example, theirs: &mut Peer) {
     cells
         .works(DIRECT_TO_US, async {
             theirs.send_direct(us, "for you alone").await?;
-            ours.shows(&format!("{them} (to you alone): for you alone")).await
+            ours.shows(&format!("{them} (to you alone): for you alone"))
+                .await
         })
         .await;
     cells
@@ -220,8 +230,9 @@ async fn discover(cells: &mut Cells, ours: &mut Example, theirs: &mut Peer) {
         .await;
     cells
         .works(IS_TOLD, async {
-            let addresses = ours.shows_after(&format!("found {} at ", theirs.id()));
-            ensure("their address", addresses.await?.contains(THEIRS))
+            let found = format!("found {} at ", theirs.id());
+            let addresses = ours.shows_after(&found).await?;
+            ensure("their address", addresses.contains(THEIRS))
         })
         .await;
 }
@@ -251,7 +262,10 @@ async fn with_go(transport: Transport, test: &'static str) -> Result<(), Error> 
             let heard = theirs.message(BROWSERS).await?;
             ensure("the author", heard.from == ours.id.to_string())?;
             let address = parsed(OURS)?.to_vec();
-            let says = heard.data.windows(address.len()).any(|part| part == address);
+            let says = heard
+                .data
+                .windows(address.len())
+                .any(|part| part == address);
             ensure("our address in it", says)
         })
         .await;
@@ -288,9 +302,12 @@ async fn our_example_and_go_are_in_one_room_over_quic() -> Result<(), Error> {
 async fn pages_are_in_one_room_with_our_example_and_meet_through_it() -> Result<(), Error> {
     let mut cells = Cells::new(AREA, "browser ws", "universal-browser-ws");
     // Its relay tells pages where they are reached: at what it announces.
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        .local_addr()?
+        .port();
     let listen = Transport::WebSocket.at(Ipv4Addr::LOCALHOST, port);
-    let announce = [&listen.to_string(), OURS];
+    let here = listen.to_string();
+    let announce = [here.as_str(), OURS];
     let settings = in_the_room(Multiaddr::empty().with(Protocol::WebRTC))?;
     let (ours, one, two) = tokio::join!(
         Example::start(&listen, &announce, None),
@@ -316,7 +333,10 @@ async fn pages_are_in_one_room_with_our_example_and_meet_through_it() -> Result<
             });
             ensure("a direct connection over WebRTC", is_direct)?;
             one.send_direct(two.id(), "from page to page").await?;
-            ensure("the text", two.direct(one.id()).await? == "from page to page")
+            ensure(
+                "the text",
+                two.direct(one.id()).await? == "from page to page",
+            )
         })
         .await;
     one.stop().await?;
@@ -366,7 +386,8 @@ async fn survives(implementation: Implementation, test: &'static str) -> Result<
             ] {
                 theirs.answer_raw(file.as_bytes(), answer).await?;
                 theirs.publish(FILES, file.as_bytes()).await?;
-                ours.shows_after(&format!("{them} offered {file}, but ")).await?;
+                ours.shows_after(&format!("{them} offered {file}, but "))
+                    .await?;
             }
             let kept = std::fs::read_dir(ours.home.path().join("downloads"))?.count();
             ensure("empty downloads", kept == 0)?;
@@ -386,7 +407,8 @@ async fn survives(implementation: Implementation, test: &'static str) -> Result<
             // And all that is honest still works.
             we_say(&mut ours, &mut theirs, "still here").await?;
             theirs.send_direct(ours.id, "are you?").await?;
-            ours.shows(&format!("{them} (to you alone): are you?")).await?;
+            ours.shows(&format!("{them} (to you alone): are you?"))
+                .await?;
             let sent = random();
             let file = theirs.offer(&sent).await?;
             ensure("the same bytes", ours.fetched(them, &file).await? == sent)

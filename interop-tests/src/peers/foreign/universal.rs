@@ -84,7 +84,8 @@ impl Peer {
         protocol: &str,
         data: &[u8],
     ) -> Result<Bytes, Error> {
-        let fields = json!({ "peer": to.to_string(), "protocol": protocol, "data": BASE64.encode(data) });
+        let fields =
+            json!({ "peer": to.to_string(), "protocol": protocol, "data": BASE64.encode(data) });
         let received: Data = self.call("send_raw", fields).await?;
         received.decode()
     }
