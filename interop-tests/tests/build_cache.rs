@@ -1,10 +1,6 @@
 //! The example `build_cache`: its workflow's own steps, as two runners execute them, one after the other.
 #![cfg(unix)]
-#![expect(
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
 use anypath_interop_tests::peers::{Console, Error};
 use std::path::{Path, PathBuf};

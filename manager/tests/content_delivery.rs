@@ -1,12 +1,9 @@
 //! The example `content_delivery`, on real nodes on loopback.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "../examples/content_delivery/delivery.rs"]
 mod delivery;
 
 use std::time::Duration;
-
-use rand::Rng as _;
 
 /// A bound that only a hanging test reaches.
 const SOON: Duration = Duration::from_secs(60);
@@ -14,7 +11,7 @@ const SOON: Duration = Duration::from_secs(60);
 #[tokio::test(flavor = "multi_thread")]
 async fn each_site_reads_through_and_serves_after_the_one_before_has_gone() {
     let mut data = vec![0; 3_000_000];
-    rand::rng().fill_bytes(&mut data);
+    rand::fill(&mut data[..]);
     let mut reads = Vec::new();
     let delivered = delivery::deliver(&data, |read| reads.push(read));
     tokio::time::timeout(SOON, delivered)

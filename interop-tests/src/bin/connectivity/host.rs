@@ -15,8 +15,7 @@ use tokio::runtime::Runtime;
 const PING: StreamProtocol = StreamProtocol::new("/ipfs/ping/1.0.0");
 
 pub(crate) fn runtime() -> Result<Runtime, BoxError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all();
-    Ok(runtime.build()?)
+    Ok(tokio::runtime::Runtime::new()?)
 }
 
 /// The node, and the directory of its store, which goes with it.
