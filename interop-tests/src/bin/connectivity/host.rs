@@ -6,13 +6,15 @@ use anypath::libp2p::multiaddr::Protocol;
 use anypath::libp2p::{Multiaddr, PeerId, StreamProtocol};
 use anypath::tiered_store::{self, Store};
 use anypath::{BoxError, Config, Node};
-use futures::{AsyncReadExt as _, AsyncWriteExt as _};
+use futures::AsyncReadExt as _;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-/// libp2p's, which every peer answers: 32 bytes come back.
-const PING: StreamProtocol = StreamProtocol::new("/ipfs/ping/1.0.0");
+/// libp2p's, which every peer answers on any number of streams. libp2p-ping serves one a connection, and that is the node's own.
+const IDENTIFY: StreamProtocol = StreamProtocol::new("/ipfs/id/1.0.0");
+/// More than a peer says of itself.
+const MAX_IDENTITY: u64 = 64 << 10;
 
 pub(crate) fn runtime() -> Result<Runtime, BoxError> {
     Ok(tokio::runtime::Runtime::new()?)
@@ -75,21 +77,15 @@ pub(crate) fn quiet() -> ConfigBuilder {
         .file_registry(false)
 }
 
-/// A round trip to a peer, over the best connection.
+/// A round trip to a peer, over the best connection: it is asked who it is.
 pub(crate) async fn ping(node: &Node, peer: PeerId) -> Result<Duration, BoxError> {
-    let mut stream = node.open_stream(peer, PING).await?;
-    let sent: [u8; 32] = rand::random();
     let began = now();
-    stream.write_all(&sent).await?;
-    stream.flush().await?;
-    let mut received = [0; 32];
-    stream.read_exact(&mut received).await?;
-    let took = began.elapsed();
-    stream.close().await?;
-    if sent == received {
-        Ok(took)
-    } else {
-        Err("other bytes came back".into())
+    let stream = node.open_stream(peer, IDENTIFY).await?;
+    let mut identity = Vec::new();
+    stream.take(MAX_IDENTITY).read_to_end(&mut identity).await?;
+    match identity.is_empty() {
+        true => Err("it says nothing".into()),
+        false => Ok(began.elapsed()),
     }
 }
 
