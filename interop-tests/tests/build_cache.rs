@@ -26,9 +26,11 @@ fn step(name: &str) -> String {
     let lines = step
         .lines()
         .map_while(|line| line.strip_prefix("          "));
-    let script: Vec<&str> = lines.collect();
+    let script = lines.collect::<Vec<_>>().join("\n");
     assert!(!script.is_empty(), "nothing in {name}");
-    script.join("\n")
+    // What GitHub would put in is not seen by a shell.
+    assert!(!script.contains("${{"), "{script}");
+    script
 }
 
 /// The node that keeps results, in the runners' private network.
