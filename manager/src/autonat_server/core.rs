@@ -186,14 +186,24 @@ impl Transports {
         let rest: Vec<_> = parts
             .filter(|part| !matches!(part, Protocol::P2p(id) if *id == peer))
             .collect();
-        let is_dialable = match rest[..] {
-            [Protocol::Tcp(port)] => port != 0,
-            [Protocol::Tcp(port), Protocol::Ws(_)] => port != 0 && self.websocket,
-            [Protocol::Udp(port), Protocol::QuicV1] => port != 0 && self.quic,
-            _ => false,
+        let (port, is_dialable) = match &rest[..] {
+            [Protocol::Udp(port), Protocol::QuicV1] => (*port, self.quic),
+            [Protocol::Tcp(port)] => (*port, true),
+            [Protocol::Tcp(port), rest @ ..] => (*port, self.websocket && is_websocket(rest)),
+            _ => return None,
         };
-        is_dialable.then_some(ip)
+        (is_dialable && port != 0).then_some(ip)
     }
+}
+
+/// Whether this is WebSocket over what comes before it.
+fn is_websocket(rest: &[Protocol<'_>]) -> bool {
+    matches!(
+        rest,
+        [Protocol::Ws(_) | Protocol::Wss(_)]
+            | [Protocol::Tls, Protocol::Ws(_)]
+            | [Protocol::Tls, Protocol::Sni(_), Protocol::Ws(_)]
+    )
 }
 
 /// Where a client is.

@@ -63,9 +63,16 @@ fn the_first_address_that_can_be_dialled_is() {
     };
     let mut private = Server::new(Limits::default(), tcp_alone);
     assert_eq!(dialled(&private.ask(from, &addresses)), Some((6, false)));
-    let websocket = ["/ip4/1.2.3.4/tcp/4001/ws"];
-    assert_eq!(private.ask(from, &websocket), Answer::Refused);
-    assert_eq!(dialled(&server().ask(from, &websocket)), Some((0, false)));
+    for websocket in [
+        "/ip4/1.2.3.4/tcp/4001/ws",
+        "/ip4/1.2.3.4/tcp/4001/wss",
+        "/ip4/1.2.3.4/tcp/4001/tls/ws",
+        "/ip4/1.2.3.4/tcp/4001/tls/sni/1-2-3-4.example.org/ws",
+    ] {
+        let websocket = [websocket];
+        assert_eq!(private.ask(from, &websocket), Answer::Refused);
+        assert_eq!(dialled(&server().ask(from, &websocket)), Some((0, false)));
+    }
     assert_eq!(server().ask(from, &addresses[..5]), Answer::Refused);
     assert_eq!(server().ask(from, &[]), Answer::Refused);
 }
