@@ -26,10 +26,6 @@ const SERVERS: [Ipv4Addr; 2] = [
 const PORT: u16 = 4001;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// In most runs, and not in all: such a cell would tell chance.
-const LOST: &str = "go-libp2p resets the dial-back stream right behind its answer (`handleDialBack`), over QUIC the answer is mostly lost with it, \
-    and libp2p-autonat's server, which is ours, takes that for a failed dial-back";
-
 /// A host that everybody reaches, one that nobody does, and two for servers.
 fn network() -> Result<Network, Error> {
     Ok(Lab::new()
@@ -168,18 +164,12 @@ async fn they_ask(transport: Transport, test: &'static str) -> Result<(), Error>
         peer.identify(id).await?;
     }
     let hidden_at = transport.at(network.host("hidden")?.public(), PORT);
-    let row = "they ask us by version 2: we get through to them";
-    match transport {
-        Transport::Quic => cells.unsupported(row, LOST),
-        _ => {
-            cells
-                .works(row, async {
-                    let reached = public.reachable(&transport.at(PUBLIC[0], PORT)).await?;
-                    ensure("we did not get through", reached)
-                })
-                .await;
-        }
-    }
+    cells
+        .works("they ask us by version 2: we get through to them", async {
+            let reached = public.reachable(&transport.at(PUBLIC[0], PORT)).await?;
+            ensure("we did not get through", reached)
+        })
+        .await;
     cells
         .works(
             "they ask us by version 2 from behind a NAT: we do not get through",
@@ -204,23 +194,20 @@ async fn they_ask(transport: Transport, test: &'static str) -> Result<(), Error>
             },
         )
         .await;
-    let row = "they ask us by version 2 about an address at which we do not see them";
-    match transport {
-        Transport::Quic => cells.unsupported(row, LOST),
-        _ => {
-            cells
-                .works(row, async {
-                    // Its client asks one server once in two minutes.
-                    drop(public);
-                    let mut public = theirs(&network, "public", transport).await?;
-                    public.dial(&at).await?;
-                    public.identify(id).await?;
-                    let reached = public.reachable(&transport.at(PUBLIC[1], PORT)).await?;
-                    ensure("we did not get through", reached)
-                })
-                .await;
-        }
-    }
+    cells
+        .works(
+            "they ask us by version 2 about an address at which we do not see them",
+            async {
+                // Its client asks one server once in two minutes.
+                drop(public);
+                let mut public = theirs(&network, "public", transport).await?;
+                public.dial(&at).await?;
+                public.identify(id).await?;
+                let reached = public.reachable(&transport.at(PUBLIC[1], PORT)).await?;
+                ensure("we did not get through", reached)
+            },
+        )
+        .await;
     cells.finish()
 }
 

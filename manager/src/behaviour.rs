@@ -90,7 +90,16 @@ impl Behaviour {
                 .into(),
             autonat_server: config
                 .enable_autonat()
-                .then(|| autonat_server::Behaviour::new(autonat_server::PATIENCE))
+                .then(|| {
+                    autonat_server::Behaviour::new(
+                        autonat_server::Limits::default(),
+                        autonat_server::Transports {
+                            quic: swarm_key.is_none(),
+                            websocket: cfg!(feature = "websocket"),
+                        },
+                        autonat_server::PATIENCE,
+                    )
+                })
                 .into(),
             autonat_v1: config.enable_autonat().then(|| autonat_v1(local)).into(),
             mdns: mdns(config, swarm_key, local)?.into(),
@@ -110,7 +119,13 @@ fn bitswap_config(config: &Config) -> Result<anypath_bitswap::Config, StartError
         total: config.upload_limit().and_then(NonZeroU64::new),
         ..Default::default()
     };
+    // On threads of their own: beside the tasks that read the sockets, hashes would hold those up, and a UDP socket loses what it has
+    // no room for.
+    let executor = anypath_bitswap::Executor::new(|hashing| {
+        blocking::unblock(|| futures::executor::block_on(hashing)).detach();
+    });
     anypath_bitswap::Config::builder()
+        .executor(Some(executor))
         .role(config.role())
         .upload_limits(limits)
         .build()

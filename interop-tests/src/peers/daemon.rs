@@ -1,12 +1,14 @@
 //! A daemon that is controlled by its own command: kubo, and the node itself.
 
 use super::Error;
+use crate::lab::Host;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
+use tokio::runtime::Handle;
 
 /// Adding, getting or pinning 100 MB on a busy machine, unoptimised.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -19,6 +21,8 @@ pub(super) struct Daemon {
     process: Option<Child>,
     /// Variables of its commands.
     pub(super) variables: Vec<(String, String)>,
+    /// Where in the lab it runs, and its commands.
+    pub(super) host: Option<Host>,
 }
 
 impl Daemon {
@@ -29,6 +33,7 @@ impl Daemon {
             home: TempDir::new()?,
             process: None,
             variables: Vec::new(),
+            host: None,
         })
     }
 
@@ -44,6 +49,23 @@ impl Daemon {
         command
     }
 
+    fn spawn(&self, mut command: Command) -> Result<Child, Error> {
+        let spawned = match &self.host {
+            None => command.spawn(),
+            Some(host) => {
+                let runtime = Handle::current();
+                host.enter(|| {
+                    let _guard = runtime.enter();
+                    command.spawn()
+                })?
+            }
+        };
+        spawned.map_err(|source| Error::Start {
+            program: self.program.display().to_string(),
+            source,
+        })
+    }
+
     /// Starts the daemon and waits until `ready` finds what it looks for in its output.
     pub(super) async fn start<T>(
         &mut self,
@@ -52,16 +74,12 @@ impl Daemon {
     ) -> Result<T, Error> {
         let output = self.home.path().join("stdout");
         let errors = self.home.path().join("stderr");
-        let child = self
-            .command()
+        let mut command = self.command();
+        command
             .args(arguments)
             .stdout(std::fs::File::create(&output)?)
-            .stderr(std::fs::File::create(&errors)?)
-            .spawn()
-            .map_err(|source| Error::Start {
-                program: self.program.display().to_string(),
-                source,
-            })?;
+            .stderr(std::fs::File::create(&errors)?);
+        let child = self.spawn(command)?;
         let child = self.process.insert(child);
         let began = tokio::time::Instant::now();
         loop {
@@ -92,17 +110,19 @@ impl Daemon {
         arguments: &[A],
     ) -> Result<String, Error> {
         let mut command = self.command();
-        command.args(before).args(arguments);
-        let output = tokio::time::timeout(PATIENCE, command.output())
+        command
+            .args(before)
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let what = format!("end of {command:?}");
+        let child = self.spawn(command)?;
+        let output = tokio::time::timeout(PATIENCE, child.wait_with_output())
             .await
             .map_err(|_| Error::Timeout {
-                what: format!("end of {command:?}"),
+                what,
                 within: PATIENCE,
-            })?
-            .map_err(|source| Error::Start {
-                program: self.program.display().to_string(),
-                source,
-            })?;
+            })??;
         if output.status.success() {
             Ok(String::from_utf8(output.stdout)?.trim().to_owned())
         } else {

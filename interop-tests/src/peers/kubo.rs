@@ -2,9 +2,16 @@
 
 use super::daemon::Daemon;
 use super::{Error, Transport, directory};
+use crate::lab::Host;
 use libp2p::{Multiaddr, PeerId};
 use serde_json::{Value, json};
+use std::net::Ipv4Addr;
 use std::path::Path;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How long it may take to reserve at its relay and to learn under which address it is seen.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a kubo is started with.
 #[derive(Debug, Clone, Copy, Default)]
@@ -13,6 +20,8 @@ pub struct KuboSettings<'a> {
     pub swarm_key: Option<&'a str>,
     /// Its profile, for example `unixfs-v1-2025`.
     pub profile: Option<&'a str>,
+    /// Where in the lab it is, behind a NAT, and the relay at which it can be reached.
+    pub behind_nat: Option<(&'a Host, &'a Multiaddr)>,
 }
 
 /// A running kubo. Dropping it kills the daemon.
@@ -40,7 +49,11 @@ impl Kubo {
     /// It is not installed, or does not come up.
     pub async fn start_with(
         transport: Transport,
-        KuboSettings { swarm_key, profile }: KuboSettings<'_>,
+        KuboSettings {
+            swarm_key,
+            profile,
+            behind_nat,
+        }: KuboSettings<'_>,
     ) -> Result<Self, Error> {
         let mut daemon = Daemon::new(directory().join("ipfs"))?;
         let repository = daemon.home.path().join("repository");
@@ -58,7 +71,12 @@ impl Kubo {
                 .variables
                 .push(("LIBP2P_FORCE_PNET".to_owned(), "1".to_owned()));
         }
-        for (key, value) in settings(transport) {
+        let mut settings = settings(transport).to_vec();
+        if let Some((host, relay)) = behind_nat {
+            daemon.host = Some(host.clone());
+            settings.extend(settings_behind_nat(transport, relay));
+        }
+        for (key, value) in settings {
             daemon
                 .run(&[], &["config", "--json", key, &value.to_string()])
                 .await?;
@@ -93,6 +111,28 @@ impl Kubo {
         &self.address
     }
 
+    /// Waits until it can be reached at its relay and takes part in hole punches: it does once it knows under which address it is seen.
+    ///
+    /// # Errors
+    ///
+    /// It does not within half a minute.
+    pub async fn punchable(&self) -> Result<(), Error> {
+        let began = Instant::now();
+        loop {
+            let told = self.run(&["id"]).await?;
+            if told.contains("/p2p-circuit") && told.contains("/libp2p/dcutr") {
+                return Ok(());
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(Error::Timeout {
+                    what: format!("reservation and observed address in {told}"),
+                    within: PATIENCE,
+                });
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// Runs `ipfs` with these arguments and returns what it printed.
     ///
     /// # Errors
@@ -107,6 +147,22 @@ impl Kubo {
     pub fn scratch(&self) -> &Path {
         self.daemon.home.path()
     }
+}
+
+fn settings_behind_nat(transport: Transport, relay: &Multiaddr) -> [(&'static str, Value); 4] {
+    [
+        (
+            "Addresses.Swarm",
+            json!([transport.at(Ipv4Addr::UNSPECIFIED, 4001)]),
+        ),
+        (
+            "Swarm.RelayClient",
+            json!({ "Enabled": true, "StaticRelays": [relay] }),
+        ),
+        ("Swarm.EnableHolePunching", json!(true)),
+        // Nobody is there whom it could ask.
+        ("Internal.Libp2pForceReachability", json!("private")),
+    ]
 }
 
 fn settings(transport: Transport) -> [(&'static str, Value); 8] {

@@ -5,15 +5,15 @@ use crate::compare::swarm;
 use crate::compare::{Error, blocks};
 use anypath_bitswap::{Behaviour, Block, Config, Event, Executor, MemorySource, Priority};
 use futures::StreamExt as _;
+use futures::executor::block_on;
 use libp2p::Multiaddr;
 use libp2p::swarm::SwarmEvent;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// What the manager sets too: hashing on the runtime's threads.
+/// What the manager sets too: hashing on threads of its own, beside those that read the sockets.
 fn config() -> Result<Config, Error> {
-    #[expect(clippy::disallowed_methods, reason = "the endpoints run on tokio")]
-    let executor = Executor::new(|work| drop(tokio::spawn(work)));
+    let executor = Executor::new(|work| blocking::unblock(|| block_on(work)).detach());
     Ok(Config::builder().executor(Some(executor)).build()?)
 }
 
