@@ -18,7 +18,7 @@ use web_time::Instant;
 #[cfg(feature = "stun")]
 use crate::stun::{self, Stun};
 use crate::{
-    Config, Event, NatStatus, ObservedAddress, Outcome,
+    Config, Event, NatStatus, ObservedAddress, Outcome, Transport,
     address::{Scope, without_peer},
     core::{
         nat::{self, Direction, Gateway, Nat, report::NatReport},
@@ -371,13 +371,14 @@ impl Behaviour {
             self.inform();
             return;
         }
+        let remote = at.get_remote_address();
         let direction = match at {
             ConnectedPoint::Dialer { port_use, .. } => Direction::Outbound {
-                own_port: *port_use == PortUse::Reuse,
+                // WebRTC's port is not QUIC's, and one NAT gives the two different ones.
+                own_port: *port_use == PortUse::Reuse && Transport::of(remote) != Transport::WebRtc,
             },
             ConnectedPoint::Listener { .. } => Direction::Inbound,
         };
-        let remote = at.get_remote_address();
         self.nat
             .on_connected(connection, peer, remote, direction, now());
     }

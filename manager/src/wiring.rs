@@ -19,7 +19,7 @@ use crate::{
     autonat::Verdict,
     behaviour::BehaviourEvent,
     event::{Discovery, Event},
-    strategy::Path,
+    strategy::{Path, best_transports},
     topic::Message,
 };
 
@@ -222,6 +222,7 @@ impl Wiring {
             .into_iter()
             .filter(|address| Path::of(address) == Path::Direct)
             .collect();
+        let addresses = best_transports(addresses);
         if info.protocols.contains(&KAD) {
             commands.push(Command::AddDhtAddress {
                 peer: peer_id,

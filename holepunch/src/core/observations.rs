@@ -7,7 +7,7 @@ use libp2p_identity::PeerId;
 use libp2p_swarm::ConnectionId;
 
 use crate::{
-    Config, PrivateCandidates,
+    Config, PrivateCandidates, Transport,
     address::{Scope, ip_of, without_peer},
 };
 
@@ -74,7 +74,7 @@ impl Observations {
     ) {
         let address = without_peer(address);
         let scope = Scope::of(&address);
-        if !self.may_ever_help(scope) {
+        if !can_be_punched(&address) || !self.may_ever_help(scope) {
             return;
         }
         let known = self.seen.iter().position(|seen| seen.address == address);
@@ -232,7 +232,9 @@ impl Observations {
     /// Whether a candidate that somebody else suggests should be offered to peers.
     pub(crate) fn accepts(&self, address: &Multiaddr) -> bool {
         let scope = Scope::of(address);
-        self.may_ever_help(scope) && wanted(&self.config, scope, self.has_public())
+        can_be_punched(address)
+            && self.may_ever_help(scope)
+            && wanted(&self.config, scope, self.has_public())
     }
 
     /// Every observed address that may be a candidate, those with most observers first.
@@ -263,6 +265,11 @@ impl Observations {
             Scope::Public => true,
         }
     }
+}
+
+/// WebRTC has sockets of its own, from which no punch is sent.
+fn can_be_punched(address: &Multiaddr) -> bool {
+    Transport::of(address) != Transport::WebRtc
 }
 
 fn with_ip(address: &Multiaddr, ip: IpAddr) -> Multiaddr {

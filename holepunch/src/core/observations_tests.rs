@@ -20,6 +20,16 @@ fn the_port_that_the_nat_gave_survives() {
 }
 
 #[test]
+fn an_address_of_webrtc_is_no_candidate() {
+    let mut observations = observations(|config| config);
+    let seen = address("/ip4/203.0.113.10/udp/9102/webrtc-direct");
+    observations.on_observation(PeerId::random(), None, &seen);
+    assert_eq!(observations.new_candidates(), Vec::<Multiaddr>::new());
+    assert_eq!(observations.addresses(), []);
+    assert!(!observations.accepts(&seen));
+}
+
+#[test]
 fn an_address_becomes_a_candidate_once() {
     let mut observations = observations(|config| config);
     let seen = address("/ip4/203.0.113.10/tcp/4001");

@@ -24,4 +24,5 @@ mod tests;
 
 pub use self::config::Config;
 pub use self::core::{DialId, Established, Output, Purpose, Strategy};
+pub(crate) use self::peer::best_transports;
 pub use self::peer::{BestPath, Path};

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anypath_holepunch::Transport;
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol, swarm::ConnectionId};
 use serde::Serialize;
 use web_time::Instant;
@@ -28,6 +29,16 @@ impl Path {
             Self::Direct
         }
     }
+}
+
+/// Without WebRTC where there is something else: it is the slowest to come up, and libp2p-webrtc never gives back what a dial took that
+/// came to nothing.
+pub(crate) fn best_transports(mut addresses: Vec<Multiaddr>) -> Vec<Multiaddr> {
+    let is_webrtc = |address: &Multiaddr| Transport::of(address) == Transport::WebRtc;
+    if !addresses.iter().all(is_webrtc) {
+        addresses.retain(|address| !is_webrtc(address));
+    }
+    addresses
 }
 
 /// The best of a peer's connections. A smaller one is better.
@@ -101,11 +112,8 @@ impl Peer {
     }
 
     pub(super) fn addresses_of(&self, path: Path) -> Vec<Multiaddr> {
-        self.addresses
-            .iter()
-            .filter(|address| Path::of(address) == path)
-            .cloned()
-            .collect()
+        let of_path = |address: &&Multiaddr| Path::of(address) == path;
+        best_transports(self.addresses.iter().filter(of_path).cloned().collect())
     }
 
     pub(super) fn is_wanted(&self) -> bool {

@@ -157,6 +157,19 @@ fn direct_and_relayed_addresses_are_dialled_at_the_same_time() {
 }
 
 #[test]
+fn webrtc_is_dialled_where_there_is_nothing_else() {
+    let webrtc: Multiaddr = "/ip4/192.0.2.1/udp/9102/webrtc-direct".parse().unwrap();
+    let mut node = Node::new(peer(1));
+    node.strategy
+        .want(peer(2), [webrtc.clone(), direct()], Purpose::Once, node.now);
+    node.strategy
+        .want(peer(3), [webrtc.clone()], Purpose::Once, node.now);
+    let dials = node.dials();
+    assert_eq!(dials[0].2, [direct()]);
+    assert_eq!(dials[1].2, [webrtc]);
+}
+
+#[test]
 fn a_lost_connection_is_replaced_before_it_is_closed() {
     let target = peer(2);
     let mut node = Node::new(peer(1));

@@ -23,7 +23,7 @@ use self::{
     verdicts::Verdicts,
 };
 use crate::{
-    Config,
+    Config, Transport,
     address::without_peer,
     core::probe::{Outcome, server::Answer},
 };
@@ -222,9 +222,10 @@ impl Nat {
     ) {
         self.verdicts.on_verdict(server, address, reachable, now);
         // What got through was seen as a connection. That an address fails which nobody saw us at
-        // says nothing.
+        // says nothing; nor does it of WebRTC, which most servers do not speak.
         let target = Endpoint::of(address).filter(|at| {
-            !reachable && (self.classifier.is_public_socket(*at) || self.classifier.is_own(at.ip()))
+            let unreached = !reachable && Transport::of(address) != Transport::WebRtc;
+            unreached && (self.classifier.is_public_socket(*at) || self.classifier.is_own(at.ip()))
         });
         if let (Some(target), Some(from)) = (target, self.address_of(server)) {
             let dialled_from = Endpoint {

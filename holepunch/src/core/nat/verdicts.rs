@@ -10,7 +10,7 @@ use libp2p_identity::PeerId;
 use web_time::Instant;
 
 use crate::{
-    Config,
+    Config, Transport,
     address::{Scope, without_peer},
 };
 
@@ -106,9 +106,12 @@ impl Verdicts {
             return;
         }
         let address = without_peer(address);
-        if !self.addresses.contains_key(&address)
-            && self.addresses.len() >= self.config.max_verdict_addresses()
-        {
+        // Most servers do not speak WebRTC, and fail for that alone.
+        let is_known = self.addresses.contains_key(&address);
+        if !reachable && !is_known && Transport::of(&address) == Transport::WebRtc {
+            return;
+        }
+        if !is_known && self.addresses.len() >= self.config.max_verdict_addresses() {
             self.forget_oldest();
         }
         let verdicts = self.addresses.entry(address).or_insert(OfAddress {

@@ -57,6 +57,27 @@ fn two_servers_make_an_address_believed_and_the_node_public() {
 }
 
 #[test]
+fn a_server_that_does_not_speak_webrtc_says_nothing_of_the_node() {
+    let mut bench = bench(|config| config);
+    let webrtc = "/ip4/203.0.113.10/udp/9102/webrtc-direct";
+    for _ in 0..10 {
+        bench.verdict(PeerId::random(), webrtc, false);
+    }
+    assert_eq!(bench.core.status(), NatStatus::Unknown);
+    let servers = [PeerId::random(), PeerId::random()];
+    for server in servers {
+        bench.verdict(server, webrtc, true);
+    }
+    let confirmed = Output::Confirm(parsed(webrtc));
+    assert!(bench.outputs().contains(&confirmed));
+    for server in servers {
+        bench.verdict(server, webrtc, false);
+    }
+    let withdrawn = Output::Expire(parsed(webrtc));
+    assert!(bench.outputs().contains(&withdrawn));
+}
+
+#[test]
 fn an_address_that_only_known_servers_reach_is_not_believed() {
     let mut bench = bench(|config| config);
     for _ in 0..4 {

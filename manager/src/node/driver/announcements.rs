@@ -9,7 +9,10 @@ use libp2p::Multiaddr;
 
 use super::Driver;
 use crate::{
-    behaviour::relay_server_config, error::AnnounceError, node::now, strategy::Path,
+    behaviour::relay_server_config,
+    error::AnnounceError,
+    node::now,
+    strategy::{Path, best_transports},
     unrelayed::Unrelayed,
 };
 
@@ -57,12 +60,11 @@ impl Driver {
         if self.pubsub().is_none() {
             return;
         }
-        let addresses: Vec<_> = self
+        let direct = self
             .swarm
             .external_addresses()
-            .filter(|address| Path::of(address) == Path::Direct)
-            .cloned()
-            .collect();
+            .filter(|address| Path::of(address) == Path::Direct);
+        let addresses = best_transports(direct.cloned().collect());
         let relays = self.swarm.behaviour().relay_server.is_enabled() && !addresses.is_empty();
         let announcement = relays
             .then(|| self.relay_announcement(&addresses))
