@@ -66,6 +66,22 @@ impl Cells {
         }
     }
 
+    /// Does not work, and that is the fault of what we are built on: the test fails once it does.
+    pub async fn fault(
+        &mut self,
+        name: &str,
+        fault: &str,
+        attempt: impl Future<Output = Result<(), Error>>,
+    ) {
+        match tokio::time::timeout(DEFECT_PATIENCE, attempt).await {
+            Ok(Ok(())) => {
+                self.push(name, Outcome::Works);
+                self.fail(name, "works by now: take the note of the fault away");
+            }
+            _ => self.push(name, Outcome::Fault(fault.to_owned())),
+        }
+    }
+
     /// The peer cannot do it, or we cannot.
     pub fn unsupported(&mut self, name: &str, why: &str) {
         self.push(name, Outcome::Unsupported(why.to_owned()));

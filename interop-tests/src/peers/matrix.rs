@@ -28,6 +28,8 @@ pub enum Outcome {
     Fails(String),
     /// It failed because of the peer.
     Defect(String),
+    /// It failed because of a library of ours.
+    Fault(String),
     /// Not tried: the peer cannot do it, or we cannot.
     Unsupported(String),
 }
@@ -38,6 +40,7 @@ impl Display for Outcome {
             Self::Works => f.write_str("ok"),
             Self::Fails(why) => write!(f, "FAILED ({why})"),
             Self::Defect(why) => write!(f, "the peer's defect ({why})"),
+            Self::Fault(why) => write!(f, "our library's fault ({why})"),
             Self::Unsupported(why) => write!(f, "not supported ({why})"),
         }
     }
@@ -129,6 +132,9 @@ fn table(text: &mut String, area: &str, cells: &[&Cell]) {
                 }
                 Some(Outcome::Defect(why)) => {
                     write!(text, " no ({}) |", note("The peer's defect: ", why))
+                }
+                Some(Outcome::Fault(why)) => {
+                    write!(text, " no ({}) |", note("Our library's fault: ", why))
                 }
                 Some(Outcome::Unsupported(why)) => write!(text, " – ({}) |", note("", why)),
             };

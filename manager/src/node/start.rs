@@ -115,6 +115,11 @@ fn swarm(
             source: source.into(),
         }
     })?;
+    #[cfg(feature = "webrtc")]
+    let transport = match config.listens_over_webrtc() {
+        true => transport::with_webrtc(transport, keypair, config.webrtc_certificate_file())?,
+        false => transport,
+    };
     let behaviour = Behaviour::new(config, keypair, swarm_key, store, relay_client, ports)?;
     let swarm_config =
         swarm::Config::with_executor(move |task| executor(Box::pin(Compat::new(task))))
