@@ -13,7 +13,7 @@ use anypath::{
     SessionOptions,
     libp2p::{Multiaddr, multiaddr::Protocol},
 };
-use common::{Host, SOON, alone, blocks, tokio_executor};
+use common::{Host, SOON, TCP, alone, blocks, tokio_executor};
 use tokio::{net::UdpSocket, time::timeout};
 
 const WEBRTC: &str = "/ip4/127.0.0.1/udp/0/webrtc-direct";
@@ -55,8 +55,8 @@ async fn a_node_that_listens_on_both_ip_versions_dials_from_the_right_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_listens_nowhere_dials_and_gives_and_takes() {
-    let (listener, dialler) = (host(&[WEBRTC]).await, host(&[]).await);
+async fn a_node_that_does_not_listen_for_webrtc_dials_gives_and_takes() {
+    let (listener, dialler) = (host(&[WEBRTC]).await, host(&[TCP]).await);
     let connected = timeout(SOON, dialler.node.connect(listener.addresses().remove(0))).await;
     assert_eq!(connected.unwrap().unwrap(), listener.node.peer_id());
     for (from, to) in [(&listener, &dialler), (&dialler, &listener)] {
@@ -76,7 +76,7 @@ fn with(address: &Multiaddr, replace: impl Fn(Protocol<'_>) -> Protocol<'static>
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_certificate_and_another_peer_are_refused() {
-    let (listener, dialler) = (host(&[WEBRTC]).await, host(&[]).await);
+    let (listener, dialler) = (host(&[WEBRTC]).await, host(&[TCP]).await);
     let address = listener.addresses().remove(0);
     let other = host(&[WEBRTC]).await;
     let others = other.addresses().remove(0);
@@ -134,7 +134,7 @@ async fn strangers_who_send_anything_keep_nobody_off() {
             socket.send_to(&packet, to).await.unwrap();
         }
     }
-    let dialler = host(&[]).await;
+    let dialler = host(&[TCP]).await;
     timeout(SOON, dialler.node.connect(address)).await.unwrap().unwrap();
     for host in [target, dialler] {
         host.node.shutdown().await;

@@ -141,10 +141,6 @@ impl Driver {
         }
     }
 
-    pub(super) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
-
     /// Drives the connection until it is closed.
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<CloseReason> {
         let shared = self.shared.clone();

@@ -42,6 +42,9 @@ const MAX_OUTBOUND: usize = 1024;
 /// Data channels that were reset, and whose numbers the peer has not given back. One that leaves more is up to something.
 pub(super) const MAX_CLOSING: usize = 4096;
 
+/// Data channels that are reset at a time: `sctp-proto` names all in one packet, which has to pass.
+const MAX_RESETTING: usize = 256;
+
 /// Data of all streams that waits to be read, beside what SCTP holds.
 pub(super) const MAX_RECEIVED: usize = 1024 * 1024;
 
@@ -121,8 +124,10 @@ enum Channel {
     /// The peer has begun to open it.
     Opening,
     Open(StreamKey),
-    /// It was reset, by whomever: its number is not free yet.
-    Closing,
+    /// It was reset, by whomever, and its number is not free yet; or it has to wait until SCTP is asked to.
+    Closing {
+        is_asked: bool,
+    },
 }
 
 /// One connection.
@@ -143,6 +148,9 @@ pub(crate) struct Connection {
     inbound: usize,
     outbound: usize,
     closing: usize,
+    /// Of those, the ones that SCTP was asked to reset, and the others.
+    resetting: usize,
+    to_reset: VecDeque<u16>,
     next_key: u64,
     next_id: u16,
     lingering: VecDeque<(Instant, StreamKey)>,
@@ -221,6 +229,8 @@ impl Connection {
             inbound: 0,
             outbound: 0,
             closing: 0,
+            resetting: 0,
+            to_reset: VecDeque::new(),
             next_key: 0,
             // 0 is the handshake's.
             next_id: if is_client { 2 } else { 1 },
@@ -331,6 +341,7 @@ impl Connection {
     }
 
     /// Where the peer is.
+    #[cfg(test)]
     pub(crate) fn path(&self) -> Option<Path> {
         self.ice.path()
     }

@@ -138,7 +138,7 @@ impl Pair {
             };
             while let Some(transmit) = end.connection.poll_transmit(self.now) {
                 for bytes in transmit.bytes.chunks(transmit.segment) {
-                    assert!(bytes.len() <= 1232, "{} bytes", bytes.len());
+                    assert!(bytes.len() <= 1472, "{} bytes", bytes.len());
                     if self.link.is_cut || self.random.random_range(0..100) < self.link.loss {
                         continue;
                     }

@@ -15,8 +15,9 @@ pub(super) const RECEIVE_BUFFER: u32 = 1024 * 1024;
 /// The largest SCTP message that is taken: a frame, and the length of the next one. A larger one ends the association.
 const MAX_MESSAGE: u32 = 64 * 1024;
 
-/// What DTLS 1.2 with AES-GCM, and SCTP's two headers, add to data, in a datagram that passes where IPv6 does (1280 bytes).
-const MAX_PAYLOAD: u32 = 1280 - 40 - 8 - (13 + 8 + 16) - (12 + 16) - 3;
+/// What DTLS 1.2 with AES-GCM, and SCTP's two headers, add to data, in a datagram that passes where IPv6 does (1280 bytes). `sctp-proto`
+/// forgets a header and paddings where it puts several chunks into one packet, so that many of one byte make up to 1440.
+const MAX_PAYLOAD: u32 = 1280 - 40 - 8 - (13 + 8 + 16) - (12 + 16) - 16 - 3;
 
 /// libwebrtc's, in milliseconds. The standard's are those of the telephone network: 3, 1 and 60 s.
 const RTO_INITIAL: u64 = 500;

@@ -40,7 +40,7 @@ enum Receive {
 pub(super) struct Stream {
     send: Send,
     receive: Receive,
-    pub(super) decoder: Decoder,
+    decoder: Decoder,
     data: VecDeque<Bytes>,
     buffered: usize,
     /// When it was last found empty, or read from.
@@ -48,6 +48,10 @@ pub(super) struct Stream {
     /// Nobody holds it any more.
     pub(super) is_dropped: bool,
     pub(super) is_lingering: bool,
+    /// What comes is no frames.
+    is_broken: bool,
+    /// We gave it up; whoever reads is told so.
+    is_aborted: bool,
 }
 
 impl Stream {
@@ -61,6 +65,8 @@ impl Stream {
             read_at: now,
             is_dropped: false,
             is_lingering: false,
+            is_broken: false,
+            is_aborted: false,
         }
     }
 
@@ -73,9 +79,21 @@ impl Stream {
         self.buffered < READ_AHEAD
     }
 
-    /// Takes the next frame out of what `decoder` got. The flag is to be answered.
+    /// Whether its data is thrown away, which takes no room. It has to be taken: SCTP keeps it for all to see otherwise.
+    pub(super) fn discards(&self) -> bool {
+        self.receive != Receive::Open
+    }
+
+    /// Where what arrives goes, if it is of any use.
+    pub(super) fn decoder(&mut self) -> Option<&mut Decoder> {
+        (!self.is_broken).then_some(&mut self.decoder)
+    }
+
+    /// Takes the next frame out of what the decoder got. The flag is to be answered.
     pub(super) fn next(&mut self, now: Instant) -> Result<Option<Option<Flag>>, Malformed> {
-        let Some(message) = self.decoder.next()? else {
+        let next = self.decoder.next();
+        self.is_broken |= next.is_err();
+        let Some(message) = next? else {
             return Ok(None);
         };
         Ok(Some(self.on_message(message, now)))
@@ -162,6 +180,9 @@ impl Stream {
             return Some(Ok(length));
         }
         match self.receive {
+            Receive::Stopped { .. } if self.is_aborted => {
+                Some(Err(io::ErrorKind::ConnectionReset.into()))
+            }
             Receive::Open => None,
             Receive::Ended | Receive::Stopped { .. } => Some(Ok(0)),
             Receive::Reset => Some(Err(io::ErrorKind::ConnectionReset.into())),
@@ -206,9 +227,8 @@ impl Stream {
 
     /// It has broken the rules, or overrun us: the same, but what is read of it is an error.
     pub(super) fn abort(&mut self) -> [Option<Flag>; 2] {
-        let flags = self.give_up();
-        self.receive = Receive::Reset;
-        flags
+        self.is_aborted = true;
+        self.give_up()
     }
 
     /// Neither end has anything more to say: the channel can go.

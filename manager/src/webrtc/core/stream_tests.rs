@@ -13,10 +13,8 @@ fn stream() -> Stream {
 }
 
 fn take(stream: &mut Stream, frame: &Bytes) -> Option<Flag> {
-    stream
-        .decoder
-        .space(frame.len())
-        .copy_from_slice(frame);
+    let decoder = stream.decoder().unwrap();
+    decoder.space(frame.len()).copy_from_slice(frame);
     let answer = stream.next(Instant::now()).unwrap().unwrap();
     assert_eq!(stream.next(Instant::now()), Ok(None));
     answer

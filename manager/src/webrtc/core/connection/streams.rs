@@ -8,7 +8,7 @@ use web_time::Instant;
 
 use super::{
     Channel, CloseReason, Connection, Event, Fingerprints, LINGER, MAX_INBOUND, MAX_OUTBOUND,
-    MAX_CLOSING, MAX_RECEIVED, MAX_SENDING, FULL_WINDOW, MAX_SENDING_PER_STREAM, STALL, StreamKey,
+    MAX_CLOSING, MAX_RECEIVED, MAX_RESETTING, MAX_SENDING, FULL_WINDOW, MAX_SENDING_PER_STREAM, STALL, StreamKey,
 };
 use crate::webrtc::core::{
     dcep::{self, Dcep},
@@ -163,7 +163,7 @@ impl Connection {
             let key = match self.channels.get(&id) {
                 Some(Channel::Opening) => None,
                 Some(Channel::Open(key)) => Some(*key),
-                Some(Channel::Closing) | None => return,
+                Some(Channel::Closing { .. }) | None => return,
             };
             if !self.has_room(key) {
                 self.unread.insert(id);
@@ -184,7 +184,7 @@ impl Connection {
                 _ => false,
             };
             if !is_fine {
-                return self.abort(id, now);
+                self.abort(id, now);
             }
         }
     }
@@ -192,8 +192,7 @@ impl Connection {
     fn has_room(&self, key: Option<StreamKey>) -> bool {
         let stream = key.and_then(|key| self.streams.get(&key));
         match stream {
-            // Its data is thrown away.
-            Some((_, stream)) if stream.is_dropped => true,
+            Some((_, stream)) if stream.discards() => true,
             Some((_, stream)) => stream.wants_more() && self.received < MAX_RECEIVED,
             None => self.received < MAX_RECEIVED,
         }
@@ -204,7 +203,10 @@ impl Connection {
             return false;
         };
         let before = stream.buffered();
-        let _ = message.read(stream.decoder.space(message.len()));
+        let Some(decoder) = stream.decoder() else {
+            return true;
+        };
+        let _ = message.read(decoder.space(message.len()));
         let mut answers = Vec::new();
         let is_fine = loop {
             match stream.next(now) {
@@ -247,35 +249,36 @@ impl Connection {
         }
     }
 
-    /// The peer breaks the rules on a stream, or overruns it.
+    /// The peer breaks the rules on a stream, or overruns it. What it still sends is thrown away, until it has had the time to hear of it.
     fn abort(&mut self, id: u16, now: Instant) {
-        match self.channels.get(&id) {
-            Some(Channel::Open(key)) => {
-                let key = *key;
-                if let Some((_, stream)) = self.streams.get_mut(&key) {
-                    self.received -= stream.buffered();
-                    for flag in stream.abort() {
-                        self.send_flag(id, flag);
-                    }
-                }
-                self.events.push_back(Event::Changed(key));
-                self.close_channel(id);
-                self.settle(key, now);
+        let Some(Channel::Open(key)) = self.channels.get(&id).copied() else {
+            return self.refuse(id);
+        };
+        if let Some((_, stream)) = self.streams.get_mut(&key) {
+            self.received -= stream.buffered();
+            for flag in stream.abort() {
+                self.send_flag(id, flag);
             }
-            _ => self.refuse(id),
         }
+        self.events.push_back(Event::Changed(key));
+        self.settle(key, now);
+        self.unread.insert(id);
     }
 
     /// The peer has closed the channel.
     pub(super) fn on_finished(&mut self, id: u16) {
         self.unread.remove(&id);
-        let before = self.channels.insert(id, Channel::Closing);
+        let closing = Channel::Closing { is_asked: true };
+        let before = self.channels.insert(id, closing);
+        if before != Some(closing) {
+            self.resetting += 1;
+        }
         self.release(id, before);
     }
 
     /// The channel of `id` was this one, and is closing now.
     fn release(&mut self, id: u16, before: Option<Channel>) {
-        if before == Some(Channel::Closing) {
+        if matches!(before, Some(Channel::Closing { .. })) {
             return;
         }
         self.closing += 1;
@@ -315,21 +318,46 @@ impl Connection {
     }
 
     pub(super) fn on_reset_complete(&mut self, id: u16) {
-        if self.channels.get(&id) == Some(&Channel::Closing) {
-            self.channels.remove(&id);
-            self.closing -= 1;
+        if self.channels.get(&id) != Some(&Channel::Closing { is_asked: true }) {
+            return;
+        }
+        self.channels.remove(&id);
+        self.closing -= 1;
+        self.resetting -= 1;
+        while self.resetting < MAX_RESETTING
+            && let Some(id) = self.to_reset.pop_front()
+        {
+            if self.channels.get(&id) == Some(&Channel::Closing { is_asked: false }) {
+                self.ask_for_reset(id);
+            }
         }
     }
 
     /// Resets the channel, after what was written to it.
     fn close_channel(&mut self, id: u16) {
         self.unread.remove(&id);
-        let before = self.channels.insert(id, Channel::Closing);
-        let channel = self.channel(id);
-        if let Some(mut channel) = channel {
-            let _ = channel.close();
+        let closing = Channel::Closing { is_asked: false };
+        let before = self.channels.insert(id, closing);
+        if let Some(before @ Channel::Closing { .. }) = before {
+            self.channels.insert(id, before);
+            return;
+        }
+        if self.resetting < MAX_RESETTING {
+            self.ask_for_reset(id);
+        } else {
+            self.to_reset.push_back(id);
         }
         self.release(id, before);
+    }
+
+    fn ask_for_reset(&mut self, id: u16) {
+        let closing = Channel::Closing { is_asked: true };
+        self.channels.insert(id, closing);
+        self.resetting += 1;
+        self.has_written = true;
+        if let Some(mut channel) = self.channel(id) {
+            let _ = channel.close();
+        }
     }
 
     /// Closes the channel of a stream on which all is said, and has others wait for it.
@@ -410,7 +438,7 @@ impl Connection {
         channel.map_or(0, |channel| channel.buffered_amount().unwrap_or_default())
     }
 
-    fn all_sending(&mut self) -> usize {
+    pub(super) fn all_sending(&mut self) -> usize {
         let ids: Vec<u16> = self.streams.values().map(|(id, _)| *id).collect();
         ids.into_iter().map(|id| self.sending(id)).sum()
     }
@@ -430,13 +458,13 @@ impl Connection {
         }
     }
 
-    fn send(&mut self, id: u16, frame: Bytes) -> bool {
+    pub(super) fn send(&mut self, id: u16, frame: Bytes) -> bool {
         self.has_written = true;
         let channel = self.channel(id);
         channel.is_some_and(|mut channel| channel.write_chunks(&mut [frame]).is_ok())
     }
 
-    fn send_flag(&mut self, id: u16, flag: Option<Flag>) {
+    pub(super) fn send_flag(&mut self, id: u16, flag: Option<Flag>) {
         if let Some(flag) = flag {
             self.send(id, encode_flag(flag));
         }
@@ -452,7 +480,9 @@ impl Connection {
         self.blocked.clear();
         self.unread.clear();
         self.lingering.clear();
+        self.to_reset.clear();
         self.full_since = None;
+        self.resetting = 0;
         (self.inbound, self.outbound, self.closing) = (0, 0, 0);
     }
 
