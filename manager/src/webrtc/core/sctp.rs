@@ -19,6 +19,8 @@ const MAX_MESSAGE: u32 = 64 * 1024;
 /// forgets a header and paddings where it puts several chunks into one packet, so that many of one byte make up to 1440.
 const MAX_PAYLOAD: u32 = 1280 - 40 - 8 - (13 + 8 + 16) - (12 + 16) - 16 - 3;
 
+const _: () = assert!(super::message::MAX_SENT_BYTES == 3 * MAX_PAYLOAD as usize);
+
 /// libwebrtc's, in milliseconds. The standard's are those of the telephone network: 3, 1 and 60 s.
 const RTO_INITIAL: u64 = 500;
 const RTO_MIN: u64 = 400;
@@ -162,7 +164,7 @@ fn transport() -> Arc<TransportConfig> {
     let transport = TransportConfig::default()
         .with_max_receive_buffer_size(RECEIVE_BUFFER)
         .with_max_receive_message_size(MAX_MESSAGE)
-        .with_max_send_message_size(super::message::MAX_FRAME_BYTES as u32)
+        .with_max_send_message_size(super::message::MAX_SENT_BYTES as u32)
         .with_max_init_retransmits(None)
         .with_max_data_retransmits(None)
         .with_rto_initial_ms(RTO_INITIAL)
