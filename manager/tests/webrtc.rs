@@ -80,7 +80,9 @@ async fn another_certificate_and_another_peer_are_refused() {
     let address = listener.addresses().remove(0);
     let other = host(&[WEBRTC]).await;
     let others = other.addresses().remove(0);
-    let certhash = others.iter().find(|part| matches!(part, Protocol::Certhash(_)));
+    let certhash = others
+        .iter()
+        .find(|part| matches!(part, Protocol::Certhash(_)));
     let certhash = certhash.unwrap().acquire();
     let wrong_certificate = with(&address, |part| match part {
         Protocol::Certhash(_) => certhash.clone(),
@@ -94,7 +96,10 @@ async fn another_certificate_and_another_peer_are_refused() {
         let connected = timeout(SOON, dialler.node.connect(wrong)).await.unwrap();
         assert!(connected.is_err());
     }
-    timeout(SOON, dialler.node.connect(address)).await.unwrap().unwrap();
+    timeout(SOON, dialler.node.connect(address))
+        .await
+        .unwrap()
+        .unwrap();
     for host in [listener, dialler, other] {
         host.node.shutdown().await;
     }
@@ -135,7 +140,10 @@ async fn strangers_who_send_anything_keep_nobody_off() {
         }
     }
     let dialler = host(&[TCP]).await;
-    timeout(SOON, dialler.node.connect(address)).await.unwrap().unwrap();
+    timeout(SOON, dialler.node.connect(address))
+        .await
+        .unwrap()
+        .unwrap();
     for host in [target, dialler] {
         host.node.shutdown().await;
     }

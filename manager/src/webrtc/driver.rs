@@ -337,4 +337,3 @@ impl Drop for Driver {
         inner.driver = None;
     }
 }
-

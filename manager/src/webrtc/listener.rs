@@ -276,7 +276,12 @@ impl Listener {
         if let Some(ip) = incoming.path.local {
             local.set_ip(ip);
         }
-        let address = |socket, fingerprint| Multiaddr::from(Address { socket, fingerprint });
+        let address = |socket, fingerprint| {
+            Multiaddr::from(Address {
+                socket,
+                fingerprint,
+            })
+        };
         TransportEvent::Incoming {
             listener_id: self.id,
             local_addr: address(local, Some(self.certificate.fingerprint)),

@@ -122,7 +122,12 @@ impl libp2p::Transport for Transport {
             let core = Connection::dial(path, fingerprint, &certificate, seed, now);
             let core = core.ok_or(Error::Cryptography)?;
             let source = Source::Own(ReceiveBuffer::default());
-            upgrade(Driver::new(core, Arc::new(socket), source), Role::Client, keypair).await
+            upgrade(
+                Driver::new(core, Arc::new(socket), source),
+                Role::Client,
+                keypair,
+            )
+            .await
         };
         Ok(dial.boxed())
     }
@@ -137,4 +142,3 @@ impl libp2p::Transport for Transport {
         }
     }
 }
-

@@ -371,13 +371,10 @@ impl Connection {
     }
 
     fn drive_dtls(&mut self, now: Instant, datagram: Option<&[u8]>) {
-        let handled = self
-            .dtls
-            .handle_timeout(now)
-            .and_then(|()| match datagram {
-                Some(datagram) => self.dtls.handle_packet(datagram),
-                None => Ok(()),
-            });
+        let handled = self.dtls.handle_timeout(now).and_then(|()| match datagram {
+            Some(datagram) => self.dtls.handle_packet(datagram),
+            None => Ok(()),
+        });
         if let Err(error) = handled {
             tracing::debug!(%error, "DTLS failed");
             return self.close_with(CloseReason::Dtls);
@@ -455,7 +452,7 @@ impl Connection {
         match event {
             StreamEvent::Readable { id } => self.on_readable(*id, now),
             StreamEvent::Finished { id } => self.on_finished(*id),
-            StreamEvent::ResetComplete { id } => self.on_reset_complete(*id),
+            StreamEvent::ResetComplete { id } => self.on_reset_complete(*id, now),
             _ => {}
         }
     }

@@ -34,8 +34,7 @@ pub(super) fn parse(message: &[u8]) -> Dcep {
             protocol_low,
             names @ ..,
         ] => {
-            let length =
-                |high: &u8, low: &u8| usize::from(u16::from_be_bytes([*high, *low]));
+            let length = |high: &u8, low: &u8| usize::from(u16::from_be_bytes([*high, *low]));
             let expected = length(label_high, label_low) + length(protocol_high, protocol_low);
             if names.len() == expected {
                 Dcep::Open

@@ -174,12 +174,22 @@ impl Pair {
         {
             let (of_client, of_server) = paths();
             match flight.to_server {
-                true => self.server.connection.handle_datagram(of_client, &flight.bytes, self.now),
-                false => self.client.connection.handle_datagram(of_server, &flight.bytes, self.now),
+                true => self
+                    .server
+                    .connection
+                    .handle_datagram(of_client, &flight.bytes, self.now),
+                false => self
+                    .client
+                    .connection
+                    .handle_datagram(of_server, &flight.bytes, self.now),
             }
         } else {
             for end in [&mut self.client, &mut self.server] {
-                if end.connection.poll_timeout().is_some_and(|due| due <= self.now) {
+                if end
+                    .connection
+                    .poll_timeout()
+                    .is_some_and(|due| due <= self.now)
+                {
                     end.connection.handle_timeout(self.now);
                 }
             }

@@ -188,7 +188,14 @@ mod tests {
         wrong_key[end] ^= 1;
         let name = "libp2p+webrtc+v9/abcdefgh";
         let other_name = stun::tests::forged(&format!("{name}:{name}"), name);
-        for packet in [&wrong_key[..], &other_name, &[], &[0; 40], &[22; 100], b"GET /"] {
+        for packet in [
+            &wrong_key[..],
+            &other_name,
+            &[],
+            &[0; 40],
+            &[22; 100],
+            b"GET /",
+        ] {
             for port in 1..1000 {
                 assert_eq!(router.route(source(1, port), packet), Route::Drop);
             }

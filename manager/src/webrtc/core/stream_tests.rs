@@ -32,7 +32,10 @@ fn data_is_read_to_its_end_and_the_end_is_acknowledged() {
     assert!(read(&mut stream).is_none());
     take(&mut stream, &encode_data(b"abc"));
     take(&mut stream, &encode_data(b"de"));
-    assert_eq!(take(&mut stream, &encode_flag(Flag::Fin)), Some(Flag::FinAck));
+    assert_eq!(
+        take(&mut stream, &encode_flag(Flag::Fin)),
+        Some(Flag::FinAck)
+    );
     assert_eq!(read(&mut stream).unwrap().unwrap(), b"abcd");
     assert_eq!(read(&mut stream).unwrap().unwrap(), b"e");
     assert_eq!(read(&mut stream).unwrap().unwrap(), b"");
@@ -77,7 +80,10 @@ fn what_is_dropped_says_so_and_waits_for_the_other_end() {
     assert!(stream.is_ending() && !stream.is_over());
     take(&mut stream, &encode_data(b"more"));
     assert_eq!(stream.buffered(), 0);
-    assert_eq!(take(&mut stream, &encode_flag(Flag::Fin)), Some(Flag::FinAck));
+    assert_eq!(
+        take(&mut stream, &encode_flag(Flag::Fin)),
+        Some(Flag::FinAck)
+    );
     assert!(stream.is_over());
     assert_eq!(stream.give_up(), [None, None]);
 }

@@ -182,7 +182,11 @@ fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
 fn finish(mut message: Vec<u8>, key: &str) -> Vec<u8> {
     let at = message.len();
     if let Some(mac) = integrity(&message, at, key) {
-        attribute(&mut message, MESSAGE_INTEGRITY, &mac.finalize().into_bytes());
+        attribute(
+            &mut message,
+            MESSAGE_INTEGRITY,
+            &mac.finalize().into_bytes(),
+        );
     }
     let with_fingerprint = (message.len() + 8 - HEADER) as u16;
     set_length(&mut message, with_fingerprint);
@@ -268,7 +272,10 @@ pub(crate) mod tests {
             nominates: false,
         };
         let answer = write_response(&request, "192.0.2.1:32853".parse().unwrap());
-        assert_eq!(answer[20..32], *b"\x00\x20\x00\x08\x00\x01\xa1\x47\xe1\x12\xa6\x43");
+        assert_eq!(
+            answer[20..32],
+            *b"\x00\x20\x00\x08\x00\x01\xa1\x47\xe1\x12\xa6\x43"
+        );
     }
 
     #[test]
@@ -281,7 +288,10 @@ pub(crate) mod tests {
         for (username, key) in [
             (format!("{good}:{good}"), "another"),
             (good.to_owned(), good),
-            ("libp2p+webrtc+v3/abcdefgh:x".to_owned(), "libp2p+webrtc+v3/abcdefgh"),
+            (
+                "libp2p+webrtc+v3/abcdefgh:x".to_owned(),
+                "libp2p+webrtc+v3/abcdefgh",
+            ),
             ("abcd:abcd".to_owned(), "abcd"),
             (format!("{good}\n:x"), good),
             (format!("{good}{}:x", "a".repeat(300)), good),

@@ -7,8 +7,9 @@ use sctp_proto::{Chunks, PayloadProtocolIdentifier as Ppid};
 use web_time::Instant;
 
 use super::{
-    Channel, CloseReason, Connection, Event, Fingerprints, LINGER, MAX_INBOUND, MAX_OUTBOUND,
-    MAX_CLOSING, MAX_RECEIVED, MAX_RESETTING, MAX_SENDING, FULL_WINDOW, MAX_SENDING_PER_STREAM, STALL, StreamKey,
+    Channel, CloseReason, Connection, Event, FULL_WINDOW, Fingerprints, LINGER, MAX_CLOSING,
+    MAX_INBOUND, MAX_OUTBOUND, MAX_RECEIVED, MAX_RESETTING, MAX_SENDING, MAX_SENDING_PER_STREAM,
+    STALL, StreamKey,
 };
 use crate::webrtc::core::{
     dcep::{self, Dcep},
@@ -34,7 +35,10 @@ impl Connection {
         let first = if self.is_client { 2 } else { 1 };
         for _ in 0..LAST_ID / 2 {
             let id = self.next_id;
-            self.next_id = id.checked_add(2).filter(|id| *id <= LAST_ID).unwrap_or(first);
+            self.next_id = id
+                .checked_add(2)
+                .filter(|id| *id <= LAST_ID)
+                .unwrap_or(first);
             if self.channels.contains_key(&id) {
                 continue;
             }
@@ -169,7 +173,10 @@ impl Connection {
                 self.unread.insert(id);
                 return;
             }
-            let Some(message) = self.channel(id).and_then(|mut channel| channel.read().ok()?) else {
+            let Some(message) = self
+                .channel(id)
+                .and_then(|mut channel| channel.read().ok()?)
+            else {
                 return;
             };
             let is_fine = match (message.ppi, key) {
@@ -317,7 +324,7 @@ impl Connection {
         (id % 2 == 0) != self.is_client
     }
 
-    pub(super) fn on_reset_complete(&mut self, id: u16) {
+    pub(super) fn on_reset_complete(&mut self, id: u16, now: Instant) {
         if self.channels.get(&id) != Some(&Channel::Closing { is_asked: true }) {
             return;
         }
@@ -330,6 +337,10 @@ impl Connection {
             if self.channels.get(&id) == Some(&Channel::Closing { is_asked: false }) {
                 self.ask_for_reset(id);
             }
+        }
+        // The peer may have heard of it first, and have used the number again.
+        if self.channel(id).is_some() {
+            self.on_readable(id, now);
         }
     }
 
@@ -372,7 +383,9 @@ impl Connection {
             }
         } else if id == HANDSHAKE_ID {
             // See `drop_stream`.
-        } else if stream.is_over() {
+        } else if stream.is_over() && (id % 2 == 0) == self.is_client {
+            // Who has opened it closes it. `sctp-proto` answers every reset with one of its own, even after one of its own: the second would
+            // hit the next stream of that number, and browsers use numbers again at once. We count up.
             self.close_channel(id);
         } else if stream.is_ending() && !stream.is_lingering {
             stream.is_lingering = true;
@@ -402,7 +415,10 @@ impl Connection {
         while let Some((read_at, id)) = self.stalled()
             && read_at + STALL <= now
         {
-            tracing::debug!(id, "a stream is reset: what nobody reads keeps all others waiting");
+            tracing::debug!(
+                id,
+                "a stream is reset: what nobody reads keeps all others waiting"
+            );
             self.abort(id, now);
             self.pump_unread(now);
         }
@@ -414,7 +430,10 @@ impl Connection {
         let keeps_others = |id: &u16, stream: &Stream| {
             stream.buffered() > 0 && (self.received >= MAX_RECEIVED || self.unread.contains(id))
         };
-        let stalled = self.streams.values().filter(|(id, stream)| keeps_others(id, stream));
+        let stalled = self
+            .streams
+            .values()
+            .filter(|(id, stream)| keeps_others(id, stream));
         let first = stalled.map(|(id, stream)| (stream.read_at, *id)).min();
         first.map(|(read_at, id)| (read_at.max(since), id))
     }

@@ -143,7 +143,10 @@ fn a_hundred_streams_at_once_arrive_each_on_its_own() {
     for number in 0..100usize {
         let key = pair.client.connection.open(pair.now).unwrap().unwrap();
         let data = pattern(1000 + number);
-        assert_eq!(write_some(&mut pair.client.connection, key, &data), data.len());
+        assert_eq!(
+            write_some(&mut pair.client.connection, key, &data),
+            data.len()
+        );
         pair.client.connection.end(key, pair.now).unwrap();
         streams.push(data);
     }
@@ -191,6 +194,57 @@ fn streams_that_are_over_leave_nothing() {
     // A number is used again.
     pair.client.connection.next_id = 2;
     pair.stream();
+}
+
+#[test]
+fn a_number_that_is_used_again_is_a_new_stream() {
+    let mut pair = Pair::connected(Link::default());
+    for round in 1..100u32 {
+        pair.client.connection.next_id = 2;
+        let (of_client, of_server) = pair.stream();
+        assert_eq!(pair.server.opened.len(), round as usize);
+        pair.client.connection.end(of_client, pair.now).unwrap();
+        pair.client.connection.drop_stream(of_client, pair.now);
+        if round % 2 == 0 {
+            pair.run_for(Duration::from_millis(15));
+        }
+        // It may have heard already that nobody reads.
+        let _ = pair.server.connection.end(of_server, pair.now);
+        pair.server.connection.drop_stream(of_server, pair.now);
+        pair.run_for(Duration::from_millis(500));
+        assert_eq!(pair.client.connection.channels.len(), 1);
+        assert_eq!(pair.server.connection.channels.len(), 1);
+    }
+}
+
+/// See `settle`: `sctp-proto` would reset it twice.
+#[test]
+fn a_stream_of_the_peer_is_for_the_peer_to_close() {
+    let mut pair = Pair::connected(Link::default());
+    let (of_client, of_server) = pair.stream();
+    let id = pair.server.connection.streams[&of_server].0;
+    send_raw(
+        &mut pair.client.connection,
+        of_client,
+        &encode_flag(Flag::Fin),
+    );
+    pair.run_for(Duration::from_millis(100));
+    pair.server.connection.end(of_server, pair.now).unwrap();
+    send_raw(
+        &mut pair.client.connection,
+        of_client,
+        &encode_flag(Flag::FinAck),
+    );
+    pair.run_for(Duration::from_millis(100));
+    pair.server.connection.drop_stream(of_server, pair.now);
+    pair.run_for(Duration::from_secs(5));
+    assert!(matches!(
+        pair.server.connection.channels[&id],
+        Channel::Open(_)
+    ));
+    // But not for ever.
+    pair.run_for(Duration::from_secs(6));
+    assert!(!pair.server.connection.channels.contains_key(&id));
 }
 
 #[test]
@@ -361,7 +415,10 @@ fn a_reader_that_does_not_read_stops_the_writer_and_costs_little() {
         pair.run_for(Duration::from_secs(1));
         // Slowly, but always.
         let mut buffer = [0; 10];
-        let read = pair.server.connection.read(of_server, &mut buffer, pair.now);
+        let read = pair
+            .server
+            .connection
+            .read(of_server, &mut buffer, pair.now);
         assert_eq!(read.unwrap().unwrap(), 10);
     }
     assert!(written < MAX_SENDING_PER_STREAM + RECEIVE_BUFFER as usize + 2 * READ_AHEAD);
@@ -417,7 +474,12 @@ fn many_streams_that_nobody_reads_are_bounded_together() {
     let data = pattern(60_000);
     for _ in 0..20 {
         for key in &keys {
-            if pair.client.connection.write(*key, &data).is_some_and(|w| w.is_err()) {
+            if pair
+                .client
+                .connection
+                .write(*key, &data)
+                .is_some_and(|w| w.is_err())
+            {
                 continue;
             }
         }
@@ -455,8 +517,12 @@ fn datagrams_of_others_are_not_looked_at() {
     let name = Ufrag::random([9; 32]);
     let other = stun::tests::forged(&format!("{0}:{0}", name.as_str()), name.as_str());
     for datagram in [&other[..], &[22; 200], &[], &[0; 20]] {
-        pair.server.connection.handle_datagram(stranger, datagram, pair.now);
-        pair.client.connection.handle_datagram(stranger, datagram, pair.now);
+        pair.server
+            .connection
+            .handle_datagram(stranger, datagram, pair.now);
+        pair.client
+            .connection
+            .handle_datagram(stranger, datagram, pair.now);
     }
     assert!(pair.server.connection.poll_transmit(pair.now).is_none());
     pair.run_until(|pair| pair.client.secured.is_some() && pair.server.secured.is_some());
@@ -472,9 +538,13 @@ fn a_client_with_two_addresses_has_one_connection() {
     };
     // Its other network takes over.
     let check = stun::write_check(&Ufrag::random([7; 32]));
-    pair.server.connection.handle_datagram(second, &check, pair.now);
+    pair.server
+        .connection
+        .handle_datagram(second, &check, pair.now);
     assert_eq!(pair.server.connection.path(), Some(second));
-    pair.server.connection.handle_datagram(paths().0, &check, pair.now);
+    pair.server
+        .connection
+        .handle_datagram(paths().0, &check, pair.now);
     assert_eq!(pair.server.connection.path(), Some(paths().0));
     transfer(&mut pair, stream, &pattern(1000));
 }
