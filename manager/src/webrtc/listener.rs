@@ -276,6 +276,12 @@ impl Listener {
         if let Some(ip) = incoming.path.local {
             local.set_ip(ip);
         }
+        let mut remote = incoming.path.remote;
+        if local.ip().is_loopback() {
+            // Of this machine, from whichever of its addresses: browsers check from all of them, and what neighbours on one machine may say
+            // of themselves goes by this.
+            remote.set_ip(local.ip());
+        }
         let address = |socket, fingerprint| {
             Multiaddr::from(Address {
                 socket,
@@ -285,7 +291,7 @@ impl Listener {
         TransportEvent::Incoming {
             listener_id: self.id,
             local_addr: address(local, Some(self.certificate.fingerprint)),
-            send_back_addr: address(incoming.path.remote, None),
+            send_back_addr: address(remote, None),
             upgrade: self.upgrade(incoming),
         }
     }

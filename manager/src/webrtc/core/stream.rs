@@ -206,7 +206,11 @@ impl Stream {
                 Ok(Some(Flag::Fin))
             }
             Send::Ending | Send::Ended => Ok(None),
-            Send::Stopped => Err(io::ErrorKind::BrokenPipe.into()),
+            Send::Stopped => {
+                // Who reads no more waits for it all the same, to close the channel.
+                self.send = Send::Reset;
+                Ok(Some(Flag::Fin))
+            }
             Send::Reset => Err(io::ErrorKind::ConnectionReset.into()),
         }
     }
@@ -218,7 +222,7 @@ impl Stream {
         if stop.is_some() {
             self.receive = Receive::Stopped { has_ended: false };
         }
-        let reset = (self.send == Send::Open).then_some(Flag::Reset);
+        let reset = matches!(self.send, Send::Open | Send::Stopped).then_some(Flag::Reset);
         if reset.is_some() {
             self.send = Send::Reset;
         }

@@ -208,12 +208,18 @@ fn a_number_that_is_used_again_is_a_new_stream() {
         if round % 2 == 0 {
             pair.run_for(Duration::from_millis(15));
         }
-        // It may have heard already that nobody reads.
-        let _ = pair.server.connection.end(of_server, pair.now);
+        pair.server.connection.end(of_server, pair.now).unwrap();
         pair.server.connection.drop_stream(of_server, pair.now);
-        pair.run_for(Duration::from_millis(500));
-        assert_eq!(pair.client.connection.channels.len(), 1);
-        assert_eq!(pair.server.connection.channels.len(), 1);
+        pair.run_for(Duration::from_secs(1));
+        for connection in [&pair.client.connection, &pair.server.connection] {
+            assert_eq!(
+                connection.channels.len(),
+                1,
+                "{round} {:?} {:?}",
+                connection.channels,
+                connection.streams
+            );
+        }
     }
 }
 
