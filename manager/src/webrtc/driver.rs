@@ -154,11 +154,7 @@ impl Driver {
         }
         loop {
             let is_idle = self.receive(&mut inner.core, context);
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "an adapter, and web_time is std's clock here"
-            )]
-            let now = Instant::now();
+            let now = now();
             if inner.core.poll_timeout().is_some_and(|due| due <= now) {
                 inner.core.handle_timeout(now);
             }
@@ -188,11 +184,7 @@ impl Driver {
     /// Whether everything was taken that has arrived.
     fn receive(&mut self, core: &mut Connection, context: &mut Context<'_>) -> bool {
         for _ in 0..MAX_ROUNDS {
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "an adapter, and web_time is std's clock here"
-            )]
-            let now = Instant::now();
+            let now = now();
             match &mut self.source {
                 Source::Own(buffer) => {
                     let each = |path: Path, datagram: &[u8]| {
@@ -299,11 +291,7 @@ impl Driver {
 
     /// A stream of ours. Whoever drives the connection is woken when there is room for one.
     pub(super) fn poll_outbound(&mut self) -> Poll<io::Result<Stream>> {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "an adapter, and web_time is std's clock here"
-        )]
-        let now = Instant::now();
+        let now = now();
         let mut inner = self.shared.lock();
         let opened = inner.core.open(now);
         inner.after_use();
@@ -314,6 +302,14 @@ impl Driver {
             Err(error) => Poll::Ready(Err(error)),
         }
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the adapters' clock, and web_time is std's here"
+)]
+pub(super) fn now() -> Instant {
+    Instant::now()
 }
 
 pub(super) fn closed(reason: CloseReason) -> io::Error {
@@ -327,11 +323,7 @@ impl Drop for Driver {
         inner.core.close();
         self.writable = None;
         let mut context = Context::from_waker(Waker::noop());
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "an adapter, and web_time is std's clock here"
-        )]
-        let now = Instant::now();
+        let now = now();
         self.send(&mut inner.core, now, &mut context);
         inner.tell();
         inner.driver = None;

@@ -18,14 +18,13 @@ use libp2p::{
     core::transport::{ListenerId, TransportEvent},
     identity::Keypair,
 };
-use web_time::Instant;
 
 use super::{
     Error,
     address::Address,
     certificate::Certificate,
     core::{Connection, ConnectionId, Path, Route, Router, Ufrag, router::MAX_HANDSHAKES},
-    driver::{Driver, Source},
+    driver::{Driver, Source, now},
     muxer::Muxer,
     noise::{Role, upgrade},
     socket::{ReceiveBuffer, Socket},
@@ -250,15 +249,16 @@ impl Listener {
                     });
                 }
             };
-            let is_ours = |ip: IpAddr| ip.is_ipv4() == self.socket.local().is_ipv4();
+            let is_ipv4 = self.socket.local().is_ipv4();
+            let is_ours = |ip: IpAddr| ip.is_ipv4() == is_ipv4;
             match event {
-                IfEvent::Up(network) if is_ours(network.addr()) => {
-                    if self.announced.insert(network.addr()) {
-                        return Poll::Ready(TransportEvent::NewAddress {
-                            listener_id,
-                            listen_addr: self.address(network.addr()),
-                        });
-                    }
+                IfEvent::Up(network)
+                    if is_ours(network.addr()) && self.announced.insert(network.addr()) =>
+                {
+                    return Poll::Ready(TransportEvent::NewAddress {
+                        listener_id,
+                        listen_addr: self.address(network.addr()),
+                    });
                 }
                 IfEvent::Down(network) if self.announced.remove(&network.addr()) => {
                     return Poll::Ready(TransportEvent::AddressExpired {
@@ -299,11 +299,7 @@ impl Listener {
     fn upgrade(&self, incoming: Incoming) -> Upgrade {
         let (socket, keypair) = (self.socket.clone(), self.keypair.clone());
         let certificate = self.certificate.der.clone();
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "an adapter, and web_time is std's clock here"
-        )]
-        let now = Instant::now();
+        let now = now();
         async move {
             let core = Connection::accept(incoming.ufrag, &certificate, now);
             let core = core.ok_or(Error::Cryptography)?;

@@ -9,11 +9,10 @@ use std::{
 
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
-use web_time::Instant;
 
 use super::{
     core::StreamKey,
-    driver::{Driver, Shared, closed},
+    driver::{Driver, Shared, closed, now},
 };
 
 /// A connection whose peer is known.
@@ -71,14 +70,6 @@ impl Stream {
     pub(super) fn new(shared: Arc<Shared>, key: StreamKey) -> Self {
         Self { shared, key }
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "an adapter, and web_time is std's clock here"
-)]
-fn now() -> Instant {
-    Instant::now()
 }
 
 impl AsyncRead for Stream {

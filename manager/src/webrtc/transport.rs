@@ -17,14 +17,13 @@ use libp2p::{
     },
     identity::Keypair,
 };
-use web_time::Instant;
 
 use super::{
     Error,
     address::Address,
     certificate::Certificate,
     core::{Connection, Path},
-    driver::{Driver, Source},
+    driver::{Driver, Source, now},
     listener::{Listener, Upgrade},
     muxer::Muxer,
     noise::{Role, upgrade},
@@ -113,11 +112,7 @@ impl libp2p::Transport for Transport {
                 remote: server,
                 local: None,
             };
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "an adapter, and web_time is std's clock here"
-            )]
-            let now = Instant::now();
+            let now = now();
             let seed = rand::random();
             let core = Connection::dial(path, fingerprint, &certificate, seed, now);
             let core = core.ok_or(Error::Cryptography)?;

@@ -395,11 +395,7 @@ impl Connection {
                     self.dtls_due = due;
                     break;
                 }
-                Output::Connected => {
-                    if self.is_client {
-                        self.sctp.connect();
-                    }
-                }
+                Output::Connected if self.is_client => self.sctp.connect(),
                 Output::PeerCert(certificate) => {
                     let peer = Fingerprint::of(certificate);
                     self.peer = Some(peer);

@@ -170,6 +170,7 @@ impl Ice {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a simulation begins now")]
 mod tests {
     use super::*;
 

@@ -16,8 +16,10 @@ pub(super) mod stun;
 mod ufrag;
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a simulation begins now")]
 mod pair;
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the time is of no matter here")]
 mod stream_tests;
 
 use std::net::{IpAddr, SocketAddr};

@@ -73,18 +73,18 @@ impl Sctp {
         }
         let packet = Bytes::copy_from_slice(packet);
         match self.endpoint.handle(now, NOWHERE, None, None, packet) {
-            Some((handle, DatagramEvent::NewAssociation(association))) => {
-                if self.association.is_none() {
-                    self.handle = Some(handle);
-                    self.association = Some(association);
-                }
+            Some((handle, DatagramEvent::NewAssociation(association)))
+                if self.association.is_none() =>
+            {
+                self.handle = Some(handle);
+                self.association = Some(association);
             }
             Some((_, DatagramEvent::AssociationEvent(event))) => {
                 if let Some(association) = &mut self.association {
                     association.handle_event(event);
                 }
             }
-            None => {}
+            Some((_, DatagramEvent::NewAssociation(_))) | None => {}
         }
     }
 

@@ -145,7 +145,7 @@ impl Connection {
             while association.accept_stream().is_some() {}
         }
         if !self.channels.contains_key(&id) {
-            let is_of_peer = (id % 2 == 0) != self.is_client;
+            let is_of_peer = id.is_multiple_of(2) != self.is_client;
             if id == HANDSHAKE_ID || !is_of_peer || self.inbound >= MAX_INBOUND {
                 return self.refuse(id);
             }
@@ -321,7 +321,7 @@ impl Connection {
     }
 
     fn is_of_peer(&self, id: u16) -> bool {
-        (id % 2 == 0) != self.is_client
+        id.is_multiple_of(2) != self.is_client
     }
 
     pub(super) fn on_reset_complete(&mut self, id: u16, now: Instant) {
@@ -383,7 +383,7 @@ impl Connection {
             }
         } else if id == HANDSHAKE_ID {
             // See `drop_stream`.
-        } else if stream.is_over() && (id % 2 == 0) == self.is_client {
+        } else if stream.is_over() && id.is_multiple_of(2) == self.is_client {
             // Who has opened it closes it. `sctp-proto` answers every reset with one of its own, even after one of its own: the second would
             // hit the next stream of that number, and browsers use numbers again at once. We count up.
             self.close_channel(id);
