@@ -90,10 +90,11 @@ impl Decoder {
             return Ok(None);
         };
         let length = usize::try_from(length).map_err(|_| Malformed)?;
-        if head + length > MAX_FRAME_BYTES {
+        let whole = head.checked_add(length).ok_or(Malformed)?;
+        if whole > MAX_FRAME_BYTES {
             return Err(Malformed);
         }
-        if self.buffer.len() < head + length {
+        if self.buffer.len() < whole {
             return Ok(None);
         }
         self.buffer.advance(head);
@@ -226,7 +227,7 @@ mod tests {
             decode_pieces([&largest[..]].into_iter()),
             Ok(vec![data(&[7; MOST])])
         );
-        for length in [MAX_FRAME_BYTES, 1 << 20, usize::MAX >> 1] {
+        for length in [MAX_FRAME_BYTES, 1 << 20, usize::MAX >> 1, usize::MAX] {
             let mut head = BytesMut::new();
             put_varint(&mut head, length);
             assert_eq!(decode_pieces([&head[..]].into_iter()), Err(Malformed));
