@@ -318,6 +318,30 @@ async fn blocks_go_both_ways_with_js_over_websocket() -> Result<(), Error> {
 }
 
 #[tokio::test]
+async fn blocks_go_both_ways_with_go_over_webrtc() -> Result<(), Error> {
+    exchange(
+        Implementation::Go,
+        Transport::WebRtc,
+        "bitswap-go-webrtc",
+        go_serves,
+        none,
+    )
+    .await
+}
+
+#[tokio::test]
+async fn blocks_go_both_ways_with_js_over_webrtc() -> Result<(), Error> {
+    exchange(
+        Implementation::Js,
+        Transport::WebRtc,
+        "bitswap-js-webrtc",
+        none,
+        none,
+    )
+    .await
+}
+
+#[tokio::test]
 async fn blocks_go_both_ways_with_py_over_tcp() -> Result<(), Error> {
     exchange(
         Implementation::Py,

@@ -1,7 +1,9 @@
 //! Pages in a browser that know nothing but the address of `anypath start`.
 #![cfg(feature = "foreign")]
 
-use anypath_interop_tests::peers::{Anypath, Cells, Error, Implementation, Peer, Settings};
+use anypath_interop_tests::peers::{
+    Anypath, Cells, Error, Implementation, Peer, Settings, Transport,
+};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use std::future::Future;
@@ -29,11 +31,8 @@ async fn page() -> Result<Peer, Error> {
     Peer::start(Implementation::Browser, &settings).await
 }
 
-async fn start(listen: &str) -> Result<(Anypath, Peer), Error> {
-    let listen = listen
-        .parse()
-        .map_err(|error| Error::Wrong(format!("{listen}: {error}")))?;
-    let node = Anypath::start_with(&listen, &["--relay-server"]).await?;
+async fn start(transport: Transport) -> Result<(Anypath, Peer), Error> {
+    let node = Anypath::start_with(&transport.loopback(), &["--relay-server"]).await?;
     Ok((node, page().await?))
 }
 
@@ -56,8 +55,18 @@ async fn they_dial(page: &mut Peer, node: &Anypath) -> Result<(), Error> {
 
 #[tokio::test]
 async fn pages_meet_and_files_and_messages_pass_both_ways_over_websocket() -> Result<(), Error> {
-    let mut cells = Cells::new("Browser", "browser ws", "browser-ws");
-    let (started, two) = tokio::join!(start("/ip4/127.0.0.1/tcp/0/ws"), page());
+    pages_meet(Transport::WebSocket, "browser-ws").await
+}
+
+#[tokio::test]
+async fn pages_meet_and_files_and_messages_pass_both_ways_over_webrtc() -> Result<(), Error> {
+    pages_meet(Transport::WebRtc, "browser-webrtc").await
+}
+
+async fn pages_meet(transport: Transport, test: &'static str) -> Result<(), Error> {
+    let column = format!("browser {}", transport.name());
+    let mut cells = Cells::new("Browser", column, test);
+    let (started, two) = tokio::join!(start(transport), page());
     let ((node, mut one), mut two) = (started?, two?);
     cells.works(DIALS, they_dial(&mut one, &node)).await;
     cells.works(GETS, they_get(&mut one, &node)).await;

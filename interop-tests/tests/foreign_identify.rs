@@ -267,3 +267,13 @@ async fn py_and_the_command_meet_over_websocket() -> Result<(), Error> {
     )
     .await
 }
+
+#[tokio::test]
+async fn we_and_go_identify_and_ping_each_other_over_webrtc() -> Result<(), Error> {
+    meet(Implementation::Go, Transport::WebRtc, "identify-go-webrtc").await
+}
+
+#[tokio::test]
+async fn we_and_js_identify_and_ping_each_other_over_webrtc() -> Result<(), Error> {
+    meet(Implementation::Js, Transport::WebRtc, "identify-js-webrtc").await
+}

@@ -17,6 +17,7 @@ use crate::config::DEFAULT_API_PORT;
 /// | `config.toml` | the configuration file, see [`crate::config`] |
 /// | `identity.key` | the private key, mode 0600, see [`crate::identity`] |
 /// | `swarm.key` | the key of a private network, put there by its user, see [`crate::swarm_key`] |
+/// | `webrtc.pem` | certificate and key of WebRTC-direct, mode 0600, once the node has listened there |
 /// | `store/` | blocks, pins and small values, see `anypath-tiered-store` |
 /// | `api.json` | address and token of the running node's API, mode 0600 |
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +82,12 @@ impl DataDir {
     #[must_use]
     pub fn swarm_key_file(&self) -> PathBuf {
         self.0.join("swarm.key")
+    }
+
+    /// Certificate and key of WebRTC-direct, which need not exist.
+    #[must_use]
+    pub fn webrtc_certificate_file(&self) -> PathBuf {
+        self.0.join("webrtc.pem")
     }
 
     /// Says where the running node's API is.
@@ -155,7 +162,7 @@ pub enum DataDirError {
 }
 
 /// Writes a file that only its owner can read next to `path` and returns its name; the caller puts it in place.
-pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
     use io::Write as _;
     let temporary = path.with_extension(format!("{:016x}.tmp", rand::random::<u64>()));
     let mut options = fs::OpenOptions::new();
@@ -170,6 +177,19 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
             fs::remove_file(&temporary)?;
             Err(error)
         }
+    }
+}
+
+/// Puts a file in place that only its owner can read, whole or not at all. False: another process has put one there meanwhile, which stays.
+pub(crate) fn create_private(path: &Path, bytes: &[u8]) -> io::Result<bool> {
+    let temporary = write_private(path, bytes)?;
+    // A link, unlike a rename, replaces nothing.
+    let linked = fs::hard_link(&temporary, path);
+    fs::remove_file(&temporary)?;
+    match linked {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -47,6 +47,10 @@ pub enum StartError {
     /// The key of the private network cannot be had.
     #[error(transparent)]
     SwarmKey(#[from] crate::swarm_key::SwarmKeyError),
+    /// There is no certificate for WebRTC-direct.
+    #[cfg(feature = "webrtc")]
+    #[error(transparent)]
+    WebRtcCertificate(#[from] crate::webrtc::CertificateError),
     /// A relay's address cannot be used.
     #[error("cannot use the relay {address}: {source}")]
     Relay {

@@ -7,7 +7,7 @@ use std::{
 
 use libp2p::identity::Keypair;
 
-use crate::data_dir::write_private;
+use crate::data_dir::create_private;
 
 /// The key pair in `path`, or a new Ed25519 one that is written there with mode 0600.
 ///
@@ -27,17 +27,10 @@ pub fn load_or_create(path: &Path) -> Result<Keypair, IdentityError> {
         .map_err(|_| IdentityError::Corrupt {
             path: path.to_owned(),
         })?;
-    let temporary = write_private(path, &bytes).map_err(io_error)?;
-    // A link, unlike a rename, does not replace the key that another process may have created meanwhile.
-    let linked = fs::hard_link(&temporary, path);
-    fs::remove_file(&temporary).map_err(io_error)?;
-    match linked {
-        Ok(()) => Ok(keypair),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            load(path)?.ok_or_else(|| io_error(error))
-        }
-        Err(error) => Err(io_error(error)),
+    if create_private(path, &bytes).map_err(io_error)? {
+        return Ok(keypair);
     }
+    load(path)?.ok_or_else(|| io_error(io::ErrorKind::NotFound.into()))
 }
 
 fn load(path: &Path) -> Result<Option<Keypair>, IdentityError> {

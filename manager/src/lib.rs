@@ -9,6 +9,8 @@ pub mod http;
 pub mod identity;
 pub mod strategy;
 pub mod swarm_key;
+#[cfg(feature = "webrtc")]
+pub mod webrtc;
 pub mod yamux;
 
 mod autonat;

@@ -142,7 +142,7 @@ pub struct ConnectionStatus {
     pub path: Path,
     /// Whether a relay limits what it may carry.
     pub limited: bool,
-    /// `tcp`, `quic` or `websocket`; of a relayed connection that to the relay.
+    /// `tcp`, `quic`, `websocket` or `webrtc`; of a relayed connection that to the relay.
     pub transport: &'static str,
     /// Whether the peer dialled.
     pub inbound: bool,

@@ -1,4 +1,4 @@
-//! The node's sockets: TCP, QUIC and WebSocket behind DNS, and circuits through relays.
+//! The node's sockets: TCP, QUIC and WebSocket behind DNS, WebRTC-direct, and circuits through relays.
 
 mod closing;
 
@@ -24,7 +24,7 @@ use multistream_select::{dialer_select_proto, listener_select_proto};
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::yamux;
-use closing::EndsInTime;
+pub(crate) use closing::EndsInTime;
 
 /// Every transport of the node, authenticated and multiplexed.
 pub(crate) type Transport = Boxed<(PeerId, StreamMuxerBox)>;
@@ -74,6 +74,18 @@ pub(crate) fn build(
         }
     };
     Ok(TransportTimeout::new(either(all, named), TIMEOUT).boxed())
+}
+
+/// WebRTC-direct beside the others, which cannot carry the key of a private network.
+#[cfg(feature = "webrtc")]
+pub(crate) fn with_webrtc(
+    others: Transport,
+    keypair: &Keypair,
+    certificate: Option<&std::path::Path>,
+) -> Result<Transport, crate::webrtc::CertificateError> {
+    let webrtc = crate::webrtc::transport(keypair, certificate)?;
+    let webrtc = TransportTimeout::new(webrtc, TIMEOUT).boxed();
+    Ok(either(webrtc, others))
 }
 
 /// The first one that takes an address has it.

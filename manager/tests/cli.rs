@@ -478,6 +478,46 @@ fn a_private_network_is_joined_with_the_key_in_the_data_directory() {
 }
 
 #[test]
+fn the_webrtc_address_is_the_same_after_a_restart_and_a_damaged_certificate_is_told_of() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let home = Home::new();
+    let start = [
+        "start",
+        "--private",
+        "--no-mdns",
+        "--no-port-mapping",
+        "--port",
+        "0",
+        "--p2p-port",
+        "0",
+        "--webrtc-port",
+        "0",
+    ];
+    let hash = || {
+        let node = Node::spawn(home.anypath(&start));
+        let listen = node.started["listen"].as_array().unwrap();
+        let webrtc = listen.iter().filter_map(Value::as_str).find_map(|address| {
+            let (_, hash) = address.split_once("/webrtc-direct/certhash/")?;
+            Some(hash.split('/').next().unwrap().to_owned())
+        });
+        let status = &home.run(&["status"])[0];
+        let webrtc = webrtc.unwrap();
+        assert!(status.to_string().contains(&webrtc), "{status}");
+        webrtc
+    };
+    assert_eq!(hash(), hash());
+    let certificate = home.path("data/webrtc.pem");
+    let mode = fs::metadata(&certificate).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    fs::write(&certificate, "damaged").unwrap();
+    let error = home.fails(&start);
+    assert!(
+        error.contains("webrtc.pem") && error.contains("move it away"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_server_that_is_killed_and_started_again_serves_the_rest() {
     let (serving, getting) = (Home::new(), Home::new());
     let data = content(64_000_000);

@@ -13,6 +13,7 @@ import { ping } from '@libp2p/ping'
 import { preSharedKey } from '@libp2p/pnet'
 import { pubsubPeerDiscovery } from '@libp2p/pubsub-peer-discovery'
 import { tcp } from '@libp2p/tcp'
+import { webRTCDirect } from '@libp2p/webrtc'
 import { webSockets } from '@libp2p/websockets'
 import { yamux } from '@libp2p/yamux'
 import { blake2b } from '@noble/hashes/blake2.js'
@@ -59,8 +60,13 @@ export async function start (config, discovered) {
   }
   const helia = withBitswap(withLibp2pLight(createHeliaLight({ hashers: [sha512, ...strangers], codecs: [dagCbor] }), {
     addresses: { listen: config.listen, appendAnnounce: config.announce },
-    // QUIC cannot carry the key of a private network.
-    transports: [tcp(), ...(config.swarm_key == null ? [quic()] : []), webSockets(), circuitRelayTransport()],
+    // QUIC and WebRTC cannot carry the key of a private network.
+    transports: [
+      tcp(),
+      ...(config.swarm_key == null ? [quic(), webRTCDirect({ rtcConfiguration: { iceServers: [] } })] : []),
+      webSockets(),
+      circuitRelayTransport()
+    ],
     connectionProtector: config.swarm_key == null ? undefined : preSharedKey({ psk: fromString(config.swarm_key) }),
     connectionEncrypters: [noise()],
     streamMuxers: [yamux()],

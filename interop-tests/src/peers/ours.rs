@@ -549,6 +549,7 @@ fn swarm(
                 .authenticate(noise::Config::new(key)?)
                 .multiplex(yamux::Config::default()))
         })?
+        .with_other_transport(|key| Ok(anypath::webrtc::transport(key, None)?))?
         .with_behaviour(|key| Behaviour {
             identify: identify::Behaviour::new(
                 identify::Config::new("ipfs/0.1.0".to_owned(), key.public())

@@ -11,6 +11,8 @@ pub enum Transport {
     Quic,
     /// WebSocket without TLS, Noise, Yamux.
     WebSocket,
+    /// WebRTC-direct.
+    WebRtc,
 }
 
 impl Transport {
@@ -21,6 +23,7 @@ impl Transport {
             Self::Tcp => "tcp",
             Self::Quic => "quic",
             Self::WebSocket => "ws",
+            Self::WebRtc => "webrtc",
         }
     }
 
@@ -31,6 +34,9 @@ impl Transport {
         match self {
             Self::Tcp => address.with(Protocol::Tcp(port)),
             Self::Quic => address.with(Protocol::Udp(port)).with(Protocol::QuicV1),
+            Self::WebRtc => address
+                .with(Protocol::Udp(port))
+                .with(Protocol::WebRTCDirect),
             Self::WebSocket => address
                 .with(Protocol::Tcp(port))
                 .with(Protocol::Ws("/".into())),

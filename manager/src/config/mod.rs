@@ -162,7 +162,7 @@ keys! {
     /// as kubo does.
     Path path swarm_key_file: Option<PathBuf> = None, "value::some";
     /// Where to listen. Default none, which means TCP and QUIC on `p2p_port` on all interfaces, IPv4 and IPv6, and what
-    /// `ws_port` adds; TCP alone with a swarm key. WebSocket addresses end in `/ws`.
+    /// `ws_port` and `webrtc_port` add; TCP alone with a swarm key. WebSocket addresses end in `/ws`, those of WebRTC in `/webrtc-direct`.
     Addresses addresses listen_addrs: Vec<Multiaddr> = Vec::new(), "value::plain";
     /// Addresses under which this node is known to be reachable from outside, announced as they are. Default none.
     Addresses addresses external_addrs: Vec<Multiaddr> = Vec::new(), "value::plain";
@@ -172,6 +172,12 @@ keys! {
     /// `p2p_port`. Default none: no WebSocket, because browsers allow it to pages without TLS only, so that a public node needs a
     /// web server with a certificate before it (its `/dns4/…/tcp/443/tls/ws` goes into `external_addrs`).
     Port copy ws_port: Option<u16> = None, "value::some";
+    /// UDP port for WebRTC-direct (`/webrtc-direct`) on all interfaces, IPv4 and IPv6, which browsers dial from any page without a
+    /// certificate of an authority; 0 lets the system choose. Not that of `p2p_port`. Default none: such addresses are dialled alone.
+    Port copy webrtc_port: Option<u16> = None, "value::some";
+    /// The file with the certificate of WebRTC-direct, whose hash is in the addresses; made where it is missing. Default none: a new
+    /// certificate at each start; the command takes `webrtc.pem` in the data directory.
+    Path path webrtc_certificate_file: Option<PathBuf> = None, "value::some";
     /// Relays to hold a reservation on for ever, each ending in `/p2p/<peer id>`. Default none.
     Addresses addresses relays: Vec<Multiaddr> = Vec::new(), "value::plain";
     /// Bytes of blocks kept in memory. Default 100 MiB (seed).
@@ -228,6 +234,17 @@ impl Config {
     #[must_use]
     pub fn has_swarm_key(&self) -> bool {
         self.swarm_key.is_some() || self.swarm_key_file.is_some()
+    }
+
+    /// Whether the node listens over WebRTC-direct.
+    #[must_use]
+    pub fn listens_over_webrtc(&self) -> bool {
+        let is_webrtc = |address: &Multiaddr| {
+            address
+                .iter()
+                .any(|part| matches!(part, Protocol::WebRTCDirect))
+        };
+        self.webrtc_port.is_some() || self.listen_addrs.iter().any(is_webrtc)
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
@@ -287,6 +304,33 @@ impl Config {
             }
             if port != 0 && self.p2p_port == Some(port) {
                 return error("ws_port", "must be another port than `p2p_port`");
+            }
+        }
+        if self.listens_over_webrtc() && !cfg!(feature = "webrtc") {
+            let key = match self.webrtc_port {
+                Some(_) => "webrtc_port",
+                None => "listen_addrs",
+            };
+            return error(key, "needs the feature `webrtc` of the crate");
+        }
+        if let Some(port) = self.webrtc_port {
+            if self.has_swarm_key() {
+                return error(
+                    "webrtc_port",
+                    "cannot be had in a private network: WebRTC cannot carry its swarm key; `ws_port` can",
+                );
+            }
+            if !self.listen_addrs.is_empty() {
+                return error(
+                    "webrtc_port",
+                    "is for listening everywhere; with `listen_addrs`, add one that ends in /udp/<port>/webrtc-direct there",
+                );
+            }
+            if port != 0 && self.p2p_port == Some(port) {
+                return error(
+                    "webrtc_port",
+                    "must be another port than `p2p_port`, which QUIC has",
+                );
             }
         }
         if self.stun_servers.len() > MAX_STUN_SERVERS

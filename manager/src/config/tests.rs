@@ -164,6 +164,11 @@ fn lists_are_separated_by_commas_and_times_take_units_or_seconds() {
 #[test]
 fn every_key_can_be_set_from_the_environment() {
     for (key, kind) in super::KEYS {
+        if (*key == "ws_port" && !cfg!(feature = "websocket"))
+            || (*key == "webrtc_port" && !cfg!(feature = "webrtc"))
+        {
+            continue;
+        }
         use super::Kind::{Addresses, Count, Flag, Path, Port, Role, Secret, Size, Time};
         let text = match kind {
             Flag => "true",
@@ -215,6 +220,31 @@ fn a_swarm_key_makes_the_node_private_and_keeps_it_off_udp() {
         ..Sources::default()
     };
     assert_eq!(load(&sources).unwrap().swarm_key(), config.swarm_key());
+}
+
+#[cfg(feature = "webrtc")]
+#[test]
+fn webrtc_has_a_port_of_its_own_and_none_in_a_private_network() {
+    let config = Config::builder().webrtc_port(Some(9102));
+    assert!(config.clone().build().unwrap().listens_over_webrtc());
+    assert!(!Config::default().listens_over_webrtc());
+    let listen: Vec<_> = vec!["/ip4/127.0.0.1/udp/0/webrtc-direct".parse().unwrap()];
+    let listening = Config::builder().listen_addrs(listen.clone());
+    assert!(listening.build().unwrap().listens_over_webrtc());
+    for (wrong, says) in [
+        (config.clone().p2p_port(Some(9102)), "another port"),
+        (config.clone().listen_addrs(listen), "webrtc-direct"),
+        (
+            config.swarm_key(swarm_key::parse(SWARM_KEY).ok()),
+            "private network",
+        ),
+    ] {
+        let error = wrong.build().unwrap_err().to_string();
+        assert!(
+            error.contains("webrtc_port") && error.contains(says),
+            "{error}"
+        );
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ pub(super) fn addresses(config: &Config) -> Result<Vec<Multiaddr>, StartError> {
     if !config.listen_addrs().is_empty() {
         return Ok(config.listen_addrs().to_vec());
     }
-    let ws_port = config.ws_port();
+    let (ws_port, webrtc_port) = (config.ws_port(), config.webrtc_port());
     let port = match config.p2p_port() {
         Some(port) if is_free(port, &BOTH) => port,
         Some(port) => {
@@ -27,7 +27,9 @@ pub(super) fn addresses(config: &Config) -> Result<Vec<Multiaddr>, StartError> {
         None => {
             let last = DEFAULT_P2P_PORT + P2P_PORT_SEARCH_LIMIT;
             (DEFAULT_P2P_PORT..=last)
-                .find(|port| Some(*port) != ws_port && is_free(*port, &BOTH))
+                .find(|port| {
+                    ![ws_port, webrtc_port].contains(&Some(*port)) && is_free(*port, &BOTH)
+                })
                 .ok_or(StartError::NoFreePort {
                     first: DEFAULT_P2P_PORT,
                     last,
@@ -48,6 +50,15 @@ pub(super) fn addresses(config: &Config) -> Result<Vec<Multiaddr>, StartError> {
             });
         }
         addresses.extend(everywhere(&[Protocol::Tcp(port), Protocol::Ws("/".into())]));
+    }
+    if let Some(port) = webrtc_port {
+        if !is_free(port, &[Type::DGRAM]) {
+            return Err(StartError::PortInUse {
+                port,
+                key: "webrtc_port",
+            });
+        }
+        addresses.extend(everywhere(&[Protocol::Udp(port), Protocol::WebRTCDirect]));
     }
     Ok(addresses)
 }

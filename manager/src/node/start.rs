@@ -115,6 +115,16 @@ fn swarm(
             source: source.into(),
         }
     })?;
+    #[cfg(feature = "webrtc")]
+    let transport = match swarm_key {
+        None => {
+            // Who does not listen needs a certificate for the moment.
+            let certificate = config.webrtc_certificate_file();
+            let certificate = certificate.filter(|_| config.listens_over_webrtc());
+            transport::with_webrtc(transport, keypair, certificate)?
+        }
+        Some(_) => transport,
+    };
     let behaviour = Behaviour::new(config, keypair, swarm_key, store, relay_client, ports)?;
     let swarm_config =
         swarm::Config::with_executor(move |task| executor(Box::pin(Compat::new(task))))

@@ -15,13 +15,13 @@ use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A multiplexer whose closing ends in time.
-pub(super) struct EndsInTime<M> {
+pub(crate) struct EndsInTime<M> {
     muxer: M,
     end: Option<Delay>,
 }
 
 impl<M> EndsInTime<M> {
-    pub(super) fn new(muxer: M) -> Self {
+    pub(crate) fn new(muxer: M) -> Self {
         Self { muxer, end: None }
     }
 }

@@ -186,6 +186,9 @@ pub(crate) struct NodeFlags {
     /// Listen for WebSocket on this port too, for browsers
     #[arg(long, value_name = "PORT")]
     ws_port: Option<u16>,
+    /// Listen for WebRTC-direct on this UDP port too, for browsers
+    #[arg(long, value_name = "PORT")]
+    webrtc_port: Option<u16>,
     /// Key of the private network that this node is one of [default: swarm.key in the data directory, if it is there]
     #[arg(long, value_name = "FILE")]
     swarm_key_file: Option<String>,
@@ -233,6 +236,7 @@ impl NodeFlags {
         for (flag, key, port) in [
             ("--p2p-port", "p2p_port", self.p2p_port),
             ("--ws-port", "ws_port", self.ws_port),
+            ("--webrtc-port", "webrtc_port", self.webrtc_port),
         ] {
             if let Some(port) = port {
                 set(flag, key, port.to_string());

@@ -65,14 +65,20 @@ impl Context {
         };
         let config = config::load(&sources)?;
         let swarm_key = self.data.swarm_key_file();
-        if config.has_swarm_key() || !swarm_key.exists() {
-            return Ok(config);
+        if !config.has_swarm_key() && swarm_key.exists() {
+            sources.flags.push(config::Flag {
+                flag: "swarm.key in the data directory",
+                key: "swarm_key_file",
+                value: utf8(swarm_key)?,
+            });
         }
-        sources.flags.push(config::Flag {
-            flag: "swarm.key in the data directory",
-            key: "swarm_key_file",
-            value: utf8(swarm_key)?,
-        });
+        if config.listens_over_webrtc() && config.webrtc_certificate_file().is_none() {
+            sources.flags.push(config::Flag {
+                flag: "webrtc.pem in the data directory",
+                key: "webrtc_certificate_file",
+                value: utf8(self.data.webrtc_certificate_file())?,
+            });
+        }
         Ok(config::load(&sources)?)
     }
 
