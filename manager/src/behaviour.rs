@@ -96,6 +96,7 @@ impl Behaviour {
                         autonat_server::Transports {
                             quic: swarm_key.is_none(),
                             websocket: cfg!(feature = "websocket"),
+                            webrtc: cfg!(feature = "webrtc") && swarm_key.is_none(),
                         },
                         autonat_server::PATIENCE,
                     )

@@ -55,6 +55,7 @@ impl Default for Limits {
 pub(crate) struct Transports {
     pub(crate) quic: bool,
     pub(crate) websocket: bool,
+    pub(crate) webrtc: bool,
 }
 
 /// Requests that are being answered.
@@ -188,6 +189,11 @@ impl Transports {
             .collect();
         let (port, is_dialable) = match &rest[..] {
             [Protocol::Udp(port), Protocol::QuicV1] => (*port, self.quic),
+            [
+                Protocol::Udp(port),
+                Protocol::WebRTCDirect,
+                Protocol::Certhash(_),
+            ] => (*port, self.webrtc),
             [Protocol::Tcp(port)] => (*port, true),
             [Protocol::Tcp(port), rest @ ..] => (*port, self.websocket && is_websocket(rest)),
             _ => return None,

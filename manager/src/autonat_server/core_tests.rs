@@ -1,8 +1,9 @@
 use super::*;
 
-const BOTH: Transports = Transports {
+const ALL: Transports = Transports {
     quic: true,
     websocket: true,
+    webrtc: true,
 };
 
 struct Server {
@@ -33,7 +34,7 @@ impl Server {
 }
 
 fn server() -> Server {
-    Server::new(Limits::default(), BOTH)
+    Server::new(Limits::default(), ALL)
 }
 
 /// Which of the addresses, and whether it costs something.
@@ -60,18 +61,20 @@ fn the_first_address_that_can_be_dialled_is() {
     let tcp_alone = Transports {
         quic: false,
         websocket: false,
+        webrtc: false,
     };
     let mut private = Server::new(Limits::default(), tcp_alone);
     assert_eq!(dialled(&private.ask(from, &addresses)), Some((6, false)));
-    for websocket in [
+    for some in [
+        "/ip4/1.2.3.4/udp/4001/webrtc-direct/certhash/uEiDDq4_xNyDorZBH3TlGazyJdOWSwvo4PUo5YHFMrvDE8g",
         "/ip4/1.2.3.4/tcp/4001/ws",
         "/ip4/1.2.3.4/tcp/4001/wss",
         "/ip4/1.2.3.4/tcp/4001/tls/ws",
         "/ip4/1.2.3.4/tcp/4001/tls/sni/1-2-3-4.example.org/ws",
     ] {
-        let websocket = [websocket];
-        assert_eq!(private.ask(from, &websocket), Answer::Refused);
-        assert_eq!(dialled(&server().ask(from, &websocket)), Some((0, false)));
+        let some = [some];
+        assert_eq!(private.ask(from, &some), Answer::Refused);
+        assert_eq!(dialled(&server().ask(from, &some)), Some((0, false)));
     }
     assert_eq!(server().ask(from, &addresses[..5]), Answer::Refused);
     assert_eq!(server().ask(from, &[]), Answer::Refused);
@@ -166,7 +169,7 @@ fn a_peer_and_all_peers_together_ask_so_often_in_a_minute() {
         of_one_peer: 2,
         ..Limits::default()
     };
-    let mut server = Server::new(limits, BOTH);
+    let mut server = Server::new(limits, ALL);
     let from = "/ip4/1.2.3.4/tcp/5000";
     let address = ["/ip4/1.2.3.4/tcp/4001"];
     let peer = PeerId::random();
@@ -193,7 +196,7 @@ fn dials_to_other_hosts_are_fewer() {
         about_others: 2,
         ..Limits::default()
     };
-    let mut server = Server::new(limits, BOTH);
+    let mut server = Server::new(limits, ALL);
     let from = "/ip4/1.2.3.4/tcp/5000";
     let victim = ["/ip4/5.6.7.8/tcp/4001"];
     for _ in 0..2 {

@@ -344,6 +344,7 @@ async fn verdict(on: &str, listens: bool, mute: Option<&Multiaddr>) -> (bool, us
     let transports = Transports {
         quic: true,
         websocket: false,
+        webrtc: false,
     };
     let mut server = swarm(|identify| Server {
         identify,
