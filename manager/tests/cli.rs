@@ -222,13 +222,10 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A port that nobody listens on at the moment.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+/// Ports that nobody listens on at the moment, each another one.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
 #[test]
@@ -526,7 +523,7 @@ fn a_server_that_is_killed_and_started_again_serves_the_rest() {
         .as_str()
         .unwrap()
         .to_owned();
-    let port = free_port();
+    let [port] = free_ports();
     let server = serving.start_on(port);
     let address = server.address().to_owned();
 
@@ -605,7 +602,7 @@ fn a_second_node_on_the_same_data_directory_is_told_what_to_do() {
 #[test]
 fn two_instances_of_one_user_find_each_other_within_five_seconds() {
     let home = Home::new();
-    let ports = [free_port(), free_port()].map(|port| port.to_string());
+    let ports = free_ports::<2>().map(|port| port.to_string());
     let start =
         |port: &str| Node::spawn(home.bare(&["--json", "start", "--private", "--port", port]));
     let nodes = [start(&ports[0]), start(&ports[1])];
