@@ -153,6 +153,7 @@ impl Task {
 pub(super) struct Listener {
     pub(super) id: ListenerId,
     socket: Arc<Socket>,
+    routing: Arc<Mutex<Routing>>,
     incoming: mpsc::Receiver<Incoming>,
     keypair: Keypair,
     certificate: Certificate,
@@ -173,9 +174,10 @@ impl Listener {
     ) -> io::Result<Self> {
         let socket = Arc::new(Socket::bind(address.socket)?);
         let (sender, incoming) = mpsc::channel(MAX_HANDSHAKES);
+        let routing = Arc::<Mutex<Routing>>::default();
         let task = Task {
             socket: socket.clone(),
-            routing: Arc::default(),
+            routing: routing.clone(),
             incoming: sender,
         };
         #[expect(
@@ -191,6 +193,7 @@ impl Listener {
             is_closed: false,
             waker: None,
             socket,
+            routing,
             incoming,
             keypair,
             certificate,
@@ -213,13 +216,26 @@ impl Listener {
             return;
         }
         self.is_closed = true;
-        self.incoming.close();
+        self.end_task();
         self.pending = Some(TransportEvent::ListenerClosed {
             listener_id: self.id,
             reason: Ok(()),
         });
         if let Some(waker) = self.waker.take() {
             waker.wake();
+        }
+    }
+
+    /// The socket is closed with the last connection, which may have been long ago.
+    fn end_task(&mut self) {
+        self.incoming.close();
+        // Who waits there to be taken has a place in the routing until it is dropped.
+        while let Ok(incoming) = self.incoming.try_recv() {
+            drop(incoming);
+        }
+        let task = lock(&self.routing).task.take();
+        if let Some(task) = task {
+            task.wake();
         }
     }
 
@@ -307,6 +323,12 @@ impl Listener {
             upgrade(Driver::new(core, socket, source), Role::Server, keypair).await
         }
         .boxed()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.end_task();
     }
 }
 

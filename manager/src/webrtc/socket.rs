@@ -78,7 +78,11 @@ impl Socket {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // What an earlier datagram came to: nobody listens there.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
+                    ) => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }

@@ -20,6 +20,8 @@ use super::{
     stun::is_stun,
 };
 
+#[cfg(test)]
+mod attacks;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -36,6 +38,9 @@ const STALL: Duration = Duration::from_secs(10);
 /// Streams of the peer at a time; more are refused.
 pub(super) const MAX_INBOUND: usize = 256;
 
+/// Those that it may open before we know who it is: it knows first, and begins.
+pub(super) const MAX_EARLY: usize = 64;
+
 /// Streams of ours at a time; more have to wait.
 const MAX_OUTBOUND: usize = 1024;
 
@@ -44,6 +49,9 @@ pub(super) const MAX_CLOSING: usize = 4096;
 
 /// Data channels that are reset at a time: `sctp-proto` names all in one packet, which has to pass.
 const MAX_RESETTING: usize = 256;
+
+/// Numbers of data channels that SCTP knows of.
+const MAX_CHANNELS: usize = MAX_INBOUND + MAX_OUTBOUND + MAX_CLOSING;
 
 /// Data of all streams that waits to be read, beside what SCTP holds.
 pub(super) const MAX_RECEIVED: usize = 1024 * 1024;
@@ -128,6 +136,8 @@ enum Channel {
     Closing {
         is_asked: bool,
     },
+    /// It could not be reset: the number is used no more.
+    Lost,
 }
 
 /// One connection.
@@ -151,6 +161,10 @@ pub(crate) struct Connection {
     /// Of those, the ones that SCTP was asked to reset, and the others.
     resetting: usize,
     to_reset: VecDeque<u16>,
+    /// What SCTP has still to send of channels that are closing, at most.
+    orphaned: BTreeMap<u16, usize>,
+    /// How often the peer used a new number.
+    opened: u64,
     next_key: u64,
     next_id: u16,
     lingering: VecDeque<(Instant, StreamKey)>,
@@ -231,6 +245,8 @@ impl Connection {
             closing: 0,
             resetting: 0,
             to_reset: VecDeque::new(),
+            orphaned: BTreeMap::new(),
+            opened: 0,
             next_key: 0,
             // 0 is the handshake's.
             next_id: if is_client { 2 } else { 1 },
@@ -446,6 +462,8 @@ impl Connection {
 
     fn on_stream_event(&mut self, event: &StreamEvent, now: Instant) {
         match event {
+            StreamEvent::Opened { .. } => self.on_opened(),
+            StreamEvent::ResetFailed { id, .. } => self.on_reset_failed(*id),
             StreamEvent::Readable { id } => self.on_readable(*id, now),
             StreamEvent::Finished { id } => self.on_finished(*id),
             StreamEvent::ResetComplete { id } => self.on_reset_complete(*id, now),

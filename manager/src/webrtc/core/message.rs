@@ -87,6 +87,10 @@ impl Decoder {
     /// The next whole frame.
     pub(crate) fn next(&mut self) -> Result<Option<Message>, Malformed> {
         let Some((length, head)) = varint(&self.buffer)? else {
+            if self.buffer.is_empty() {
+                // Hundreds of streams that say nothing keep no buffers.
+                self.buffer = BytesMut::new();
+            }
             return Ok(None);
         };
         let length = usize::try_from(length).map_err(|_| Malformed)?;

@@ -1,14 +1,19 @@
 //! What both ends have said of one stream, and what of it waits to be read.
 
-use std::{collections::VecDeque, io};
+use std::{
+    collections::VecDeque,
+    io::{self, Read as _},
+};
 
-use bytes::{Buf as _, Bytes};
 use web_time::Instant;
 
 use super::message::{Decoder, Flag, Malformed, Message};
 
 /// Data that waits in a stream to be read before more of it is taken from SCTP. Flags come after the data before them.
 pub(super) const READ_AHEAD: usize = 64 * 1024;
+
+/// Room for data that a stream keeps when there is none.
+const KEPT_BYTES: usize = 4 * 1024;
 
 /// What our end may still do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +46,8 @@ pub(super) struct Stream {
     send: Send,
     receive: Receive,
     decoder: Decoder,
-    data: VecDeque<Bytes>,
-    buffered: usize,
+    /// Copied out of the frames: a frame may be much larger than the data in it.
+    data: VecDeque<u8>,
     /// When it was last found empty, or read from.
     pub(super) read_at: Instant,
     /// Nobody holds it any more.
@@ -52,6 +57,8 @@ pub(super) struct Stream {
     is_broken: bool,
     /// We gave it up; whoever reads is told so.
     is_aborted: bool,
+    /// What SCTP had to send of it when it was last written to, at least what it has now.
+    pub(super) sending: usize,
 }
 
 impl Stream {
@@ -61,22 +68,28 @@ impl Stream {
             receive: Receive::Open,
             decoder: Decoder::default(),
             data: VecDeque::new(),
-            buffered: 0,
             read_at: now,
             is_dropped: false,
             is_lingering: false,
             is_broken: false,
             is_aborted: false,
+            sending: 0,
         }
     }
 
     /// Bytes that wait to be read.
     pub(super) fn buffered(&self) -> usize {
-        self.buffered
+        self.data.len()
+    }
+
+    /// Bytes that they take.
+    #[cfg(test)]
+    pub(super) fn room(&self) -> usize {
+        self.data.capacity()
     }
 
     pub(super) fn wants_more(&self) -> bool {
-        self.buffered < READ_AHEAD
+        self.data.len() < READ_AHEAD
     }
 
     /// Whether its data is thrown away, which takes no room. It has to be taken: SCTP keeps it for all to see otherwise.
@@ -104,15 +117,15 @@ impl Stream {
             if self.data.is_empty() {
                 self.read_at = now;
             }
-            self.buffered += message.data.len();
-            self.data.push_back(message.data);
+            self.data.extend(message.data);
         }
         match message.flag? {
             Flag::Fin => {
+                // Once: what a peer sends must not have us send more.
                 match &mut self.receive {
                     Receive::Open => self.receive = Receive::Ended,
-                    Receive::Stopped { has_ended } => *has_ended = true,
-                    Receive::Ended | Receive::Reset => {}
+                    Receive::Stopped { has_ended } if !*has_ended => *has_ended = true,
+                    Receive::Stopped { .. } | Receive::Ended | Receive::Reset => return None,
                 }
                 return Some(Flag::FinAck);
             }
@@ -142,7 +155,6 @@ impl Stream {
 
     fn forget_data(&mut self) {
         self.data = VecDeque::new();
-        self.buffered = 0;
     }
 
     /// The channel is gone, with what was on it.
@@ -162,27 +174,22 @@ impl Stream {
 
     /// Some, or nothing at the end; none if there is nothing yet.
     pub(super) fn read(&mut self, buffer: &mut [u8], now: Instant) -> Option<io::Result<usize>> {
-        let mut length = 0;
-        while let Some(data) = self.data.front_mut()
-            && length < buffer.len()
-        {
-            let rest = buffer.get_mut(length..).unwrap_or_default();
-            let taken = rest.len().min(data.len());
-            data.copy_to_slice(rest.get_mut(..taken).unwrap_or_default());
-            length += taken;
-            if data.is_empty() {
-                self.data.pop_front();
+        if !self.data.is_empty() || buffer.is_empty() {
+            // In two parts where the ring's end lies between them.
+            let first = self.data.read(buffer).unwrap_or_default();
+            let second = self
+                .data
+                .read(buffer.get_mut(first..).unwrap_or_default())
+                .unwrap_or_default();
+            if self.data.is_empty() && self.data.capacity() > KEPT_BYTES {
+                self.data = VecDeque::new();
             }
-        }
-        if length > 0 || buffer.is_empty() {
-            self.buffered -= length;
             self.read_at = now;
-            return Some(Ok(length));
+            return Some(Ok(first + second));
         }
         match self.receive {
-            Receive::Stopped { .. } if self.is_aborted => {
-                Some(Err(io::ErrorKind::ConnectionReset.into()))
-            }
+            // Even where the other end had ended: what it had sent was thrown away.
+            _ if self.is_aborted => Some(Err(io::ErrorKind::ConnectionReset.into())),
             Receive::Open => None,
             Receive::Ended | Receive::Stopped { .. } => Some(Ok(0)),
             Receive::Reset => Some(Err(io::ErrorKind::ConnectionReset.into())),

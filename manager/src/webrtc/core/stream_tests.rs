@@ -49,6 +49,46 @@ fn data_is_read_to_its_end_and_the_end_is_acknowledged() {
 }
 
 #[test]
+fn an_end_is_acknowledged_once() {
+    let fin = encode_flag(Flag::Fin);
+    let mut ended = stream();
+    assert_eq!(take(&mut ended, &fin), Some(Flag::FinAck));
+    assert_eq!(take(&mut ended, &fin), None);
+    let mut stopped = stream();
+    stopped.give_up();
+    assert_eq!(take(&mut stopped, &fin), Some(Flag::FinAck));
+    assert_eq!(take(&mut stopped, &fin), None);
+    let mut reset = stream();
+    take(&mut reset, &encode_flag(Flag::Reset));
+    assert_eq!(take(&mut reset, &fin), None);
+}
+
+#[test]
+fn what_is_thrown_away_after_the_end_is_no_end_that_is_well() {
+    let mut stream = stream();
+    take(&mut stream, &encode_data(b"abc"));
+    take(&mut stream, &encode_flag(Flag::Fin));
+    stream.abort();
+    assert!(read(&mut stream).unwrap().is_err());
+}
+
+#[test]
+fn a_frame_with_little_data_costs_little() {
+    let mut stream = stream();
+    // An unknown field of 3000 bytes, and one byte of data.
+    let mut frame = vec![0x1a, 0xb8, 0x17];
+    frame.resize(3 + 3000, 0);
+    frame.extend([0x12, 1, 7]);
+    let length = [(frame.len() & 0x7f) as u8 | 0x80, (frame.len() >> 7) as u8];
+    let frame = Bytes::from([&length[..], &frame].concat());
+    for _ in 0..100 {
+        take(&mut stream, &frame);
+    }
+    assert_eq!(stream.buffered(), 100);
+    assert!(stream.room() <= 256, "{}", stream.room());
+}
+
+#[test]
 fn a_reset_takes_what_was_not_read() {
     let mut stream = stream();
     take(&mut stream, &encode_data(b"abc"));

@@ -7,9 +7,9 @@ use sctp_proto::{Chunks, PayloadProtocolIdentifier as Ppid};
 use web_time::Instant;
 
 use super::{
-    Channel, CloseReason, Connection, Event, FULL_WINDOW, Fingerprints, LINGER, MAX_CLOSING,
-    MAX_INBOUND, MAX_OUTBOUND, MAX_RECEIVED, MAX_RESETTING, MAX_SENDING, MAX_SENDING_PER_STREAM,
-    STALL, StreamKey,
+    Channel, CloseReason, Connection, Event, FULL_WINDOW, Fingerprints, LINGER, MAX_CHANNELS,
+    MAX_CLOSING, MAX_EARLY, MAX_INBOUND, MAX_OUTBOUND, MAX_RECEIVED, MAX_RESETTING, MAX_SENDING,
+    MAX_SENDING_PER_STREAM, Phase, STALL, StreamKey,
 };
 use crate::webrtc::core::{
     dcep::{self, Dcep},
@@ -76,7 +76,12 @@ impl Connection {
             return None;
         }
         let part = data.get(..MAX_DATA_BYTES).unwrap_or(data);
-        Some(match self.send(id, encode_data(part)) {
+        let is_sent = self.send(id, encode_data(part));
+        let sending = self.sending(id);
+        if let Some((_, stream)) = self.streams.get_mut(&key) {
+            stream.sending = sending;
+        }
+        Some(match is_sent {
             true => Ok(part.len()),
             false => Err(io::ErrorKind::BrokenPipe.into()),
         })
@@ -137,22 +142,48 @@ impl Connection {
         };
         self.events
             .push_back(Event::Secured(Fingerprints { client, server }, key));
+        // What came before the answer that makes the association.
+        self.pump(HANDSHAKE_ID, now);
+    }
+
+    /// Numbers that the peer uses, whether anything can be read of them or not.
+    pub(super) fn on_opened(&mut self) {
+        let Some(association) = &mut self.sctp.association else {
+            return;
+        };
+        // Its list of new streams is of no use here.
+        while association.accept_stream().is_some() {}
+        self.opened += 1;
+        if self.opened.is_multiple_of(256) && association.stream_ids().len() > MAX_CHANNELS {
+            self.close_with(CloseReason::TooManyStreams);
+        }
     }
 
     pub(super) fn on_readable(&mut self, id: u16, now: Instant) {
-        if let Some(association) = &mut self.sctp.association {
-            // Its list of new streams is of no use here.
-            while association.accept_stream().is_some() {}
-        }
         if !self.channels.contains_key(&id) {
-            let is_of_peer = id.is_multiple_of(2) != self.is_client;
-            if id == HANDSHAKE_ID || !is_of_peer || self.inbound >= MAX_INBOUND {
+            if id == HANDSHAKE_ID {
+                // The server may speak before we know that the association stands: `on_secured` takes it.
+                return;
+            }
+            if !self.is_of_peer(id) || !self.may_open() {
                 return self.refuse(id);
             }
             self.inbound += 1;
             self.channels.insert(id, Channel::Opening);
         }
         self.pump(id, now);
+    }
+
+    /// Whether the peer may open one more stream: those whose channel is gone count for as long as somebody holds them, or is to take them.
+    fn may_open(&self) -> bool {
+        let most = match self.phase {
+            Phase::Handshake { .. } => MAX_EARLY,
+            Phase::Up | Phase::Closed(_) => MAX_INBOUND,
+        };
+        let held = self.streams.values().filter(|(id, stream)| {
+            *id != HANDSHAKE_ID && self.is_of_peer(*id) && !stream.is_dropped
+        });
+        self.inbound < most && held.count() < most
     }
 
     fn refuse(&mut self, id: u16) {
@@ -167,7 +198,7 @@ impl Connection {
             let key = match self.channels.get(&id) {
                 Some(Channel::Opening) => None,
                 Some(Channel::Open(key)) => Some(*key),
-                Some(Channel::Closing { .. }) | None => return,
+                Some(Channel::Closing { .. } | Channel::Lost) | None => return,
             };
             if !self.has_room(key) {
                 self.unread.insert(id);
@@ -258,18 +289,31 @@ impl Connection {
 
     /// The peer breaks the rules on a stream, or overruns it. What it still sends is thrown away, until it has had the time to hear of it.
     fn abort(&mut self, id: u16, now: Instant) {
-        let Some(Channel::Open(key)) = self.channels.get(&id).copied() else {
-            return self.refuse(id);
+        match self.channels.get(&id).copied() {
+            Some(Channel::Open(key)) => self.abort_stream(key, now),
+            _ => self.refuse(id),
+        }
+    }
+
+    fn abort_stream(&mut self, key: StreamKey, now: Instant) {
+        let Some((id, stream)) = self.streams.get_mut(&key) else {
+            return;
         };
-        if let Some((_, stream)) = self.streams.get_mut(&key) {
-            self.received -= stream.buffered();
-            for flag in stream.abort() {
+        let id = *id;
+        self.received -= stream.buffered();
+        let flags = stream.abort();
+        self.events.push_back(Event::Changed(key));
+        // Of one whose channel is gone there is nobody to tell; its number may be another stream's.
+        let is_open = self.channels.get(&id) == Some(&Channel::Open(key));
+        if is_open {
+            for flag in flags {
                 self.send_flag(id, flag);
             }
         }
-        self.events.push_back(Event::Changed(key));
         self.settle(key, now);
-        self.unread.insert(id);
+        if is_open {
+            self.unread.insert(id);
+        }
     }
 
     /// The peer has closed the channel.
@@ -285,10 +329,17 @@ impl Connection {
 
     /// The channel of `id` was this one, and is closing now.
     fn release(&mut self, id: u16, before: Option<Channel>) {
-        if matches!(before, Some(Channel::Closing { .. })) {
+        if matches!(before, Some(Channel::Closing { .. } | Channel::Lost)) {
             return;
         }
         self.closing += 1;
+        if let Some(Channel::Open(key)) = before
+            && let Some((_, stream)) = self.streams.get(&key)
+            && stream.sending > 0
+        {
+            // SCTP keeps it until the peer has it, and completes no reset before.
+            self.orphaned.insert(id, stream.sending);
+        }
         if before.is_some() && id != HANDSHAKE_ID {
             match self.is_of_peer(id) {
                 true => self.inbound -= 1,
@@ -329,7 +380,17 @@ impl Connection {
             return;
         }
         self.channels.remove(&id);
+        self.orphaned.remove(&id);
         self.closing -= 1;
+        self.reset_next();
+        // The peer may have heard of it first, and have used the number again.
+        if self.channel(id).is_some() {
+            self.on_readable(id, now);
+        }
+    }
+
+    /// SCTP has done with one reset.
+    fn reset_next(&mut self) {
         self.resetting -= 1;
         while self.resetting < MAX_RESETTING
             && let Some(id) = self.to_reset.pop_front()
@@ -338,9 +399,13 @@ impl Connection {
                 self.ask_for_reset(id);
             }
         }
-        // The peer may have heard of it first, and have used the number again.
-        if self.channel(id).is_some() {
-            self.on_readable(id, now);
+    }
+
+    /// The number is not to be used again.
+    pub(super) fn on_reset_failed(&mut self, id: u16) {
+        if self.channels.get(&id) == Some(&Channel::Closing { is_asked: true }) {
+            self.channels.insert(id, Channel::Lost);
+            self.reset_next();
         }
     }
 
@@ -349,7 +414,7 @@ impl Connection {
         self.unread.remove(&id);
         let closing = Channel::Closing { is_asked: false };
         let before = self.channels.insert(id, closing);
-        if let Some(before @ Channel::Closing { .. }) = before {
+        if let Some(before @ (Channel::Closing { .. } | Channel::Lost)) = before {
             self.channels.insert(id, before);
             return;
         }
@@ -412,30 +477,29 @@ impl Connection {
                 }
             }
         }
-        while let Some((read_at, id)) = self.stalled()
+        while let Some((read_at, key)) = self.stalled()
             && read_at + STALL <= now
         {
-            tracing::debug!(
-                id,
-                "a stream is reset: what nobody reads keeps all others waiting"
-            );
-            self.abort(id, now);
+            tracing::debug!("a stream is reset: what nobody reads keeps all others waiting");
+            // It has no data then, and is stalled no more.
+            self.abort_stream(key, now);
             self.pump_unread(now);
         }
     }
 
     /// Of the streams whose data nobody reads, the one that was read from first, if others have to wait for it; and since when they wait.
-    fn stalled(&self) -> Option<(Instant, u16)> {
+    fn stalled(&self) -> Option<(Instant, StreamKey)> {
         let since = self.full_since?;
-        let keeps_others = |id: &u16, stream: &Stream| {
-            stream.buffered() > 0 && (self.received >= MAX_RECEIVED || self.unread.contains(id))
+        let has_more = |key: StreamKey, id: u16| {
+            self.unread.contains(&id) && self.channels.get(&id) == Some(&Channel::Open(key))
         };
-        let stalled = self
-            .streams
-            .values()
-            .filter(|(id, stream)| keeps_others(id, stream));
-        let first = stalled.map(|(id, stream)| (stream.read_at, *id)).min();
-        first.map(|(read_at, id)| (read_at.max(since), id))
+        let stalled = self.streams.iter().filter(|(key, (id, stream))| {
+            stream.buffered() > 0 && (self.received >= MAX_RECEIVED || has_more(**key, *id))
+        });
+        let first = stalled
+            .map(|(key, (_, stream))| (stream.read_at, *key))
+            .min();
+        first.map(|(read_at, key)| (read_at.max(since), key))
     }
 
     /// Notices whether streams wait for what others do not read.
@@ -458,8 +522,13 @@ impl Connection {
     }
 
     pub(super) fn all_sending(&mut self) -> usize {
-        let ids: Vec<u16> = self.streams.values().map(|(id, _)| *id).collect();
-        ids.into_iter().map(|id| self.sending(id)).sum()
+        let open = self
+            .streams
+            .iter()
+            .filter(|(key, (id, _))| self.channels.get(id) == Some(&Channel::Open(**key)));
+        let ids: Vec<u16> = open.map(|(_, (id, _))| *id).collect();
+        let orphaned: usize = self.orphaned.values().sum();
+        ids.into_iter().map(|id| self.sending(id)).sum::<usize>() + orphaned
     }
 
     /// Tells writers who waited for room that there is some.
@@ -500,6 +569,7 @@ impl Connection {
         self.unread.clear();
         self.lingering.clear();
         self.to_reset.clear();
+        self.orphaned.clear();
         self.full_since = None;
         self.resetting = 0;
         (self.inbound, self.outbound, self.closing) = (0, 0, 0);
