@@ -1,6 +1,7 @@
 use std::{
     collections::VecDeque,
     num::NonZeroUsize,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -11,8 +12,8 @@ use futures_timer::Delay;
 use libp2p_core::{Endpoint, Multiaddr, transport::ListenerId, transport::PortUse};
 use libp2p_identity::PeerId;
 use libp2p_kad::{
-    self as kad, GetProvidersOk, InboundRequest, QueryId, QueryResult, RecordKey, RoutingUpdate,
-    store::RecordStore as _,
+    self as kad, GetProvidersOk, GetRecordError, GetRecordOk, InboundRequest, PutRecordError,
+    QueryId, QueryResult, Quorum, Record, RecordKey, RoutingUpdate, store::RecordStore as _,
 };
 use libp2p_swarm::{
     ConnectionDenied, ConnectionHandler as _, ConnectionHandlerSelect, ConnectionId,
@@ -23,10 +24,11 @@ use web_time::Instant;
 
 use crate::{
     BucketInserts, Config, Event, Mode, Peer, QueryError, Target, Ticket,
-    core::{Answer, Core, Output, Question, candidates::Candidates},
+    core::{Announcement, Answer, Core, Output, Question, candidates::Candidates},
     handler::{Listed, Watcher},
-    scope,
-    store::Store,
+    scope::{self, Filter},
+    store::{Store, no_validator},
+    value::Validator,
 };
 
 type Kad = kad::Behaviour<Store>;
@@ -34,6 +36,9 @@ type Kad = kad::Behaviour<Store>;
 type KadHandler = <kad::Behaviour<kad::store::MemoryStore> as NetworkBehaviour>::ConnectionHandler;
 type Handler = ConnectionHandlerSelect<KadHandler, Watcher>;
 type Action = ToSwarm<Event, THandlerInEvent<Behaviour>>;
+
+/// The longest message that is read or sent: twice the engine's default.
+const MAX_MESSAGE_BYTES: usize = 32 << 10;
 
 /// One node of a Kademlia DHT.
 ///
@@ -47,8 +52,8 @@ pub struct Behaviour {
     candidates: Candidates,
     external: ExternalAddresses,
     listen: Vec<(ListenerId, Multiaddr)>,
-    /// What [`scope::is_public_only`] said last.
-    public_only: bool,
+    /// The store has a copy.
+    filter: Filter,
     timer: Option<(Instant, Delay)>,
     outbox: VecDeque<Action>,
     #[cfg(feature = "metrics")]
@@ -58,7 +63,16 @@ pub struct Behaviour {
 impl Behaviour {
     /// A node that knows nobody yet: add addresses, or connect to peers of the same DHT.
     pub fn new(local: PeerId, config: Config) -> Self {
-        let mut kad = Kad::with_config(local, Store::new(local, &config), kad_config(&config));
+        let filter = Filter {
+            public_only: scope::is_public_only(
+                config.address_scope(),
+                config.mode(),
+                std::iter::empty(),
+            ),
+            max_addresses: config.max_addresses_per_peer(),
+        };
+        let store = Store::new(local, &config, filter);
+        let mut kad = Kad::with_config(local, store, kad_config(&config));
         kad.set_mode(Some(kad_mode(config.mode())));
         Self {
             local,
@@ -68,17 +82,27 @@ impl Behaviour {
             candidates: Candidates::new(config.max_addresses_per_peer()),
             external: ExternalAddresses::default(),
             listen: Vec::new(),
-            public_only: scope::is_public_only(
-                config.address_scope(),
-                config.mode(),
-                std::iter::empty(),
-            ),
+            filter,
             timer: None,
             outbox: VecDeque::new(),
             #[cfg(feature = "metrics")]
             metrics: None,
             config,
         }
+    }
+
+    /// Values of a namespace, which a key has between its first two slashes, are judged so: without a validator they are
+    /// neither put nor got nor kept for others. [`PublicKeys`](crate::PublicKeys) judges `pk` and [`Ipns`](crate::Ipns) `ipns` from
+    /// the beginning, as every node of the public network does.
+    #[must_use]
+    pub fn with_validator(
+        mut self,
+        namespace: impl Into<String>,
+        validator: impl Validator + 'static,
+    ) -> Self {
+        let values = &mut self.kad.store_mut().values;
+        values.validators.set(namespace.into(), Arc::new(validator));
+        self
     }
 
     /// Whether this node answers others.
@@ -98,7 +122,7 @@ impl Behaviour {
     /// Tells where a server of this DHT listens. Returns whether the address was kept: not if it is outside
     /// the [`AddressScope`](crate::AddressScope), names another peer, or the peer's bucket is full.
     pub fn add_address(&mut self, peer: PeerId, address: Multiaddr) -> bool {
-        if !self.may_keep(&address) {
+        if !self.filter.keeps(&address) {
             return false;
         }
         match self.kad.add_address(&peer, address) {
@@ -170,7 +194,7 @@ impl Behaviour {
 
     /// Keys that this node announces.
     pub fn provided_keys(&mut self) -> usize {
-        self.kad.store_mut().provided_keys()
+        self.kad.store_mut().providers.provided().len()
     }
 
     /// Looks for peers that have the block; [`finish`](Self::finish) it when there are enough.
@@ -182,6 +206,51 @@ impl Behaviour {
                 return Err(QueryError::NoKnownPeers);
             }
             Ok(kad.get_providers(key))
+        })
+    }
+
+    /// Keeps a value under a key `/<namespace>/…` and puts it at the nodes closest to it, now and every
+    /// [`value_republish_interval`](Config::value_republish_interval) until [`remove_value`](Self::remove_value), or until
+    /// another node puts a better one here.
+    pub fn put_value(&mut self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Ticket {
+        let (key, value) = (key.into(), value.into());
+        let alone = self.is_alone();
+        let mut kept = false;
+        let ticket = self.ask(Question::PutValue(key.clone()), |kad| {
+            // The engine would keep it as well, but does not say why it could not.
+            let values = &mut kad.store_mut().values;
+            values.put_own(key.clone(), value.clone())?;
+            kept = true;
+            if alone {
+                return Err(QueryError::NoKnownPeers);
+            }
+            put(kad, key.clone(), value).ok_or(QueryError::ValuesFull)
+        });
+        if kept {
+            self.core.on_put_value(&key, now());
+        }
+        ticket
+    }
+
+    /// Puts our value of this key no more. What others keep of it expires by itself.
+    pub fn remove_value(&mut self, key: &[u8]) {
+        self.core.on_removed_value(key);
+        self.kad.store_mut().values.remove_own(key);
+    }
+
+    /// Looks for the best value of a key `/<namespace>/…`; [`finish`](Self::finish) it when it is good enough.
+    pub fn get_value(&mut self, key: impl Into<Vec<u8>>) -> Ticket {
+        let key = key.into();
+        let alone = self.is_alone();
+        self.ask(Question::GetValue(key.clone()), |kad| {
+            let values = &kad.store_mut().values;
+            if values.validators.of(&key).is_none() {
+                return Err(no_validator(&key));
+            }
+            if alone && values.get(&key).is_none() {
+                return Err(QueryError::NoKnownPeers);
+            }
+            Ok(kad.get_record(key.into()))
         })
     }
 
@@ -235,18 +304,15 @@ impl Behaviour {
         self.kad.kbuckets().all(|bucket| bucket.is_empty())
     }
 
-    fn may_keep(&self, address: &Multiaddr) -> bool {
-        !self.public_only || scope::is_public(address)
-    }
-
     /// Takes private addresses out of what we serve, or lets them in, when the scope changed.
     fn update_scope(&mut self) {
         let scope = self.config.address_scope();
         let public_only = scope::is_public_only(scope, self.mode, self.external.iter());
-        if public_only == self.public_only {
+        if public_only == self.filter.public_only {
             return;
         }
-        self.public_only = public_only;
+        self.filter.public_only = public_only;
+        self.kad.store_mut().filter = self.filter;
         tracing::debug!(public_only, "address scope of the DHT changed");
         for (listener_id, addr) in &self.listen {
             if scope::is_public(addr) {
@@ -297,15 +363,6 @@ impl Behaviour {
         }
     }
 
-    /// What of a stranger's addresses is kept.
-    fn filter(&self, addresses: impl IntoIterator<Item = Multiaddr>) -> Vec<Multiaddr> {
-        addresses
-            .into_iter()
-            .filter(|address| self.may_keep(address))
-            .take(self.config.max_addresses_per_peer())
-            .collect()
-    }
-
     fn on_kad_event(&mut self, event: kad::Event) {
         #[cfg(feature = "metrics")]
         if let Some(metrics) = &self.metrics {
@@ -320,14 +377,29 @@ impl Behaviour {
             } => {
                 self.on_progress(id, result, stats.num_successes() > 0, step.last);
             }
+            // Whatever becomes of them, the engine has acknowledged them: if it is told to refuse one it leaves the stream open until
+            // the other's timeout (libp2p-kad 0.49 wakes nobody after `HandlerIn::Reset`).
             kad::Event::InboundRequest {
-                request: InboundRequest::AddProvider { record },
+                request:
+                    InboundRequest::AddProvider {
+                        record: Some(record),
+                    },
             } => {
-                if let Some(mut record) = record {
-                    record.addresses = self.filter(record.addresses);
-                    if let Err(error) = self.kad.store_mut().add_provider(record) {
-                        tracing::debug!(%error, "provider record of a peer not stored");
-                    }
+                if let Err(error) = self.kad.store_mut().add_provider(record) {
+                    tracing::debug!(%error, "provider record of a peer not stored");
+                }
+            }
+            kad::Event::InboundRequest {
+                request:
+                    InboundRequest::PutRecord {
+                        source,
+                        record: Some(record),
+                        ..
+                    },
+            } => {
+                let key = record.key.clone();
+                if let Err(error) = self.kad.store_mut().values.put(record) {
+                    tracing::debug!(%source, ?key, %error, "value of a peer not stored");
                 }
             }
             kad::Event::RoutablePeer { peer, address } => {
@@ -346,7 +418,7 @@ impl Behaviour {
                 old_peer,
                 ..
             } => {
-                if self.public_only {
+                if self.filter.public_only {
                     self.drop_private(peer, &addresses.into_vec());
                 }
                 if is_new_peer {
@@ -392,7 +464,7 @@ impl Behaviour {
                 };
                 let peers = peers.into_iter().map(|peer| Peer {
                     id: peer.peer_id,
-                    addresses: self.filter(peer.addrs),
+                    addresses: self.filter.select(peer.addrs),
                 });
                 let answer = Answer::Peers(peers.collect());
                 self.core.on_finished(id, answer, answered, result);
@@ -408,9 +480,34 @@ impl Behaviour {
                     self.core.on_joined();
                 }
             }
-            QueryResult::GetRecord(_)
-            | QueryResult::PutRecord(_)
-            | QueryResult::RepublishRecord(_) => {}
+            QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))) => {
+                let Record { key, value, .. } = found.record;
+                let validators = &self.kad.store_mut().values.validators;
+                self.core
+                    .on_value(id, found.peer, key.as_ref(), value, validators);
+            }
+            QueryResult::GetRecord(
+                Ok(GetRecordOk::FinishedWithNoAdditionalRecord { .. })
+                | Err(GetRecordError::NotFound { .. }),
+            ) => self.core.on_finished(id, Answer::Done, answered, Ok(())),
+            QueryResult::GetRecord(Err(GetRecordError::Timeout { .. })) => {
+                self.core
+                    .on_finished(id, Answer::Done, answered, Err(QueryError::Timeout));
+            }
+            QueryResult::PutRecord(result) | QueryResult::RepublishRecord(result) => {
+                let (stored, late) = match result {
+                    Ok(_) => (self.config.replication(), false),
+                    Err(PutRecordError::QuorumFailed { success, .. }) => (success.len(), false),
+                    Err(PutRecordError::Timeout { success, .. }) => (success.len(), true),
+                };
+                let result = match stored {
+                    0 if late => Err(QueryError::Timeout),
+                    0 => Err(QueryError::NotStored),
+                    _ => Ok(()),
+                };
+                self.core
+                    .on_finished(id, Answer::Stored(stored), answered, result);
+            }
         }
         self.drain_core();
     }
@@ -431,7 +528,7 @@ impl Behaviour {
             .flat_map(|record| record.addresses)
             .chain(known.unwrap_or_default())
             .collect::<Vec<_>>();
-        for address in self.filter(addresses) {
+        for address in self.filter.select(addresses) {
             self.outbox.push_back(ToSwarm::NewExternalAddrOfPeer {
                 peer_id: peer,
                 address,
@@ -454,10 +551,29 @@ impl Behaviour {
                         query.finish();
                     }
                 }
-                Output::Announce(key) => {
-                    let id = self.kad.start_providing(key.clone().into()).ok();
-                    self.core.on_announcing(key, id);
+                Output::Announce(announcement) => {
+                    let id = self.announce(&announcement);
+                    self.core.on_announcing(announcement, id);
                 }
+                Output::Correct { key, value, peers } => {
+                    let record = Record::new(key, value);
+                    self.kad
+                        .put_record_to(record, peers.into_iter(), Quorum::All);
+                }
+            }
+        }
+    }
+
+    fn announce(&mut self, announcement: &Announcement) -> Option<QueryId> {
+        match announcement {
+            Announcement::Provider(key) => self.kad.start_providing(key.clone().into()).ok(),
+            Announcement::Value(key) => {
+                let value = self.kad.store_mut().values.own(key).map(<[u8]>::to_vec);
+                if value.is_none() {
+                    tracing::debug!(?key, "another node has put a better value");
+                    self.core.on_removed_value(key);
+                }
+                put(&mut self.kad, key.clone(), value?)
             }
         }
     }
@@ -502,6 +618,12 @@ fn record_key(cid: &Cid) -> RecordKey {
     RecordKey::from(cid.hash().to_bytes())
 }
 
+/// Begins to put a value of ours; `None` if it may not be any more.
+fn put(kad: &mut Kad, key: Vec<u8>, value: Vec<u8>) -> Option<QueryId> {
+    // Of as many nodes as there are: the engine ends early when the quorum is reached.
+    kad.put_record(Record::new(key, value), Quorum::All).ok()
+}
+
 fn kad_mode(mode: Mode) -> kad::Mode {
     match mode {
         Mode::Client => kad::Mode::Client,
@@ -518,11 +640,14 @@ fn kad_config(config: &Config) -> kad::Config {
         .set_provider_record_ttl(Some(config.provider_ttl()))
         .set_provider_publication_interval(Some(config.provider_republish_interval()))
         .set_periodic_bootstrap_interval(config.bootstrap_interval())
-        // This crate has no value records.
+        .set_record_ttl(Some(config.value_ttl()))
+        // The core does it.
         .set_publication_interval(None)
         .set_replication_interval(None)
         .set_caching(kad::Caching::Disabled)
-        // Addresses pass our filter before they enter the table or the store.
+        // A value and the closest peers beside it.
+        .set_max_packet_size(MAX_MESSAGE_BYTES)
+        // Addresses pass our filter before they enter the table; records pass the store's.
         .set_kbucket_inserts(kad::BucketInserts::Manual)
         .set_record_filtering(kad::StoreInserts::FilterBoth);
     kad
@@ -574,7 +699,7 @@ impl NetworkBehaviour for Behaviour {
             .kad
             .handle_pending_outbound_connection(connection, peer, addresses, role)?;
         // A public node does not scan its own network because a stranger named an address in it.
-        known.retain(|address| self.may_keep(address));
+        known.retain(|address| self.filter.keeps(address));
         Ok(known)
     }
 
@@ -597,7 +722,7 @@ impl NetworkBehaviour for Behaviour {
         match event {
             FromSwarm::NewListenAddr(NewListenAddr { listener_id, addr }) => {
                 self.listen.push((listener_id, addr.clone()));
-                if self.may_keep(addr) {
+                if self.filter.keeps(addr) {
                     self.kad.on_swarm_event(event);
                 }
                 return;

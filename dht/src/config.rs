@@ -6,6 +6,9 @@ use serde::Deserialize;
 /// The protocol of the public IPFS network.
 const IPFS_PROTOCOL: StreamProtocol = StreamProtocol::new("/ipfs/kad/1.0.0");
 
+/// The largest value that a configuration can allow.
+const MAX_VALUE_BYTES: usize = 16 << 10;
+
 /// Whether the node answers other nodes' requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -70,6 +73,11 @@ pub struct Config {
     max_provided_keys: NonZeroUsize,
     max_remote_keys: NonZeroUsize,
     max_addresses_per_peer: NonZeroUsize,
+    value_ttl: Duration,
+    value_republish_interval: Duration,
+    max_values: NonZeroUsize,
+    max_remote_values: NonZeroUsize,
+    max_value_bytes: NonZeroUsize,
 }
 
 impl Config {
@@ -154,6 +162,34 @@ impl Config {
     pub fn max_addresses_per_peer(&self) -> usize {
         self.max_addresses_per_peer.get()
     }
+
+    /// How long the values of others are kept after they were put last; default 48 h, go-libp2p-kad-dht's
+    /// `MaxRecordAge`.
+    pub fn value_ttl(&self) -> Duration {
+        self.value_ttl
+    }
+
+    /// How often our own values are put again; default 22 h, as provider records.
+    pub fn value_republish_interval(&self) -> Duration {
+        self.value_republish_interval
+    }
+
+    /// Values that this node can have put; default 1,024.
+    pub fn max_values(&self) -> usize {
+        self.max_values.get()
+    }
+
+    /// Values of others that are kept; default 1,024. The one whose key is farthest from this node makes room for a
+    /// nearer one.
+    pub fn max_remote_values(&self) -> usize {
+        self.max_remote_values.get()
+    }
+
+    /// The largest value in bytes, ours or another's; default 10,240, the most that an IPNS record may have, and at most
+    /// 16,384, so that it fits into an answer beside the closest peers.
+    pub fn max_value_bytes(&self) -> usize {
+        self.max_value_bytes.get()
+    }
 }
 
 impl Default for Config {
@@ -180,6 +216,11 @@ impl Default for Config {
             max_provided_keys: const { count(65_536) },
             max_remote_keys: const { count(65_536) },
             max_addresses_per_peer: const { count(16) },
+            value_ttl: 48 * HOUR,
+            value_republish_interval: 22 * HOUR,
+            max_values: const { count(1024) },
+            max_remote_values: const { count(1024) },
+            max_value_bytes: const { count(10 << 10) },
         }
     }
 }
@@ -207,6 +248,13 @@ pub struct ConfigBuilder {
     max_provided_keys: usize,
     max_remote_keys: usize,
     max_addresses_per_peer: usize,
+    #[serde(with = "humantime_serde")]
+    value_ttl: Duration,
+    #[serde(with = "humantime_serde")]
+    value_republish_interval: Duration,
+    max_values: usize,
+    max_remote_values: usize,
+    max_value_bytes: usize,
 }
 
 impl Default for ConfigBuilder {
@@ -227,6 +275,11 @@ impl Default for ConfigBuilder {
             max_provided_keys: config.max_provided_keys(),
             max_remote_keys: config.max_remote_keys(),
             max_addresses_per_peer: config.max_addresses_per_peer(),
+            value_ttl: config.value_ttl(),
+            value_republish_interval: config.value_republish_interval(),
+            max_values: config.max_values(),
+            max_remote_values: config.max_remote_values(),
+            max_value_bytes: config.max_value_bytes(),
         }
     }
 }
@@ -316,6 +369,36 @@ impl ConfigBuilder {
         self
     }
 
+    /// Sets [`Config::value_ttl`].
+    pub fn value_ttl(mut self, value: Duration) -> Self {
+        self.value_ttl = value;
+        self
+    }
+
+    /// Sets [`Config::value_republish_interval`].
+    pub fn value_republish_interval(mut self, value: Duration) -> Self {
+        self.value_republish_interval = value;
+        self
+    }
+
+    /// Sets [`Config::max_values`].
+    pub fn max_values(mut self, value: usize) -> Self {
+        self.max_values = value;
+        self
+    }
+
+    /// Sets [`Config::max_remote_values`].
+    pub fn max_remote_values(mut self, value: usize) -> Self {
+        self.max_remote_values = value;
+        self
+    }
+
+    /// Sets [`Config::max_value_bytes`].
+    pub fn max_value_bytes(mut self, value: usize) -> Self {
+        self.max_value_bytes = value;
+        self
+    }
+
     /// Checks every field and returns the finished configuration.
     pub fn build(self) -> Result<Config, ConfigError> {
         let count = |value: usize, field: &'static str| {
@@ -328,13 +411,24 @@ impl ConfigBuilder {
         if self.replication > libp2p_kad::K_VALUE.get() {
             return Err(ConfigError::Replication(self.replication));
         }
-        if self.provider_republish_interval.is_zero()
-            || self.provider_republish_interval >= self.provider_ttl
-        {
-            return Err(ConfigError::Republish {
-                interval: self.provider_republish_interval,
-                ttl: self.provider_ttl,
-            });
+        for (records, interval, ttl) in [
+            (
+                "provider",
+                self.provider_republish_interval,
+                self.provider_ttl,
+            ),
+            ("value", self.value_republish_interval, self.value_ttl),
+        ] {
+            if interval.is_zero() || interval >= ttl {
+                return Err(ConfigError::Republish {
+                    records,
+                    interval,
+                    ttl,
+                });
+            }
+        }
+        if self.max_value_bytes > MAX_VALUE_BYTES {
+            return Err(ConfigError::ValueBytes(self.max_value_bytes));
         }
         if self
             .bootstrap_interval
@@ -358,6 +452,11 @@ impl ConfigBuilder {
             max_provided_keys: count(self.max_provided_keys, "max_provided_keys")?,
             max_remote_keys: count(self.max_remote_keys, "max_remote_keys")?,
             max_addresses_per_peer: count(self.max_addresses_per_peer, "max_addresses_per_peer")?,
+            value_ttl: self.value_ttl,
+            value_republish_interval: self.value_republish_interval,
+            max_values: count(self.max_values, "max_values")?,
+            max_remote_values: count(self.max_remote_values, "max_remote_values")?,
+            max_value_bytes: count(self.max_value_bytes, "max_value_bytes")?,
         })
     }
 }
@@ -387,14 +486,19 @@ pub enum ConfigError {
     Replication(usize),
     /// Records would expire before they are announced again.
     #[error(
-        "provider_republish_interval {interval:?} must be above 0s and shorter than provider_ttl {ttl:?}"
+        "{records}_republish_interval {interval:?} must be above 0s and shorter than {records}_ttl {ttl:?}"
     )]
     Republish {
+        /// `provider` or `value`.
+        records: &'static str,
         /// What was asked for.
         interval: Duration,
         /// The time to live that it must stay below.
         ttl: Duration,
     },
+    /// Larger than what is sent in one message.
+    #[error("max_value_bytes {0} is too large: use at most 16384")]
+    ValueBytes(usize),
     /// A bound or interval of zero.
     #[error("{0} is 0: set it to at least 1")]
     Zero(&'static str),
@@ -432,9 +536,22 @@ mod tests {
                     .provider_republish_interval(hour)
             ),
             ConfigError::Republish {
+                records: "provider",
                 interval: hour,
                 ttl: hour
             }
+        );
+        assert_eq!(
+            refused(Config::builder().value_ttl(hour)),
+            ConfigError::Republish {
+                records: "value",
+                interval: 22 * hour,
+                ttl: hour
+            }
+        );
+        assert_eq!(
+            refused(Config::builder().max_value_bytes(16_385)),
+            ConfigError::ValueBytes(16_385)
         );
     }
 

@@ -1,6 +1,7 @@
 //! Which query belongs to which ticket, what was already reported, and what is still to be announced: pure,
 //! on virtual time. Generic over the engine's query ids, because kad's cannot be made in a test.
 
+mod answers;
 pub(crate) mod candidates;
 
 use std::{
@@ -13,7 +14,8 @@ use cid::Cid;
 use libp2p_identity::PeerId;
 use web_time::Instant;
 
-use crate::{Config, Event, Peer, QueryError, Target, Ticket};
+use self::answers::Answers;
+use crate::{Config, Event, Peer, QueryError, Target, Ticket, value::Validators};
 
 /// Announcements of waiting keys that run at a time, so that a node that provides thousands of keys when it
 /// joins does not open thousands of connections.
@@ -28,6 +30,8 @@ pub(crate) enum Question {
     Provide(Cid),
     FindProviders(Cid),
     ClosestPeers(Target),
+    PutValue(Vec<u8>),
+    GetValue(Vec<u8>),
     Bootstrap,
 }
 
@@ -35,10 +39,31 @@ impl Question {
     /// The longest time that the engine takes: announcing is a lookup and then a round of requests.
     fn phases(&self) -> u32 {
         match self {
-            Self::Provide(_) => 2,
-            Self::FindProviders(_) | Self::ClosestPeers(_) | Self::Bootstrap => 1,
+            Self::Provide(_) | Self::PutValue(_) => 2,
+            Self::FindProviders(_)
+            | Self::ClosestPeers(_)
+            | Self::GetValue(_)
+            | Self::Bootstrap => 1,
         }
     }
+
+    /// What others shall learn by it.
+    fn announces(&self) -> Option<Announcement> {
+        match self {
+            Self::Provide(cid) => Some(Announcement::Provider(cid.hash().to_bytes())),
+            Self::PutValue(key) => Some(Announcement::Value(key.clone())),
+            _ => None,
+        }
+    }
+}
+
+/// What others shall learn of a key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Announcement {
+    /// That we provide it.
+    Provider(Vec<u8>),
+    /// The value that we have put.
+    Value(Vec<u8>),
 }
 
 /// What the engine answered.
@@ -47,6 +72,8 @@ pub(crate) enum Answer {
     /// Nothing but that it is over.
     Done,
     Peers(Vec<Peer>),
+    /// So many took the value.
+    Stored(usize),
 }
 
 /// What the adapter shall do.
@@ -55,8 +82,14 @@ pub(crate) enum Output<Q> {
     Event(Event),
     /// End the engine's query; its result is not needed, or wanted at once.
     Finish(Q),
-    /// Announce that we provide this key, then call [`Core::on_announcing`].
-    Announce(Vec<u8>),
+    /// Tell the closest nodes, then call [`Core::on_announcing`].
+    Announce(Announcement),
+    /// Send these peers the value, which is better than theirs.
+    Correct {
+        key: Vec<u8>,
+        value: Vec<u8>,
+        peers: Vec<PeerId>,
+    },
 }
 
 #[derive(Debug)]
@@ -64,8 +97,9 @@ struct Query<Q> {
     question: Question,
     id: Option<Q>,
     reported: BTreeSet<PeerId>,
+    answers: Answers,
     error: Option<QueryError>,
-    /// The user does not provide the key any more.
+    /// The user does not announce it any more.
     withdrawn: bool,
     deadline: Instant,
 }
@@ -78,11 +112,16 @@ pub(crate) struct Core<Q> {
     next_ticket: u64,
     queries: BTreeMap<Ticket, Query<Q>>,
     tickets: HashMap<Q, Ticket>,
-    /// Keys that we provide and that no node has heard of yet.
-    unannounced: BTreeSet<Vec<u8>>,
-    /// Keys of `unannounced` whose turn comes as soon as an announcement ends.
-    waiting: VecDeque<Vec<u8>>,
-    announcing: HashMap<Q, Vec<u8>>,
+    /// What no node has heard of yet.
+    unannounced: BTreeSet<Announcement>,
+    /// What of `unannounced` has its turn as soon as an announcement ends.
+    waiting: VecDeque<Announcement>,
+    announcing: HashMap<Q, Announcement>,
+    republish_interval: Duration,
+    /// The values that we have put, and when each is put again. (The engine does that for what we provide.)
+    values: BTreeMap<Vec<u8>, Instant>,
+    /// The times of `values` in order, and some that were of values.
+    republish: VecDeque<(Instant, Vec<u8>)>,
     outputs: VecDeque<Output<Q>>,
 }
 
@@ -98,6 +137,9 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
             unannounced: BTreeSet::new(),
             waiting: VecDeque::new(),
             announcing: HashMap::new(),
+            republish_interval: config.value_republish_interval(),
+            values: BTreeMap::new(),
+            republish: VecDeque::new(),
             outputs: VecDeque::new(),
         }
     }
@@ -110,15 +152,16 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
         self.next_ticket += 1;
         if self.queries.len() >= self.max_queries {
             let answer = Answer::Done;
-            self.terminal(ticket, question, 0, answer, Err(QueryError::TooManyQueries));
+            let result = Err(QueryError::TooManyQueries);
+            self.terminal(ticket, question, 0, None, answer, result);
             return Err(ticket);
         }
         let deadline = now + self.timeout * question.phases() + GRACE;
-        let reported = BTreeSet::new();
         let query = Query {
             question,
             id: None,
-            reported,
+            reported: BTreeSet::new(),
+            answers: Answers::default(),
             error: None,
             withdrawn: false,
             deadline,
@@ -171,6 +214,51 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
         new
     }
 
+    /// A peer, or our own store, answered with a value.
+    pub(crate) fn on_value(
+        &mut self,
+        id: Q,
+        from: Option<PeerId>,
+        key: &[u8],
+        value: Vec<u8>,
+        validators: &Validators,
+    ) {
+        let Some(ticket) = self.tickets.get(&id) else {
+            return;
+        };
+        let Some(query) = self.queries.get_mut(ticket) else {
+            return;
+        };
+        let Question::GetValue(asked) = &query.question else {
+            return;
+        };
+        let Some(validator) = validators.of(asked) else {
+            return;
+        };
+        // An answer to another question is none.
+        if key == asked && query.answers.add(from, key, value, validator) {
+            let event = Event::ValueFound {
+                ticket: *ticket,
+                key: key.to_vec(),
+                value: query.answers.best().unwrap_or_default().to_vec(),
+            };
+            self.outputs.push_back(Output::Event(event));
+        }
+    }
+
+    /// We have a value of this key: it is put again until [`on_removed_value`](Self::on_removed_value).
+    pub(crate) fn on_put_value(&mut self, key: &[u8], now: Instant) {
+        let at = now + self.republish_interval;
+        self.values.insert(key.to_vec(), at);
+        self.republish.push_back((at, key.to_vec()));
+    }
+
+    /// We have put no value of this key any more.
+    pub(crate) fn on_removed_value(&mut self, key: &[u8]) {
+        self.values.remove(key);
+        self.withdraw(&Announcement::Value(key.to_vec()));
+    }
+
     /// One part of a query of several parts (a refresh asks once a bucket) is done.
     pub(crate) fn on_part(&mut self, id: Q, result: Result<(), QueryError>, now: Instant) {
         if let Some(query) = self
@@ -195,9 +283,9 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
             Ok(()) if !answered => Err(QueryError::Unreachable),
             result => result,
         };
-        if let Some(key) = self.announcing.remove(&id) {
+        if let Some(announced) = self.announcing.remove(&id) {
             if result.is_ok() {
-                self.unannounced.remove(&key);
+                self.unannounced.remove(&announced);
             }
             self.announce_next();
             return;
@@ -216,13 +304,13 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
     }
 
     /// The engine runs an announcement that [`Output::Announce`] asked for; `None` if it refused.
-    pub(crate) fn on_announcing(&mut self, key: Vec<u8>, id: Option<Q>) {
+    pub(crate) fn on_announcing(&mut self, announcement: Announcement, id: Option<Q>) {
         match id {
             Some(id) => {
-                self.announcing.insert(id, key);
+                self.announcing.insert(id, announcement);
             }
             None => {
-                self.unannounced.remove(&key);
+                self.unannounced.remove(&announcement);
                 self.announce_next();
             }
         }
@@ -230,10 +318,13 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
 
     /// The user does not provide this key any more.
     pub(crate) fn on_stopped_providing(&mut self, key: &[u8]) {
-        self.unannounced.remove(key);
+        self.withdraw(&Announcement::Provider(key.to_vec()));
+    }
+
+    fn withdraw(&mut self, announcement: &Announcement) {
+        self.unannounced.remove(announcement);
         for query in self.queries.values_mut() {
-            query.withdrawn |=
-                matches!(&query.question, Question::Provide(cid) if cid.hash().to_bytes() == key);
+            query.withdrawn |= query.question.announces().as_ref() == Some(announcement);
         }
     }
 
@@ -249,8 +340,9 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
         }
     }
 
-    /// Ends every query that the engine has forgotten about.
+    /// Ends every query that the engine has forgotten about, and puts the values again whose time has come.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        self.republish(now);
         let late: Vec<_> = self
             .queries
             .iter()
@@ -264,7 +356,9 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.queries.values().map(|query| query.deadline).min()
+        let republish = self.republish.front().map(|(at, _)| *at);
+        let queries = self.queries.values().map(|query| query.deadline);
+        queries.chain(republish).min()
     }
 
     /// Drain after every `&mut` call.
@@ -280,6 +374,20 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
         self.unannounced.len()
     }
 
+    fn republish(&mut self, now: Instant) {
+        while let Some((at, key)) = self.republish.pop_front_if(|(at, _)| *at <= now) {
+            // Put anew or removed since.
+            if self.values.get(&key) != Some(&at) {
+                continue;
+            }
+            self.on_put_value(&key, now);
+            let announcement = Announcement::Value(key);
+            self.unannounced.insert(announcement.clone());
+            self.waiting.push_back(announcement);
+        }
+        self.announce_next();
+    }
+
     fn announce_next(&mut self) {
         let asked = self
             .outputs
@@ -288,11 +396,11 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
             .count();
         let mut free = MAX_ANNOUNCEMENTS.saturating_sub(self.announcing.len() + asked);
         while free > 0 {
-            let Some(key) = self.waiting.pop_front() else {
+            let Some(announcement) = self.waiting.pop_front() else {
                 return;
             };
-            if self.unannounced.contains(&key) {
-                self.outputs.push_back(Output::Announce(key));
+            if self.unannounced.contains(&announcement) {
+                self.outputs.push_back(Output::Announce(announcement));
                 free -= 1;
             }
         }
@@ -306,22 +414,32 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
             self.tickets.remove(&id);
         }
         let found = query.reported.len();
+        let (value, behind) = query.answers.into_best();
         let result = match query.error {
             Some(error) => Err(error),
-            // Providers from our own records are an answer, even if nobody else gave one.
-            None if found > 0 && result == Err(QueryError::Unreachable) => Ok(()),
+            // What our own store has is an answer, even if nobody else gave one.
+            None if (found > 0 || value.is_some()) && result == Err(QueryError::Unreachable) => {
+                Ok(())
+            }
             None => result,
         };
-        if let Question::Provide(cid) = &query.question {
-            let key = cid.hash().to_bytes();
+        if let Some(announcement) = query.question.announces() {
             match &result {
-                Ok(()) => self.unannounced.remove(&key),
-                Err(QueryError::StoreFull) => false,
-                Err(_) if query.withdrawn => false,
-                Err(_) => self.unannounced.insert(key),
+                Ok(()) => self.unannounced.remove(&announcement),
+                Err(error) if error.is_final() || query.withdrawn => false,
+                Err(_) => self.unannounced.insert(announcement),
             };
         }
-        self.terminal(ticket, query.question, found, answer, result);
+        if let (Question::GetValue(key), Some(value)) = (&query.question, &value)
+            && !behind.is_empty()
+        {
+            self.outputs.push_back(Output::Correct {
+                key: key.clone(),
+                value: value.clone(),
+                peers: behind.into_iter().collect(),
+            });
+        }
+        self.terminal(ticket, query.question, found, value, answer, result);
     }
 
     fn terminal(
@@ -329,6 +447,7 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
         ticket: Ticket,
         question: Question,
         found: usize,
+        value: Option<Vec<u8>>,
         answer: Answer,
         result: Result<(), QueryError>,
     ) {
@@ -347,7 +466,7 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
             Question::ClosestPeers(target) => {
                 let peers = match answer {
                     Answer::Peers(peers) => peers,
-                    Answer::Done => Vec::new(),
+                    Answer::Done | Answer::Stored(_) => Vec::new(),
                 };
                 Event::ClosestPeersFinished {
                     ticket,
@@ -356,6 +475,21 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
                     result,
                 }
             }
+            Question::PutValue(key) => Event::PutValueFinished {
+                ticket,
+                key,
+                stored: match answer {
+                    Answer::Stored(stored) => stored,
+                    Answer::Done | Answer::Peers(_) => 0,
+                },
+                result,
+            },
+            Question::GetValue(key) => Event::GetValueFinished {
+                ticket,
+                key,
+                value,
+                result,
+            },
             Question::Bootstrap => Event::BootstrapFinished { ticket, result },
         };
         self.outputs.push_back(Output::Event(event));

@@ -104,6 +104,40 @@ pub enum Event {
         /// Whether the lookup ran to its end.
         result: Result<(), QueryError>,
     },
+    /// The value is put, or is not. After an error it is put once the node has joined the DHT, and again every republish
+    /// interval, except after [`QueryError::NoValidator`], [`QueryError::InvalidValue`], [`QueryError::Superseded`],
+    /// [`QueryError::ValuesFull`] and [`QueryError::TooManyQueries`].
+    PutValueFinished {
+        /// From [`Behaviour::put_value`](crate::Behaviour::put_value).
+        ticket: Ticket,
+        /// The value's key.
+        key: Vec<u8>,
+        /// How many of the nodes closest to the key took it.
+        stored: usize,
+        /// `Ok` if any did.
+        result: Result<(), QueryError>,
+    },
+    /// A value that is valid, and better than those that this query had found; any number of times before
+    /// [`GetValueFinished`](Self::GetValueFinished).
+    ValueFound {
+        /// From [`Behaviour::get_value`](crate::Behaviour::get_value).
+        ticket: Ticket,
+        /// What was asked for.
+        key: Vec<u8>,
+        /// The best one so far.
+        value: Vec<u8>,
+    },
+    /// The search for a value is over. Nodes that answered with a worse one have been sent the best.
+    GetValueFinished {
+        /// From [`Behaviour::get_value`](crate::Behaviour::get_value).
+        ticket: Ticket,
+        /// What was asked for.
+        key: Vec<u8>,
+        /// The best one that was found; an error does not take it back.
+        value: Option<Vec<u8>>,
+        /// Whether the lookup ran to its end.
+        result: Result<(), QueryError>,
+    },
     /// The routing table has been refreshed.
     BootstrapFinished {
         /// From [`Behaviour::bootstrap`](crate::Behaviour::bootstrap).
@@ -127,13 +161,15 @@ impl Event {
             Self::FindProvidersFinished { ticket, .. }
             | Self::ProvideFinished { ticket, .. }
             | Self::ClosestPeersFinished { ticket, .. }
+            | Self::PutValueFinished { ticket, .. }
+            | Self::GetValueFinished { ticket, .. }
             | Self::BootstrapFinished { ticket, .. } => Some(*ticket),
-            Self::ProvidersFound { .. } | Self::PeerRouted { .. } => None,
+            Self::ProvidersFound { .. } | Self::ValueFound { .. } | Self::PeerRouted { .. } => None,
         }
     }
 }
 
-/// Why a query did not run to its end.
+/// Why a query did not run to its end, or could not begin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueryError {
@@ -152,4 +188,38 @@ pub enum QueryError {
     /// As many keys as `max_provided_keys` allows are provided.
     #[error("max_provided_keys keys are provided: raise it or stop providing some")]
     StoreFull,
+    /// The key's namespace has no validator.
+    #[error(
+        "no validator for values of the namespace {0:?}: give one with Behaviour::with_validator"
+    )]
+    NoValidator(String),
+    /// The key cannot have this value.
+    #[error("the value is not valid for the key: {0}")]
+    InvalidValue(String),
+    /// The value is not better than one that is known.
+    #[error("a value that is as good or better is known: get it, and put one that is better")]
+    Superseded,
+    /// As many values as `max_values` allows are put.
+    #[error("max_values values are put: raise it or remove some")]
+    ValuesFull,
+    /// The nodes that are closest to the key were found, and none of them took the value.
+    #[error(
+        "no node took the value: those that are closest to its key may have a better one, or not know its namespace"
+    )]
+    NotStored,
+}
+
+impl QueryError {
+    /// Whether what was to be announced is not kept, and so never tried again.
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            Self::TooManyQueries
+            | Self::StoreFull
+            | Self::NoValidator(_)
+            | Self::InvalidValue(_)
+            | Self::Superseded
+            | Self::ValuesFull => true,
+            Self::NoKnownPeers | Self::Unreachable | Self::Timeout | Self::NotStored => false,
+        }
+    }
 }

@@ -22,6 +22,8 @@ enum Query {
     Provide,
     FindProviders,
     ClosestPeers,
+    PutValue,
+    GetValue,
     Bootstrap,
 }
 
@@ -54,6 +56,8 @@ pub(crate) struct Metrics {
     provided: Gauge,
     unannounced: Gauge,
     remote_records: Gauge,
+    values: Gauge,
+    remote_values: Gauge,
 }
 
 impl Metrics {
@@ -67,6 +71,8 @@ impl Metrics {
             provided: Gauge::default(),
             unannounced: Gauge::default(),
             remote_records: Gauge::default(),
+            values: Gauge::default(),
+            remote_values: Gauge::default(),
         };
         let registry = registry.sub_registry_with_prefix("dht");
         registry.register("queries", "Finished queries", metrics.queries.clone());
@@ -88,13 +94,19 @@ impl Metrics {
         registry.register("provided_keys", "Keys we provide", metrics.provided.clone());
         registry.register(
             "unannounced_keys",
-            "Keys we provide that nobody has heard of yet",
+            "Keys we provide, or have put a value of, that nobody has heard of yet",
             metrics.unannounced.clone(),
         );
         registry.register(
             "remote_provider_records",
             "Provider records kept for others",
             metrics.remote_records.clone(),
+        );
+        registry.register("values", "Values that we have put", metrics.values.clone());
+        registry.register(
+            "remote_values",
+            "Values kept for others",
+            metrics.remote_values.clone(),
         );
         metrics
     }
@@ -105,7 +117,11 @@ impl Metrics {
             Event::FindProvidersFinished { result, .. } => (Query::FindProviders, result),
             Event::ClosestPeersFinished { result, .. } => (Query::ClosestPeers, result),
             Event::BootstrapFinished { result, .. } => (Query::Bootstrap, result),
-            Event::ProvidersFound { .. } | Event::PeerRouted { .. } => return,
+            Event::PutValueFinished { result, .. } => (Query::PutValue, result),
+            Event::GetValueFinished { result, .. } => (Query::GetValue, result),
+            Event::ProvidersFound { .. } | Event::ValueFound { .. } | Event::PeerRouted { .. } => {
+                return;
+            }
         };
         let outcome = if result.is_ok() {
             Outcome::Success
@@ -150,8 +166,11 @@ impl Metrics {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         };
         set(&self.routed, routed);
-        set(&self.provided, store.provided_keys());
-        set(&self.remote_records, store.remote_records());
+        set(&self.provided, store.providers.provided().len());
+        set(&self.remote_records, store.providers.remote_records());
+        let (own, remote) = store.values.counts();
+        set(&self.values, own);
+        set(&self.remote_values, remote);
         set(&self.unannounced, core.unannounced());
     }
 }

@@ -6,6 +6,29 @@ use libp2p_core::{Multiaddr, multiaddr::Protocol};
 
 use crate::{AddressScope, Mode};
 
+/// What is kept of the addresses that strangers name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Filter {
+    /// What [`is_public_only`] said last.
+    pub(crate) public_only: bool,
+    /// Of one peer.
+    pub(crate) max_addresses: usize,
+}
+
+impl Filter {
+    pub(crate) fn keeps(&self, address: &Multiaddr) -> bool {
+        !self.public_only || is_public(address)
+    }
+
+    pub(crate) fn select(&self, addresses: impl IntoIterator<Item = Multiaddr>) -> Vec<Multiaddr> {
+        addresses
+            .into_iter()
+            .filter(|address| self.keeps(address))
+            .take(self.max_addresses)
+            .collect()
+    }
+}
+
 /// Whether only public addresses are kept now; see [`AddressScope`].
 pub(crate) fn is_public_only<'a>(
     scope: AddressScope,

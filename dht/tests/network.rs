@@ -7,16 +7,21 @@
     reason = "a test"
 )]
 
-use std::{future::Future, time::Duration};
+use std::{
+    cmp::Ordering,
+    future::Future,
+    time::{Duration, SystemTime},
+};
 
 use anypath_dht::{
-    AddressScope, Behaviour, Config, ConfigBuilder, Event, Mode, QueryError, Ticket,
+    AddressScope, Behaviour, Config, ConfigBuilder, Event, InvalidValue, Ipns, IpnsRecord, Mode,
+    QueryError, Ticket, Validator,
 };
 use cid::Cid;
 use futures::future::select_all;
 use libp2p_core::Multiaddr;
 use libp2p_identify as identify;
-use libp2p_identity::PeerId;
+use libp2p_identity::{Keypair, PeerId};
 use libp2p_swarm::{NetworkBehaviour, Swarm, SwarmEvent};
 use libp2p_swarm_test::SwarmExt as _;
 use multihash_codetable::{Code, MultihashDigest as _};
@@ -29,6 +34,22 @@ const RAW: u64 = 0x55;
 struct Node {
     identify: identify::Behaviour,
     dht: Behaviour,
+}
+
+/// The rule of the namespace `test`: one byte, the greater the better.
+struct Greater;
+
+impl Validator for Greater {
+    fn validate(&self, _: &[u8], value: &[u8]) -> Result<(), InvalidValue> {
+        match value.len() {
+            1 => Ok(()),
+            _ => Err(InvalidValue::new("not one byte")),
+        }
+    }
+
+    fn compare(&self, _: &[u8], one: &[u8], other: &[u8]) -> Ordering {
+        one.cmp(other)
+    }
 }
 
 fn server() -> ConfigBuilder {
@@ -45,7 +66,7 @@ async fn node(config: ConfigBuilder) -> Swarm<Node> {
     let config = config.build().unwrap();
     let mut swarm = Swarm::new_ephemeral_tokio(|key| Node {
         identify: identify::Behaviour::new(identify::Config::new("/test/1".into(), key.public())),
-        dht: Behaviour::new(key.public().to_peer_id(), config),
+        dht: Behaviour::new(key.public().to_peer_id(), config).with_validator("test", Greater),
     });
     swarm.listen().with_memory_addr_external().await;
     swarm
@@ -437,4 +458,179 @@ async fn a_public_server_keeps_and_serves_no_private_addresses() {
     assert_eq!(table[0].id, both);
     assert_eq!(table[0].addresses, [public.with_p2p(both).unwrap()]);
     assert!(!dht.add_address(lan, private));
+}
+
+async fn put(
+    swarms: &mut [Swarm<Node>],
+    at: usize,
+    key: &[u8],
+    value: &[u8],
+) -> (usize, Result<(), QueryError>) {
+    let ticket = swarms[at].behaviour_mut().dht.put_value(key, value);
+    match finished(swarms, at, ticket).await {
+        Event::PutValueFinished {
+            key: of,
+            stored,
+            result,
+            ..
+        } if of == key => (stored, result),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn get(
+    swarms: &mut [Swarm<Node>],
+    at: usize,
+    key: &[u8],
+) -> (Option<Vec<u8>>, Result<(), QueryError>) {
+    let ticket = swarms[at].behaviour_mut().dht.get_value(key);
+    let mut best = None;
+    let last = finished_with(swarms, at, ticket, |event| {
+        if let Event::ValueFound {
+            ticket: of,
+            key: found,
+            value,
+        } = event
+        {
+            assert_eq!((of, found.as_slice()), (ticket, key));
+            best = Some(value);
+        }
+    })
+    .await;
+    match last {
+        Event::GetValueFinished {
+            key: of,
+            value,
+            result,
+            ..
+        } if of == key => {
+            assert_eq!(value, best);
+            (value, result)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_name_is_resolved_across_seven_nodes_to_what_it_points_to_last() {
+    in_time(async {
+        let mut swarms = chain(7).await;
+        bootstrap(&mut swarms).await;
+        let key = Keypair::generate_ed25519();
+        let name = key.public().to_peer_id();
+        let record = |sequence, value: &str| {
+            let record = IpnsRecord {
+                value: value.into(),
+                sequence,
+                valid_until: SystemTime::now() + Duration::from_secs(3600),
+                ttl: Duration::from_secs(60),
+            };
+            record.sign(&key).unwrap()
+        };
+        let (first, second) = (record(1, "/ipfs/first"), record(2, "/ipfs/second"));
+        let name_key = Ipns::key(&name);
+        let (stored, result) = put(&mut swarms, 0, &name_key, &first).await;
+        assert_eq!((stored, result), (6, Ok(())));
+
+        // A client that knows only the far end of the row.
+        let mut asker = node(client()).await;
+        introduce(&mut asker, &swarms[6]);
+        swarms.push(asker);
+        assert_eq!(
+            get(&mut swarms, 7, &name_key).await,
+            (Some(first.clone()), Ok(()))
+        );
+        // Another node with the same key.
+        let (stored, result) = put(&mut swarms, 3, &name_key, &second).await;
+        assert_eq!((stored, result), (6, Ok(())));
+        let (value, result) = get(&mut swarms, 7, &name_key).await;
+        assert_eq!((value.as_ref(), result), (Some(&second), Ok(())));
+        let resolved = IpnsRecord::verify(&name, &value.unwrap()).unwrap();
+        assert_eq!(resolved.value, b"/ipfs/second");
+        // The older one is refused at home, even where it came from.
+        let (stored, result) = put(&mut swarms, 0, &name_key, &first).await;
+        assert_eq!((stored, result), (0, Err(QueryError::Superseded)));
+        assert_eq!(
+            get(&mut swarms, 7, &Ipns::key(&PeerId::random())).await,
+            (None, Ok(()))
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_with_a_worse_value_is_sent_the_best_by_who_finds_both() {
+    in_time(async {
+        let key = b"/test/key".as_slice();
+        let mut swarms = vec![node(server()).await, node(server()).await];
+        let mut putter = node(client()).await;
+        introduce(&mut putter, &swarms[0]);
+        swarms.push(putter);
+        assert_eq!(put(&mut swarms, 2, key, b"1").await, (1, Ok(())));
+        // The second server knows nobody, and nobody but the asker knows it.
+        let alone = put(&mut swarms, 1, key, b"2").await;
+        assert_eq!(alone, (0, Err(QueryError::NoKnownPeers)));
+        let mut asker = node(client()).await;
+        introduce(&mut asker, &swarms[0]);
+        introduce(&mut asker, &swarms[1]);
+        swarms.push(asker);
+        let best = (Some(b"2".to_vec()), Ok(()));
+        assert_eq!(get(&mut swarms, 3, key).await, best);
+        // It knows only the first one, and asks until the correction has come.
+        let mut other = node(client()).await;
+        introduce(&mut other, &swarms[0]);
+        swarms.push(other);
+        while get(&mut swarms, 4, key).await != best {}
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_keeps_nothing_that_is_invalid_or_worse_or_that_it_cannot_judge() {
+    in_time(async {
+        let mut swarms = vec![node(server()).await];
+        let mut wrong = node(client()).await;
+        let local = *wrong.local_peer_id();
+        wrong.behaviour_mut().dht = Behaviour::new(local, client().build().unwrap())
+            .with_validator("unknown", Anything)
+            .with_validator("test", Anything);
+        let mut asker = node(client()).await;
+        introduce(&mut wrong, &swarms[0]);
+        introduce(&mut asker, &swarms[0]);
+        swarms.extend([wrong, asker]);
+        // It is acknowledged, as kad does whatever is put.
+        assert_eq!(put(&mut swarms, 1, b"/test/key", b"12").await, (1, Ok(())));
+        assert_eq!(put(&mut swarms, 1, b"/unknown/key", b"1").await.0, 1);
+        assert_eq!(get(&mut swarms, 2, b"/test/key").await, (None, Ok(())));
+        swarms[1].behaviour_mut().dht.remove_value(b"/unknown/key");
+        assert_eq!(get(&mut swarms, 1, b"/unknown/key").await, (None, Ok(())));
+
+        assert_eq!(put(&mut swarms, 2, b"/test/key", b"3").await, (1, Ok(())));
+        swarms[1].behaviour_mut().dht.remove_value(b"/test/key");
+        assert_eq!(put(&mut swarms, 1, b"/test/key", b"2").await.0, 1);
+        swarms[1].behaviour_mut().dht.remove_value(b"/test/key");
+        let best = (Some(b"3".to_vec()), Ok(()));
+        assert_eq!(get(&mut swarms, 1, b"/test/key").await, best);
+
+        let (_, result) = put(&mut swarms, 2, b"/test/key", b"12").await;
+        assert!(matches!(result, Err(QueryError::InvalidValue(_))));
+        let nobody = Err(QueryError::NoValidator("none".into()));
+        assert_eq!(put(&mut swarms, 2, b"/none/key", b"1").await.1, nobody);
+        assert_eq!(get(&mut swarms, 2, b"/none/key").await.1, nobody);
+    })
+    .await;
+}
+
+/// The namespace `test` as somebody understands it who is wrong.
+struct Anything;
+
+impl Validator for Anything {
+    fn validate(&self, _: &[u8], _: &[u8]) -> Result<(), InvalidValue> {
+        Ok(())
+    }
+
+    fn compare(&self, _: &[u8], one: &[u8], other: &[u8]) -> Ordering {
+        // A shorter one is better.
+        other.len().cmp(&one.len())
+    }
 }

@@ -1,16 +1,19 @@
-//! Kademlia both ways: provider records of ours and of theirs, looked up by the other.
+//! Kademlia both ways: provider records and values of ours and of theirs, looked up by the other.
 #![cfg(feature = "foreign")]
 
 use anypath_bitswap::Block;
-use anypath_dht::{Event, Mode};
+use anypath_dht::{Event, Ipns, IpnsRecord, Mode};
 use anypath_interop_tests::peers::{
     BehaviourEvent, Cells, Error, Implementation, Node, NodeSettings, Peer, Settings, Transport,
+    VALUES,
 };
 use cid::Cid;
-use libp2p::PeerId;
+use libp2p::identity::{Keypair, SigningError};
 use libp2p::swarm::SwarmEvent;
+use libp2p::{Multiaddr, PeerId};
+use std::time::{Duration, SystemTime};
 
-const VALUES: &str = "anypath-dht has no value records yet";
+const REPLACES: &str = "js-libp2p's server takes any valid value in place of a better one (`PutValueHandler` asks no selector; kad-dht, \"Entry validation\")";
 
 fn block(name: &str) -> Cid {
     *Block::raw(name.to_owned().into_bytes()).cid()
@@ -180,7 +183,197 @@ async fn provide_and_find(
             },
         )
         .await;
-    cells.unsupported("values are put and got", VALUES);
+    cells.finish()
+}
+
+/// What is put under one key, later ones better.
+struct Values {
+    key: Vec<u8>,
+    values: [Vec<u8>; 3],
+}
+
+/// Whether an implementation can name keys that are no text, as IPNS's are: py cannot.
+fn values_for(implementation: Implementation, name: &str) -> Result<Values, Error> {
+    if implementation == Implementation::Py {
+        let key = format!("/{VALUES}/{name}").into_bytes();
+        let values = ["1", "2", "3"].map(|value| format!("{value} {name}").into_bytes());
+        return Ok(Values { key, values });
+    }
+    let pair = Keypair::generate_ed25519();
+    let wrong = |error: SigningError| Error::Wrong(error.to_string());
+    let sign = |sequence| {
+        let record = IpnsRecord {
+            value: format!("/ipfs/{}", block(name)).into_bytes(),
+            sequence,
+            valid_until: SystemTime::now() + Duration::from_secs(3600),
+            ttl: Duration::from_secs(60),
+        };
+        record.sign(&pair).map_err(wrong)
+    };
+    Ok(Values {
+        key: Ipns::key(&pair.public().to_peer_id()),
+        values: [sign(1)?, sign(2)?, sign(3)?],
+    })
+}
+
+async fn put(node: &mut Node, key: &[u8], value: &[u8]) -> Result<usize, Error> {
+    let (key, value) = (key.to_vec(), value.to_vec());
+    let put = node
+        .with(move |swarm| {
+            let dht = swarm.behaviour_mut().dht.as_mut();
+            dht.map(|dht| dht.put_value(key, value))
+        })
+        .await?;
+    node.wait("end of the putting", |event| match event {
+        SwarmEvent::Behaviour(BehaviourEvent::Dht(Event::PutValueFinished {
+            ticket,
+            stored,
+            result,
+            ..
+        })) if Some(*ticket) == put => {
+            let result = result.clone().map(|()| *stored);
+            Some(result.map_err(|error| Error::Wrong(error.to_string())))
+        }
+        _ => None,
+    })
+    .await?
+}
+
+async fn get(node: &mut Node, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+    let key = key.to_vec();
+    let asked = node
+        .with(move |swarm| {
+            let dht = swarm.behaviour_mut().dht.as_mut();
+            dht.map(|dht| dht.get_value(key))
+        })
+        .await?;
+    node.wait("value", |event| match event {
+        SwarmEvent::Behaviour(BehaviourEvent::Dht(Event::GetValueFinished {
+            ticket,
+            value,
+            ..
+        })) if Some(*ticket) == asked => Some(value.clone()),
+        _ => None,
+    })
+    .await
+}
+
+fn is_value(found: Option<Vec<u8>>, value: &[u8]) -> Result<(), Error> {
+    if found.as_deref() == Some(value) {
+        Ok(())
+    } else {
+        Err(Error::Wrong(format!("{found:?}, not {value:?}")))
+    }
+}
+
+/// A client of ours that knows one server.
+async fn client_of(
+    transport: Transport,
+    address: Multiaddr,
+    server: PeerId,
+) -> Result<Node, Error> {
+    let settings = NodeSettings {
+        dht: Some(Mode::Client),
+        ..NodeSettings::default()
+    };
+    let mut client = Node::start(transport, settings).await?;
+    client.dial(address).await?;
+    routed(&mut client, server).await?;
+    Ok(client)
+}
+
+/// A peer of theirs, connected to a server of ours alone.
+async fn at_ours(
+    implementation: Implementation,
+    transport: Transport,
+    mode: &'static str,
+    ours: &Node,
+) -> Result<Peer, Error> {
+    let mut peer = foreign(implementation, transport, mode).await?;
+    peer.dial(ours.address()).await?;
+    peer.identify(ours.id()).await?;
+    Ok(peer)
+}
+
+/// Servers here know nobody but their clients, so that what is found is found where it was put.
+async fn put_and_get(
+    implementation: Implementation,
+    transport: Transport,
+    test: &'static str,
+) -> Result<(), Error> {
+    let column = format!("{} {}", implementation.name(), transport.name());
+    let mut cells = Cells::new("Kademlia", column, test);
+    let theirs = foreign(implementation, transport, "server").await?;
+    let ours = server(transport).await?;
+    let (their_address, our_address) = (theirs.address()?, ours.address().clone());
+    let at_theirs = || client_of(transport, their_address.clone(), theirs.id());
+    let of_ours = || client_of(transport, our_address.clone(), ours.id());
+
+    cells
+        .works("values: we put at their server and get there", async {
+            let Values { key, values } = values_for(implementation, "ours at theirs")?;
+            let [value, ..] = values;
+            put(&mut at_theirs().await?, &key, &value).await?;
+            is_value(get(&mut at_theirs().await?, &key).await?, &value)
+        })
+        .await;
+    cells
+        .works("values: they put at our server and get there", async {
+            let Values { key, values } = values_for(implementation, "theirs at ours")?;
+            let [value, ..] = values;
+            let mut putter = at_ours(implementation, transport, "client", &ours).await?;
+            putter.put_value(&key, &value).await?;
+            drop(putter);
+            let mut getter = at_ours(implementation, transport, "client", &ours).await?;
+            is_value(Some(getter.get_value(&key).await?), &value)
+        })
+        .await;
+    cells
+        .works(
+            "values: what one puts at our server, the other gets there",
+            async {
+                let Values { key, values } = values_for(implementation, "both at ours")?;
+                let [first, second, _] = values;
+                put(&mut of_ours().await?, &key, &first).await?;
+                let mut getter = at_ours(implementation, transport, "client", &ours).await?;
+                is_value(Some(getter.get_value(&key).await?), &first)?;
+                let mut putter = at_ours(implementation, transport, "client", &ours).await?;
+                putter.put_value(&key, &second).await?;
+                is_value(get(&mut of_ours().await?, &key).await?, &second)
+            },
+        )
+        .await;
+    cells
+        .works("values: at our server the newest stays", async {
+            let Values { key, values } = values_for(implementation, "newest at ours")?;
+            let [first, second, third] = values;
+            let mut putters = Vec::new();
+            for value in [&third, &first, &second] {
+                // One that knows of no other.
+                let mut putter = at_ours(implementation, transport, "client", &ours).await?;
+                putter.put_value(&key, value).await?;
+                putters.push(putter);
+            }
+            is_value(get(&mut of_ours().await?, &key).await?, &third)
+        })
+        .await;
+    const NEWEST: &str = "values: at their server the newest stays";
+    let newest = async {
+        let Values { key, values } = values_for(implementation, "newest at theirs")?;
+        let [first, second, third] = values;
+        let mut putters = Vec::new();
+        for value in [&third, &first, &second] {
+            let mut putter = at_theirs().await?;
+            // What a server refuses is no error of the test's.
+            let _refused = put(&mut putter, &key, value).await;
+            putters.push(putter);
+        }
+        is_value(get(&mut at_theirs().await?, &key).await?, &third)
+    };
+    match implementation {
+        Implementation::Js => cells.defect(NEWEST, REPLACES, newest).await,
+        _ => cells.works(NEWEST, newest).await,
+    }
     cells.finish()
 }
 
@@ -207,4 +400,29 @@ async fn we_and_js_provide_and_find_over_quic() -> Result<(), Error> {
 #[tokio::test]
 async fn we_and_py_provide_and_find_over_tcp() -> Result<(), Error> {
     provide_and_find(Implementation::Py, Transport::Tcp, "kad-py-tcp").await
+}
+
+#[tokio::test]
+async fn we_and_go_put_and_get_values_over_tcp() -> Result<(), Error> {
+    put_and_get(Implementation::Go, Transport::Tcp, "values-go-tcp").await
+}
+
+#[tokio::test]
+async fn we_and_go_put_and_get_values_over_quic() -> Result<(), Error> {
+    put_and_get(Implementation::Go, Transport::Quic, "values-go-quic").await
+}
+
+#[tokio::test]
+async fn we_and_js_put_and_get_values_over_tcp() -> Result<(), Error> {
+    put_and_get(Implementation::Js, Transport::Tcp, "values-js-tcp").await
+}
+
+#[tokio::test]
+async fn we_and_js_put_and_get_values_over_quic() -> Result<(), Error> {
+    put_and_get(Implementation::Js, Transport::Quic, "values-js-quic").await
+}
+
+#[tokio::test]
+async fn we_and_py_put_and_get_values_over_tcp() -> Result<(), Error> {
+    put_and_get(Implementation::Py, Transport::Tcp, "values-py-tcp").await
 }

@@ -40,6 +40,7 @@ mod generated {
 }
 
 pub use anypath_bitswap as bitswap;
+pub use anypath_dht as dht;
 pub use anypath_tiered_store as tiered_store;
 pub use libp2p;
 

@@ -117,6 +117,16 @@ pub(crate) enum Command {
         ticket: dht::Ticket,
         result: Result<(), String>,
     },
+    /// commands: a value is put into the DHT, at so many nodes, or is not.
+    DhtPut {
+        ticket: dht::Ticket,
+        result: Result<usize, String>,
+    },
+    /// commands: what the DHT has for a key.
+    DhtGot {
+        ticket: dht::Ticket,
+        result: Result<Option<Vec<u8>>, String>,
+    },
     /// commands: providers that a DHT query found.
     DhtFound {
         ticket: dht::Ticket,
@@ -406,6 +416,28 @@ impl Wiring {
                     result: text(result),
                 }]
             }
+            dht::Event::PutValueFinished {
+                ticket,
+                stored,
+                result,
+                ..
+            } => vec![Command::DhtPut {
+                ticket,
+                result: text(result).map(|()| stored),
+            }],
+            dht::Event::GetValueFinished {
+                ticket,
+                value,
+                result,
+                ..
+            } => vec![Command::DhtGot {
+                ticket,
+                // What was found counts, even if the search ended early.
+                result: match value {
+                    Some(value) => Ok(Some(value)),
+                    None => text(result).map(|()| None),
+                },
+            }],
             _ => Vec::new(),
         }
     }

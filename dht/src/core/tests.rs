@@ -23,6 +23,10 @@ fn key(n: u32) -> Vec<u8> {
     cid(n).hash().to_bytes()
 }
 
+fn provider(n: u32) -> Announcement {
+    Announcement::Provider(key(n))
+}
+
 fn start() -> Instant {
     #[expect(clippy::disallowed_methods, reason = "a point to count from")]
     Instant::now()
@@ -81,6 +85,8 @@ fn every_ticket_is_finished_once_whatever_the_engine_does() {
         Question::Provide(cid(1)),
         Question::FindProviders(cid(2)),
         Question::ClosestPeers(PeerId::random().into()),
+        Question::PutValue(key(3)),
+        Question::GetValue(key(4)),
         Question::Bootstrap,
     ];
     // Done, refused, forgotten, answered twice, ended by the user, answered after the deadline.
@@ -113,7 +119,7 @@ fn every_ticket_is_finished_once_whatever_the_engine_does() {
         }
     }
     core.handle_timeout(now + 200 * SECOND);
-    for id in 50..54 {
+    for id in 50..56 {
         core.on_finished(id, Answer::Done, true, Ok(()));
     }
     outputs.extend(drain(&mut core));
@@ -226,20 +232,20 @@ fn what_nobody_has_heard_of_is_announced_when_the_node_joins() {
     drain(&mut core);
 
     core.on_joined();
-    let mut expected = [key(1), key(2)].map(Output::Announce);
+    let mut expected = [provider(1), provider(2)].map(Output::Announce);
     expected.sort_by_key(|output| format!("{output:?}"));
     let mut announced = drain(&mut core);
     announced.sort_by_key(|output| format!("{output:?}"));
     assert_eq!(announced, expected);
-    core.on_announcing(key(1), Some(11));
-    core.on_announcing(key(2), Some(12));
+    core.on_announcing(provider(1), Some(11));
+    core.on_announcing(provider(2), Some(12));
     core.on_finished(11, Answer::Done, true, Ok(()));
     core.on_finished(12, Answer::Done, false, Ok(()));
     assert_eq!(drain(&mut core), [], "no ticket waits for these");
 
     core.on_joined();
-    assert_eq!(drain(&mut core), [Output::Announce(key(2))]);
-    core.on_announcing(key(2), Some(13));
+    assert_eq!(drain(&mut core), [Output::Announce(provider(2))]);
+    core.on_announcing(provider(2), Some(13));
     core.on_stopped_providing(&key(2));
     core.on_finished(13, Answer::Done, false, Ok(()));
     core.on_joined();
@@ -286,5 +292,142 @@ fn what_is_no_longer_provided_is_not_announced_later_because_its_announcement_fa
     }
     drain(&mut core);
     core.on_joined();
-    assert_eq!(drain(&mut core), [Output::Announce(key(2))]);
+    assert_eq!(drain(&mut core), [Output::Announce(provider(2))]);
+}
+
+/// Values of two bytes are valid; the greater first one is better.
+struct Greater;
+
+impl crate::Validator for Greater {
+    fn validate(&self, _: &[u8], value: &[u8]) -> Result<(), crate::InvalidValue> {
+        match value.len() {
+            2 => Ok(()),
+            _ => Err(crate::InvalidValue::new("not two bytes")),
+        }
+    }
+
+    fn compare(&self, _: &[u8], one: &[u8], other: &[u8]) -> std::cmp::Ordering {
+        one.first().cmp(&other.first())
+    }
+}
+
+fn validators() -> Validators {
+    let mut validators = Validators::default();
+    validators.set("test".into(), std::sync::Arc::new(Greater));
+    validators
+}
+
+const VALUE_KEY: &[u8] = b"/test/key";
+
+fn value_found(ticket: Ticket, value: &[u8]) -> Output<u32> {
+    Output::Event(Event::ValueFound {
+        ticket,
+        key: VALUE_KEY.to_vec(),
+        value: value.to_vec(),
+    })
+}
+
+fn value_finished(
+    ticket: Ticket,
+    value: Option<&[u8]>,
+    result: Result<(), QueryError>,
+) -> Output<u32> {
+    Output::Event(Event::GetValueFinished {
+        ticket,
+        key: VALUE_KEY.to_vec(),
+        value: value.map(<[u8]>::to_vec),
+        result,
+    })
+}
+
+#[test]
+fn the_best_value_is_told_as_it_is_found_and_who_has_a_worse_one_is_sent_it() {
+    let mut core = core(Config::builder());
+    let ticket = ask(&mut core, Question::GetValue(VALUE_KEY.to_vec()), 1);
+    let mut peers: Vec<_> = std::iter::repeat_with(PeerId::random).take(6).collect();
+    peers.sort_unstable();
+    let [a, b, c, d, e, f] = peers[..] else {
+        panic!()
+    };
+    let mut answer = |from, key: &[u8], value: &[u8]| {
+        core.on_value(1, Some(from), key, value.to_vec(), &validators());
+    };
+    answer(a, VALUE_KEY, b"10");
+    answer(b, VALUE_KEY, b"20");
+    // Not better, invalid, to another question, as good but another one, the same.
+    answer(c, VALUE_KEY, b"10");
+    answer(d, VALUE_KEY, b"900");
+    answer(e, b"/test/other", b"90");
+    answer(e, VALUE_KEY, b"21");
+    answer(f, VALUE_KEY, b"20");
+    core.on_finished(1, Answer::Done, true, Ok(()));
+    let correct = Output::Correct {
+        key: VALUE_KEY.to_vec(),
+        value: b"20".to_vec(),
+        peers: vec![a, c, d, e],
+    };
+    let expected = [
+        value_found(ticket, b"10"),
+        value_found(ticket, b"20"),
+        correct,
+        value_finished(ticket, Some(b"20"), Ok(())),
+    ];
+    assert_eq!(drain(&mut core), expected);
+}
+
+#[test]
+fn a_value_that_we_have_is_an_answer_and_none_is_no_error() {
+    let mut core = core(Config::builder());
+    let own = ask(&mut core, Question::GetValue(VALUE_KEY.to_vec()), 1);
+    core.on_value(1, None, VALUE_KEY, b"10".to_vec(), &validators());
+    core.on_finished(1, Answer::Done, false, Ok(()));
+    let none = ask(&mut core, Question::GetValue(VALUE_KEY.to_vec()), 2);
+    core.on_finished(2, Answer::Done, true, Ok(()));
+    let expected = [
+        value_found(own, b"10"),
+        value_finished(own, Some(b"10"), Ok(())),
+        value_finished(none, None, Ok(())),
+    ];
+    assert_eq!(drain(&mut core), expected);
+}
+
+#[test]
+fn a_value_is_put_again_and_again_until_it_is_removed() {
+    let hour = Duration::from_secs(3600);
+    let builder = Config::builder().value_republish_interval(22 * hour);
+    let (mut core, now) = (core(builder), start());
+    let announce = || Output::Announce(Announcement::Value(VALUE_KEY.to_vec()));
+    ask(&mut core, Question::PutValue(VALUE_KEY.to_vec()), 1);
+    core.on_put_value(VALUE_KEY, now);
+    core.on_finished(1, Answer::Stored(3), true, Ok(()));
+    drain(&mut core);
+    // Put anew after an hour, which begins the time again.
+    core.on_put_value(VALUE_KEY, now + hour);
+    for (n, id) in (1..4).zip(10..) {
+        let at = now + hour + 22 * n * hour;
+        core.handle_timeout(at - SECOND);
+        assert_eq!(drain(&mut core), []);
+        core.handle_timeout(at);
+        assert_eq!(drain(&mut core), [announce()]);
+        core.on_announcing(Announcement::Value(VALUE_KEY.to_vec()), Some(id));
+        core.on_finished(id, Answer::Stored(1), true, Ok(()));
+    }
+    assert!(core.unannounced.is_empty());
+    core.on_removed_value(VALUE_KEY);
+    core.handle_timeout(now + 1000 * hour);
+    assert_eq!(drain(&mut core), []);
+    assert_eq!(core.poll_timeout(), None);
+}
+
+#[test]
+fn a_value_that_no_node_took_is_put_when_the_node_joins_again_and_one_that_may_not_be_is_not() {
+    let mut core = core(Config::builder());
+    ask(&mut core, Question::PutValue(VALUE_KEY.to_vec()), 1);
+    core.on_finished(1, Answer::Stored(0), true, Err(QueryError::NotStored));
+    let refused = core.ask(Question::PutValue(b"/test/worse".to_vec()), start());
+    core.on_refused(refused.unwrap(), QueryError::Superseded);
+    drain(&mut core);
+    core.on_joined();
+    let again = Announcement::Value(VALUE_KEY.to_vec());
+    assert_eq!(drain(&mut core), [Output::Announce(again)]);
 }

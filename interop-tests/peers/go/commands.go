@@ -35,6 +35,9 @@ type command struct {
 	Data    string `json:"data"`
 	CID     string `json:"cid"`
 	Bytes   int64  `json:"bytes"`
+	// Of the DHT.
+	Key   string `json:"key"`
+	Value string `json:"value"`
 	// Of a new block's CID.
 	Version uint64 `json:"version"`
 	Codec   uint64 `json:"codec"`
@@ -90,6 +93,10 @@ func (node *node) run(command *command) (any, error) {
 		return node.provide(ctx, command.CID)
 	case "find":
 		return node.find(ctx, command.CID)
+	case "put_value":
+		return node.putValue(ctx, command.Key, command.Value)
+	case "get_value":
+		return node.getValue(ctx, command.Key)
 	case "add":
 		return node.add(ctx, command)
 	case "get":
@@ -333,15 +340,52 @@ func (node *node) provide(ctx context.Context, name string) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if node.dht == nil {
-		return nil, errNoDHT
+	if err := node.routed(ctx); err != nil {
+		return nil, err
 	}
-	// A peer comes into the table a moment after it was identified: it is asked something first.
+	return fields{}, node.dht.Provide(ctx, id, true)
+}
+
+// Waits for a peer in the table, where it comes a moment after it was identified: it is asked something first.
+func (node *node) routed(ctx context.Context) error {
+	if node.dht == nil {
+		return errNoDHT
+	}
 	deadline := time.Now().Add(10 * time.Second)
 	for node.dht.RoutingTable().Size() == 0 && time.Now().Before(deadline) && ctx.Err() == nil {
 		time.Sleep(20 * time.Millisecond)
 	}
-	return fields{}, node.dht.Provide(ctx, id, true)
+	return nil
+}
+
+func (node *node) putValue(ctx context.Context, key, value string) (any, error) {
+	decodedKey, err := base64.StdEncoding.DecodeString(key)
+	if err != nil {
+		return nil, err
+	}
+	decodedValue, err := base64.StdEncoding.DecodeString(value)
+	if err != nil {
+		return nil, err
+	}
+	if err := node.routed(ctx); err != nil {
+		return nil, err
+	}
+	return fields{}, node.dht.PutValue(ctx, string(decodedKey), decodedValue)
+}
+
+func (node *node) getValue(ctx context.Context, key string) (any, error) {
+	decoded, err := base64.StdEncoding.DecodeString(key)
+	if err != nil {
+		return nil, err
+	}
+	if err := node.routed(ctx); err != nil {
+		return nil, err
+	}
+	value, err := node.dht.GetValue(ctx, string(decoded))
+	if err != nil {
+		return nil, err
+	}
+	return fields{"value": base64.StdEncoding.EncodeToString(value)}, nil
 }
 
 func (node *node) find(ctx context.Context, name string) (any, error) {

@@ -144,6 +144,15 @@ export function peer ({ start, hashers, write, more }) {
       return { peers: [...found] }
     },
 
+    async put_value ({ key, value }, signal) {
+      await helia.libp2p.contentRouting.put(decode(key), decode(value), { signal })
+      return {}
+    },
+
+    async get_value ({ key }, signal) {
+      return { value: encode(await helia.libp2p.contentRouting.get(decode(key), { signal })) }
+    },
+
     async add ({ version, codec, hash, data }) {
       const bytes = decode(data)
       const hasher = hashers.find(({ code }) => code === hash)

@@ -21,6 +21,8 @@ import { blake3 } from '@noble/hashes/blake3.js'
 import { sha3_256 } from '@noble/hashes/sha3.js'
 import * as dagCbor from '@ipld/dag-cbor'
 import { createHeliaLight } from 'helia'
+import { ipnsSelector } from 'ipns/selector'
+import { ipnsValidator } from 'ipns/validator'
 import { from } from 'multiformats/hashes/hasher'
 import { sha256, sha512 } from 'multiformats/hashes/sha2'
 import { fromString } from 'uint8arrays'
@@ -55,7 +57,9 @@ export async function start (config, discovered) {
       protocol: '/ipfs/kad/1.0.0',
       clientMode: config.dht !== 'server',
       // Addresses of loopback are as good as any.
-      peerInfoMapper: passthroughMapper
+      peerInfoMapper: passthroughMapper,
+      validators: { ipns: ipnsValidator },
+      selectors: { ipns: ipnsSelector }
     })
   }
   const helia = withBitswap(withLibp2pLight(createHeliaLight({ hashers: [sha512, ...strangers], codecs: [dagCbor] }), {

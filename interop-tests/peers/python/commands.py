@@ -43,7 +43,7 @@ class Commands:
         self.connected = trio.Event()
         names = (
             "start dial disconnect connections identify ping echo reserve subscribe subscribers publish"
-            " provide find add get"
+            " provide find put_value get_value add get"
         )
         self.table = {name: getattr(self, name) for name in names.split()}
 
@@ -220,6 +220,17 @@ class Commands:
     async def find(self, cid):
         found = {str(provider.peer_id) for provider in await self.node.dht.find_providers(cid)}
         return {"peers": list(found)}
+
+    async def put_value(self, key, value):
+        # py-libp2p's keys are texts, so that it cannot name what has bytes in it, as IPNS has.
+        await self.node.dht.put_value(b64decode(key).decode(), b64decode(value))
+        return {}
+
+    async def get_value(self, key):
+        value = await self.node.dht.get_value(b64decode(key).decode())
+        if value is None:
+            raise KeyError("not found")
+        return {"value": b64encode(value).decode()}
 
     async def add(self, version, codec, hash, data):
         data = b64decode(data)

@@ -10,6 +10,7 @@ from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.network.config import ConnectionConfig
 from libp2p.pubsub.gossipsub import PROTOCOL_ID, PROTOCOL_ID_V11, PROTOCOL_ID_V12, GossipSub
 from libp2p.pubsub.pubsub import Pubsub
+from libp2p.records.validator import Validator
 from libp2p.relay.circuit_v2.config import RelayConfig, RelayRole
 from libp2p.relay.circuit_v2.protocol import CircuitV2Protocol
 from libp2p.relay.circuit_v2.resources import RelayLimits
@@ -22,6 +23,20 @@ import trio
 
 # Of a mesh; the specification's.
 DEGREE = {"degree": 6, "degree_low": 4, "degree_high": 12}
+
+
+# Of values that are no IPNS records.
+NAMESPACE = "anypath-interop"
+
+
+class Greatest(Validator):
+    """Any value is valid; the greatest one is the best."""
+
+    def validate(self, key, value):
+        pass
+
+    def select(self, key, values):
+        return values.index(max(values))
 
 
 class Node:
@@ -48,6 +63,8 @@ class Node:
         )
         self.pubsub = Pubsub(self.host, self.router)
         self.dht = config["dht"] and KadDHT(self.host, DHTMode[config["dht"].upper()])
+        if self.dht is not None:
+            self.dht.register_validator(NAMESPACE, Greatest())
         self.bitswap = BitswapClient(self.host)
         relay = config["relay"]
         limits = relay and RelayLimits(

@@ -254,6 +254,11 @@ struct Reachable {
 }
 
 #[derive(Deserialize)]
+struct FoundValue {
+    value: String,
+}
+
+#[derive(Deserialize)]
 struct Added {
     cid: String,
 }
@@ -607,6 +612,30 @@ impl Peer {
     pub async fn find(&mut self, cid: &Cid) -> Result<Vec<PeerId>, Error> {
         let found: Names = self.call("find", json!({ "cid": cid.to_string() })).await?;
         found.parse()
+    }
+
+    /// Puts a value into the DHT.
+    ///
+    /// # Errors
+    ///
+    /// The peer's.
+    pub async fn put_value(&mut self, key: &[u8], value: &[u8]) -> Result<(), Error> {
+        let arguments = json!({ "key": BASE64.encode(key), "value": BASE64.encode(value) });
+        let Done {} = self.call("put_value", arguments).await?;
+        Ok(())
+    }
+
+    /// The best value of a key in the DHT.
+    ///
+    /// # Errors
+    ///
+    /// The peer's: it may not find one.
+    pub async fn get_value(&mut self, key: &[u8]) -> Result<Vec<u8>, Error> {
+        let key = BASE64.encode(key);
+        let found: FoundValue = self.call("get_value", json!({ "key": key })).await?;
+        Ok(BASE64
+            .decode(found.value)
+            .map_err(|error| Error::Wrong(error.to_string()))?)
     }
 
     /// Adds a block; the peer computes the identifier.

@@ -27,7 +27,7 @@ pub use foreign::{
     Settings, Voucher,
 };
 pub use kubo::{Kubo, KuboSettings};
-pub use ours::{Behaviour, BehaviourEvent, Node, NodeSettings};
+pub use ours::{Behaviour, BehaviourEvent, Node, NodeSettings, VALUES};
 pub use transport::Transport;
 
 use std::path::{Path, PathBuf};

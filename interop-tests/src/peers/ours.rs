@@ -526,7 +526,7 @@ fn swarm(
         .dht
         .map(|mode| anypath_dht::Config::builder().mode(mode).build())
         .transpose()?
-        .map(|config| anypath_dht::Behaviour::new(id, config))
+        .map(|config| anypath_dht::Behaviour::new(id, config).with_validator(VALUES, Greatest))
         .into();
     let swarm = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
@@ -594,4 +594,20 @@ fn serve_echo(swarm: &mut Swarm<Behaviour>) -> Result<(), Error> {
         }
     });
     Ok(())
+}
+
+/// The namespace of values for peers that cannot name IPNS's.
+pub const VALUES: &str = "anypath-interop";
+
+/// Any value is valid; the greatest one is the best.
+struct Greatest;
+
+impl anypath_dht::Validator for Greatest {
+    fn validate(&self, _: &[u8], _: &[u8]) -> Result<(), anypath_dht::InvalidValue> {
+        Ok(())
+    }
+
+    fn compare(&self, _: &[u8], one: &[u8], other: &[u8]) -> std::cmp::Ordering {
+        one.cmp(other)
+    }
 }

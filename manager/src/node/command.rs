@@ -55,6 +55,18 @@ pub(crate) enum Command {
         cid: Cid,
         reply: oneshot::Sender<Result<Vec<PeerId>, DhtError>>,
     },
+    PutValue {
+        key: Vec<u8>,
+        value: Vec<u8>,
+        reply: oneshot::Sender<Result<usize, DhtError>>,
+    },
+    RemoveValue {
+        key: Vec<u8>,
+    },
+    GetValue {
+        key: Vec<u8>,
+        reply: oneshot::Sender<Result<Option<Vec<u8>>, DhtError>>,
+    },
     OpenStream(OpenRequest),
     Register {
         protocol: StreamProtocol,

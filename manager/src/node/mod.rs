@@ -224,6 +224,37 @@ impl Node {
             .await?
     }
 
+    /// Puts a value into the DHT, and again at intervals until [`remove_value`](Self::remove_value); returns how many nodes took
+    /// it. The namespaces are those of the public network: `ipns` ([`dht::IpnsRecord`](crate::dht::IpnsRecord) makes what belongs there) and `pk`.
+    ///
+    /// # Errors
+    ///
+    /// The value is not one of its key, a better one is known, or no node took it; in the last case it is put once there are some.
+    pub async fn put_value(
+        &self,
+        key: impl Into<Vec<u8>>,
+        value: impl Into<Vec<u8>>,
+    ) -> Result<usize, DhtError> {
+        let (key, value) = (key.into(), value.into());
+        self.ask(|reply| Command::PutValue { key, value, reply })
+            .await?
+    }
+
+    /// Puts this node's value of a key no more; what others keep of it expires.
+    pub async fn remove_value(&self, key: impl Into<Vec<u8>>) -> Result<(), Stopped> {
+        self.send(Command::RemoveValue { key: key.into() }).await
+    }
+
+    /// The best value that the DHT has for a key, `None` if it has none.
+    ///
+    /// # Errors
+    ///
+    /// The key has a namespace that nobody knows, or no node could be asked.
+    pub async fn get_value(&self, key: impl Into<Vec<u8>>) -> Result<Option<Vec<u8>>, DhtError> {
+        let key = key.into();
+        self.ask(|reply| Command::GetValue { key, reply }).await?
+    }
+
     /// Tells peers that wait for these blocks that they are in the store now.
     pub async fn notify_new_blocks(&self, cids: Vec<Cid>) -> Result<(), Stopped> {
         self.send(Command::NotifyBlocks(cids)).await

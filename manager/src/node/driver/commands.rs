@@ -67,6 +67,25 @@ impl Driver {
                 }
                 None => drop(reply.send(Err(DhtError::Disabled))),
             },
+            Command::PutValue { key, value, reply } => match self.dht() {
+                Some(dht) => {
+                    let ticket = dht.put_value(key, value);
+                    self.dht_waiters.insert(ticket, DhtWaiter::Put(reply));
+                }
+                None => drop(reply.send(Err(DhtError::Disabled))),
+            },
+            Command::RemoveValue { key } => {
+                if let Some(dht) = self.dht() {
+                    dht.remove_value(&key);
+                }
+            }
+            Command::GetValue { key, reply } => match self.dht() {
+                Some(dht) => {
+                    let ticket = dht.get_value(key);
+                    self.dht_waiters.insert(ticket, DhtWaiter::Get(reply));
+                }
+                None => drop(reply.send(Err(DhtError::Disabled))),
+            },
             Command::OpenStream(request) => {
                 let peer = request.peer;
                 self.swarm.behaviour_mut().streams.open(request);

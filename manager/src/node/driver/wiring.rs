@@ -21,6 +21,8 @@ const RELAYS_AGAIN: Duration = Duration::from_secs(10);
 pub(super) enum DhtWaiter {
     Provide(oneshot::Sender<Result<(), DhtError>>),
     Find(Vec<PeerId>, oneshot::Sender<Result<Vec<PeerId>, DhtError>>),
+    Put(oneshot::Sender<Result<usize, DhtError>>),
+    Get(oneshot::Sender<Result<Option<Vec<u8>>, DhtError>>),
     /// The search for relays, see [`Driver::find_relays`].
     Relays,
 }
@@ -29,6 +31,7 @@ impl Driver {
     pub(super) fn on_wiring(&mut self, command: wiring::Command) {
         use wiring::Command as Wire;
         let now = now();
+        let failed = |reason: String| DhtError::Query(reason.into());
         let behaviour = self.swarm.behaviour_mut();
         match command {
             Wire::Observe {
@@ -120,10 +123,19 @@ impl Driver {
             Wire::DhtFound { ticket, providers } => match self.dht_waiters.get_mut(&ticket) {
                 Some(DhtWaiter::Find(found, _)) => found.extend(providers),
                 Some(DhtWaiter::Relays) => self.on_relays_found(providers),
-                Some(DhtWaiter::Provide(_)) | None => {}
+                Some(DhtWaiter::Provide(_) | DhtWaiter::Put(_) | DhtWaiter::Get(_)) | None => {}
             },
+            Wire::DhtPut { ticket, result } => {
+                if let Some(DhtWaiter::Put(reply)) = self.dht_waiters.remove(&ticket) {
+                    drop(reply.send(result.map_err(failed)));
+                }
+            }
+            Wire::DhtGot { ticket, result } => {
+                if let Some(DhtWaiter::Get(reply)) = self.dht_waiters.remove(&ticket) {
+                    drop(reply.send(result.map_err(failed)));
+                }
+            }
             Wire::DhtFinished { ticket, result } => {
-                let failed = |reason: String| DhtError::Query(reason.into());
                 match self.dht_waiters.remove(&ticket) {
                     Some(DhtWaiter::Provide(reply)) => drop(reply.send(result.map_err(failed))),
                     // What was found counts, even if the search ended early.
@@ -134,7 +146,7 @@ impl Driver {
                         drop(reply.send(result.map(|()| found).map_err(failed)));
                     }
                     Some(DhtWaiter::Relays) => self.on_relay_search_finished(),
-                    None => {}
+                    Some(DhtWaiter::Put(_) | DhtWaiter::Get(_)) | None => {}
                 }
             }
             Wire::TopicMessage { topic, message } => {

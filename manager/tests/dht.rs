@@ -1,4 +1,4 @@
-//! Real nodes on loopback that learn of relays from the DHT alone.
+//! Real nodes on loopback in a DHT of their own: relays that it alone knows, and values.
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -8,7 +8,14 @@
 #[expect(dead_code, reason = "the other test of nodes needs all of it")]
 mod common;
 
-use anypath::{Event, config::ConfigBuilder};
+use std::time::{Duration, SystemTime};
+
+use anypath::{
+    DhtError, Event,
+    config::ConfigBuilder,
+    dht::{Ipns, IpnsRecord},
+    libp2p::identity::Keypair,
+};
 use common::{Host, SOON, TCP, alone, tokio_executor};
 use futures::StreamExt as _;
 use tokio::time::timeout;
@@ -108,6 +115,59 @@ async fn a_node_relays_while_the_internet_reaches_it_if_it_may() {
     assert!(relays(&reachable).await);
     assert!(!relays(&hidden).await);
     for host in [node, reachable, hidden] {
+        host.node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_one_node_publishes_is_resolved_by_another() {
+    let hub = start(server()).await;
+    let publisher = start(in_the_dht().bootstrap_peers(hub.addresses())).await;
+    let reader = start(in_the_dht().bootstrap_peers(hub.addresses())).await;
+    for host in [&publisher, &reader] {
+        let connected = host.node.connect(hub.addresses().remove(0));
+        timeout(SOON, connected).await.unwrap().unwrap();
+    }
+    let pair = Keypair::generate_ed25519();
+    let name = pair.public().to_peer_id();
+    let record = IpnsRecord {
+        value: b"/ipfs/bafkqaaa".to_vec(),
+        sequence: 1,
+        valid_until: SystemTime::now() + Duration::from_secs(3600),
+        ttl: Duration::from_secs(60),
+    };
+    let signed = record.sign(&pair).unwrap();
+    // The hub is in the table once it is identified.
+    let put = async {
+        loop {
+            match publisher
+                .node
+                .put_value(Ipns::key(&name), signed.clone())
+                .await
+            {
+                Ok(stored) => return stored,
+                Err(DhtError::Query(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(other) => panic!("{other}"),
+            }
+        }
+    };
+    assert_eq!(timeout(SOON, put).await.unwrap(), 1);
+    let get = async {
+        loop {
+            match reader.node.get_value(Ipns::key(&name)).await {
+                Ok(found) => return found.unwrap(),
+                Err(DhtError::Query(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(other) => panic!("{other}"),
+            }
+        }
+    };
+    let found = timeout(SOON, get).await.unwrap();
+    assert_eq!(IpnsRecord::verify(&name, &found), Ok(record));
+
+    let other = publisher.node.put_value(b"/ipns/x".to_vec(), signed).await;
+    assert!(matches!(other, Err(DhtError::Query(_))));
+    publisher.node.remove_value(Ipns::key(&name)).await.unwrap();
+    for host in [publisher, reader, hub] {
         host.node.shutdown().await;
     }
 }
