@@ -14,6 +14,7 @@ use web_time::Instant;
 #[path = "../src/store/providers.rs"]
 #[expect(
     dead_code,
+    unused_imports,
     reason = "the bench uses a part of it, and none of its tests"
 )]
 mod providers;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ciborium::Value;
-use libp2p_identity::{Keypair, PeerId, PublicKey, SigningError};
+use libp2p_identity::{Keypair, PeerId, PublicKey};
 use prost::Message as _;
 
 use crate::{
@@ -16,6 +16,8 @@ use crate::{
 
 /// The longest record ("Record Size Limit").
 const MAX_RECORD_BYTES: usize = 10 << 10;
+/// The first second that the format cannot name.
+const YEAR_10000: u64 = 253_402_300_800;
 /// What the data is signed behind.
 const SIGNED_PREFIX: &[u8] = b"ipns-signature:";
 /// A public key that is longer is no part of the peer id, so the record carries it (peer-ids specification).
@@ -116,15 +118,21 @@ impl IpnsRecord {
     ///
     /// # Errors
     ///
-    /// The key cannot sign.
-    pub fn sign(&self, key: &Keypair) -> Result<Vec<u8>, SigningError> {
+    /// It would not be valid: too long, or its end is not in the years from 1970 to 9999. Or the key cannot sign.
+    pub fn sign(&self, key: &Keypair) -> Result<Vec<u8>, InvalidValue> {
+        let since_epoch = self.valid_until.duration_since(SystemTime::UNIX_EPOCH);
+        if since_epoch.map_or(true, |since| since.as_secs() >= YEAR_10000) {
+            let reason = "valid_until is not in the years from 1970 to 9999";
+            return Err(InvalidValue::new(reason));
+        }
+        let sign = |bytes: &[u8]| key.sign(bytes).map_err(InvalidValue::new);
         let validity = humantime::format_rfc3339_nanos(self.valid_until).to_string();
         let ttl = u64::try_from(self.ttl.as_nanos()).unwrap_or(u64::MAX);
         let data = self.to_data(validity.as_bytes(), ttl);
         let public = key.public().encode_protobuf();
         let entry = IpnsEntry {
-            signature_v1: key.sign(&[&self.value, validity.as_bytes(), b"EOL"].concat())?,
-            signature_v2: key.sign(&[SIGNED_PREFIX, &data].concat())?,
+            signature_v1: sign(&[&self.value, validity.as_bytes(), b"EOL"].concat())?,
+            signature_v2: sign(&[SIGNED_PREFIX, &data].concat())?,
             value: self.value.clone(),
             validity_type: Some(ValidityType::Eol.into()),
             validity: validity.into_bytes(),
@@ -137,7 +145,11 @@ impl IpnsRecord {
             },
             data,
         };
-        Ok(entry.encode_to_vec())
+        let bytes = entry.encode_to_vec();
+        if bytes.len() > MAX_RECORD_BYTES {
+            return Err(InvalidValue::new("the record has more than 10 KiB"));
+        }
+        Ok(bytes)
     }
 
     fn from_data(data: &[u8]) -> Result<Self, InvalidValue> {
@@ -299,6 +311,24 @@ mod tests {
             (entry.validity_type, entry.sequence, entry.ttl),
             (Some(0), Some(0), Some(0))
         );
+    }
+
+    #[test]
+    fn what_would_not_be_valid_is_not_signed() {
+        let key = Keypair::generate_ed25519();
+        assert!(record(1, YEAR_10000 - 1).sign(&key).is_ok());
+        assert!(record(1, YEAR_10000).sign(&key).is_err());
+        let past = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
+        let before = IpnsRecord {
+            valid_until: past,
+            ..record(1, 0)
+        };
+        assert!(before.sign(&key).is_err());
+        let long = IpnsRecord {
+            value: vec![b'/'; MAX_RECORD_BYTES],
+            ..record(1, FAR)
+        };
+        assert!(long.sign(&key).is_err());
     }
 
     #[test]

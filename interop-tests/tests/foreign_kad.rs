@@ -8,7 +8,7 @@ use anypath_interop_tests::peers::{
     VALUES,
 };
 use cid::Cid;
-use libp2p::identity::{Keypair, SigningError};
+use libp2p::identity::Keypair;
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId};
 use std::time::{Duration, SystemTime};
@@ -200,7 +200,6 @@ fn values_for(implementation: Implementation, name: &str) -> Result<Values, Erro
         return Ok(Values { key, values });
     }
     let pair = Keypair::generate_ed25519();
-    let wrong = |error: SigningError| Error::Wrong(error.to_string());
     let sign = |sequence| {
         let record = IpnsRecord {
             value: format!("/ipfs/{}", block(name)).into_bytes(),
@@ -208,7 +207,9 @@ fn values_for(implementation: Implementation, name: &str) -> Result<Values, Erro
             valid_until: SystemTime::now() + Duration::from_secs(3600),
             ttl: Duration::from_secs(60),
         };
-        record.sign(&pair).map_err(wrong)
+        record
+            .sign(&pair)
+            .map_err(|error| Error::Wrong(error.to_string()))
     };
     Ok(Values {
         key: Ipns::key(&pair.public().to_peer_id()),
