@@ -37,7 +37,7 @@ type KadHandler = <kad::Behaviour<kad::store::MemoryStore> as NetworkBehaviour>:
 type Handler = ConnectionHandlerSelect<KadHandler, Watcher>;
 type Action = ToSwarm<Event, THandlerInEvent<Behaviour>>;
 
-/// The longest message that is read or sent: twice the engine's default.
+/// The longest message that is read: twice the engine's default.
 const MAX_MESSAGE_BYTES: usize = 32 << 10;
 
 /// One node of a Kademlia DHT.
@@ -210,8 +210,8 @@ impl Behaviour {
     }
 
     /// Keeps a value under a key `/<namespace>/…` and puts it at the nodes closest to it, now and every
-    /// [`value_republish_interval`](Config::value_republish_interval) until [`remove_value`](Self::remove_value), or until
-    /// another node puts a better one here.
+    /// [`value_republish_interval`](Config::value_republish_interval) until [`remove_value`](Self::remove_value), or until it
+    /// ceases to be valid ([`Event::ValueExpired`]). When another node has put a better one here, that is put again instead.
     pub fn put_value(&mut self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Ticket {
         let (key, value) = (key.into(), value.into());
         let alone = self.is_alone();
@@ -397,10 +397,8 @@ impl Behaviour {
                         ..
                     },
             } => {
-                let key = record.key.clone();
-                if let Err(error) = self.kad.store_mut().values.put(record) {
-                    tracing::debug!(%source, ?key, %error, "value of a peer not stored");
-                }
+                tracing::trace!(%source, key = ?record.key, "a peer puts a value");
+                self.keep(record);
             }
             kad::Event::RoutablePeer { peer, address } => {
                 if let Some(more) = self.candidates.on_speaks(&peer) {
@@ -502,6 +500,7 @@ impl Behaviour {
                 };
                 let result = match stored {
                     0 if late => Err(QueryError::Timeout),
+                    0 if !answered => Err(QueryError::Unreachable),
                     0 => Err(QueryError::NotStored),
                     _ => Ok(()),
                 };
@@ -555,10 +554,20 @@ impl Behaviour {
                     let id = self.announce(&announcement);
                     self.core.on_announcing(announcement, id);
                 }
-                Output::Correct { key, value, peers } => {
+                Output::Correct {
+                    key,
+                    value,
+                    peers,
+                    us,
+                } => {
                     let record = Record::new(key, value);
-                    self.kad
-                        .put_record_to(record, peers.into_iter(), Quorum::All);
+                    if us {
+                        self.keep(record.clone());
+                    }
+                    if !peers.is_empty() {
+                        self.kad
+                            .put_record_to(record, peers.into_iter(), Quorum::All);
+                    }
                 }
             }
         }
@@ -568,13 +577,26 @@ impl Behaviour {
         match announcement {
             Announcement::Provider(key) => self.kad.start_providing(key.clone().into()).ok(),
             Announcement::Value(key) => {
-                let value = self.kad.store_mut().values.own(key).map(<[u8]>::to_vec);
-                if value.is_none() {
-                    tracing::debug!(?key, "another node has put a better value");
+                let values = &mut self.kad.store_mut().values;
+                values.own(key)?;
+                // The best one that we know, which may be another node's by now.
+                let best = values.get(key).map(|record| record.value.clone());
+                if best.is_none() {
+                    values.remove_own(key);
                     self.core.on_removed_value(key);
+                    let event = Event::ValueExpired { key: key.clone() };
+                    self.outbox.push_back(ToSwarm::GenerateEvent(event));
                 }
-                put(&mut self.kad, key.clone(), value?)
+                put(&mut self.kad, key.clone(), best?)
             }
+        }
+    }
+
+    /// Keeps another node's value, if it is as good as what we have.
+    fn keep(&mut self, record: Record) {
+        let key = record.key.clone();
+        if let Err(error) = self.kad.store_mut().values.put_remote(record, now()) {
+            tracing::debug!(?key, %error, "another node's value is not kept");
         }
     }
 

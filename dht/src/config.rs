@@ -6,6 +6,8 @@ use serde::Deserialize;
 /// The protocol of the public IPFS network.
 const IPFS_PROTOCOL: StreamProtocol = StreamProtocol::new("/ipfs/kad/1.0.0");
 
+/// The longest life of a record that a configuration can allow.
+const MAX_TTL: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// The largest value that a configuration can allow.
 const MAX_VALUE_BYTES: usize = 16 << 10;
 
@@ -179,14 +181,14 @@ impl Config {
         self.max_values.get()
     }
 
-    /// Values of others that are kept; default 1,024. The one whose key is farthest from this node makes room for a
-    /// nearer one.
+    /// Values of others that are kept of each namespace; default 1,024. The one whose key is farthest from this node makes room
+    /// for a nearer one.
     pub fn max_remote_values(&self) -> usize {
         self.max_remote_values.get()
     }
 
     /// The largest value in bytes, ours or another's; default 10,240, the most that an IPNS record may have, and at most
-    /// 16,384, so that it fits into an answer beside the closest peers.
+    /// 16,384. Stock rust-libp2p reads messages of up to 16 KiB, and the closest peers come in the same one.
     pub fn max_value_bytes(&self) -> usize {
         self.max_value_bytes.get()
     }
@@ -426,6 +428,9 @@ impl ConfigBuilder {
                     ttl,
                 });
             }
+            if ttl > MAX_TTL {
+                return Err(ConfigError::Ttl { records, ttl });
+            }
         }
         if self.max_value_bytes > MAX_VALUE_BYTES {
             return Err(ConfigError::ValueBytes(self.max_value_bytes));
@@ -496,6 +501,14 @@ pub enum ConfigError {
         /// The time to live that it must stay below.
         ttl: Duration,
     },
+    /// Longer than any node keeps a record.
+    #[error("{records}_ttl {ttl:?} is too long: use at most 365 days")]
+    Ttl {
+        /// `provider` or `value`.
+        records: &'static str,
+        /// What was asked for.
+        ttl: Duration,
+    },
     /// Larger than what is sent in one message.
     #[error("max_value_bytes {0} is too large: use at most 16384")]
     ValueBytes(usize),
@@ -547,6 +560,13 @@ mod tests {
                 records: "value",
                 interval: 22 * hour,
                 ttl: hour
+            }
+        );
+        assert_eq!(
+            refused(Config::builder().provider_ttl(Duration::MAX)),
+            ConfigError::Ttl {
+                records: "provider",
+                ttl: Duration::MAX
             }
         );
         assert_eq!(

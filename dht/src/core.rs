@@ -89,6 +89,8 @@ pub(crate) enum Output<Q> {
         key: Vec<u8>,
         value: Vec<u8>,
         peers: Vec<PeerId>,
+        /// So is ours.
+        us: bool,
     },
 }
 
@@ -101,6 +103,8 @@ struct Query<Q> {
     error: Option<QueryError>,
     /// The user does not announce it any more.
     withdrawn: bool,
+    /// [`Core::events`] when it was asked.
+    asked: u64,
     deadline: Instant,
 }
 
@@ -112,16 +116,19 @@ pub(crate) struct Core<Q> {
     next_ticket: u64,
     queries: BTreeMap<Ticket, Query<Q>>,
     tickets: HashMap<Q, Ticket>,
-    /// What no node has heard of yet.
-    unannounced: BTreeSet<Announcement>,
+    /// Counts what happens to announcements, so that the end of an old one says nothing of what came later.
+    events: u64,
+    /// What no node has heard of yet, and since which event.
+    unannounced: BTreeMap<Announcement, u64>,
     /// What of `unannounced` has its turn as soon as an announcement ends.
-    waiting: VecDeque<Announcement>,
-    announcing: HashMap<Q, Announcement>,
+    waiting: BTreeSet<Announcement>,
+    /// And at which event it began.
+    announcing: HashMap<Q, (Announcement, u64)>,
     republish_interval: Duration,
     /// The values that we have put, and when each is put again. (The engine does that for what we provide.)
     values: BTreeMap<Vec<u8>, Instant>,
-    /// The times of `values` in order, and some that were of values.
-    republish: VecDeque<(Instant, Vec<u8>)>,
+    /// The same in order.
+    republish: BTreeSet<(Instant, Vec<u8>)>,
     outputs: VecDeque<Output<Q>>,
 }
 
@@ -134,12 +141,13 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
             next_ticket: 0,
             queries: BTreeMap::new(),
             tickets: HashMap::new(),
-            unannounced: BTreeSet::new(),
-            waiting: VecDeque::new(),
+            events: 0,
+            unannounced: BTreeMap::new(),
+            waiting: BTreeSet::new(),
             announcing: HashMap::new(),
             republish_interval: config.value_republish_interval(),
             values: BTreeMap::new(),
-            republish: VecDeque::new(),
+            republish: BTreeSet::new(),
             outputs: VecDeque::new(),
         }
     }
@@ -164,6 +172,7 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
             answers: Answers::default(),
             error: None,
             withdrawn: false,
+            asked: self.next_event(),
             deadline,
         };
         self.queries.insert(ticket, query);
@@ -249,14 +258,30 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
     /// We have a value of this key: it is put again until [`on_removed_value`](Self::on_removed_value).
     pub(crate) fn on_put_value(&mut self, key: &[u8], now: Instant) {
         let at = now + self.republish_interval;
-        self.values.insert(key.to_vec(), at);
-        self.republish.push_back((at, key.to_vec()));
+        if let Some(before) = self.values.insert(key.to_vec(), at) {
+            self.republish.remove(&(before, key.to_vec()));
+        }
+        self.republish.insert((at, key.to_vec()));
     }
 
     /// We have put no value of this key any more.
     pub(crate) fn on_removed_value(&mut self, key: &[u8]) {
-        self.values.remove(key);
-        self.withdraw(&Announcement::Value(key.to_vec()));
+        if let Some(at) = self.values.remove(key) {
+            self.republish.remove(&(at, key.to_vec()));
+        }
+        let announcement = Announcement::Value(key.to_vec());
+        self.withdraw(&announcement);
+        // What is on its way to nodes stops there.
+        let announced = self.announcing.iter();
+        let announced = announced.filter(|(_, (running, _))| *running == announcement);
+        let asked = self.queries.values();
+        let asked =
+            asked.filter(|query| query.question.announces().as_ref() == Some(&announcement));
+        let running = announced
+            .map(|(id, _)| *id)
+            .chain(asked.filter_map(|query| query.id))
+            .collect::<Vec<_>>();
+        self.outputs.extend(running.into_iter().map(Output::Finish));
     }
 
     /// One part of a query of several parts (a refresh asks once a bucket) is done.
@@ -283,9 +308,9 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
             Ok(()) if !answered => Err(QueryError::Unreachable),
             result => result,
         };
-        if let Some(announced) = self.announcing.remove(&id) {
-            if result.is_ok() {
-                self.unannounced.remove(&announced);
+        if let Some((announced, began)) = self.announcing.remove(&id) {
+            if result.err().is_none_or(|error| error.is_final()) {
+                self.on_announced(&announced, began);
             }
             self.announce_next();
             return;
@@ -298,7 +323,9 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
     /// The node has (again) found its place in the DHT: announce what nobody has heard of.
     pub(crate) fn on_joined(&mut self) {
         if self.waiting.is_empty() {
-            self.waiting.extend(self.unannounced.iter().cloned());
+            let running = &self.announcing;
+            let waits = |waiting: &&Announcement| !running.values().any(|(one, _)| one == *waiting);
+            self.waiting = self.unannounced.keys().filter(waits).cloned().collect();
         }
         self.announce_next();
     }
@@ -307,7 +334,8 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
     pub(crate) fn on_announcing(&mut self, announcement: Announcement, id: Option<Q>) {
         match id {
             Some(id) => {
-                self.announcing.insert(id, announcement);
+                let began = self.next_event();
+                self.announcing.insert(id, (announcement, began));
             }
             None => {
                 self.unannounced.remove(&announcement);
@@ -356,7 +384,7 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let republish = self.republish.front().map(|(at, _)| *at);
+        let republish = self.republish.first().map(|(at, _)| *at);
         let queries = self.queries.values().map(|query| query.deadline);
         queries.chain(republish).min()
     }
@@ -374,16 +402,39 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
         self.unannounced.len()
     }
 
+    fn next_event(&mut self) -> u64 {
+        self.events += 1;
+        self.events
+    }
+
+    fn on_unannounced(&mut self, announcement: Announcement) {
+        let event = self.next_event();
+        self.unannounced.insert(announcement, event);
+    }
+
+    /// What began at this event is through; what failed later is not.
+    fn on_announced(&mut self, announcement: &Announcement, began: u64) {
+        if self
+            .unannounced
+            .get(announcement)
+            .is_some_and(|since| *since < began)
+        {
+            self.unannounced.remove(announcement);
+        }
+    }
+
     fn republish(&mut self, now: Instant) {
-        while let Some((at, key)) = self.republish.pop_front_if(|(at, _)| *at <= now) {
-            // Put anew or removed since.
-            if self.values.get(&key) != Some(&at) {
-                continue;
-            }
+        while let Some((at, key)) = self.republish.first()
+            && *at <= now
+        {
+            let key = key.clone();
             self.on_put_value(&key, now);
             let announcement = Announcement::Value(key);
-            self.unannounced.insert(announcement.clone());
-            self.waiting.push_back(announcement);
+            self.on_unannounced(announcement.clone());
+            let mut running = self.announcing.values();
+            if !running.any(|(running, _)| *running == announcement) {
+                self.waiting.insert(announcement);
+            }
         }
         self.announce_next();
     }
@@ -396,10 +447,10 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
             .count();
         let mut free = MAX_ANNOUNCEMENTS.saturating_sub(self.announcing.len() + asked);
         while free > 0 {
-            let Some(announcement) = self.waiting.pop_front() else {
+            let Some(announcement) = self.waiting.pop_first() else {
                 return;
             };
-            if self.unannounced.contains(&announcement) {
+            if self.unannounced.contains_key(&announcement) {
                 self.outputs.push_back(Output::Announce(announcement));
                 free -= 1;
             }
@@ -414,7 +465,7 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
             self.tickets.remove(&id);
         }
         let found = query.reported.len();
-        let (value, behind) = query.answers.into_best();
+        let (value, behind, us) = query.answers.into_best();
         let result = match query.error {
             Some(error) => Err(error),
             // What our own store has is an answer, even if nobody else gave one.
@@ -425,18 +476,19 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
         };
         if let Some(announcement) = query.question.announces() {
             match &result {
-                Ok(()) => self.unannounced.remove(&announcement),
-                Err(error) if error.is_final() || query.withdrawn => false,
-                Err(_) => self.unannounced.insert(announcement),
-            };
+                Ok(()) => self.on_announced(&announcement, query.asked),
+                Err(error) if error.is_final() || query.withdrawn => {}
+                Err(_) => self.on_unannounced(announcement),
+            }
         }
         if let (Question::GetValue(key), Some(value)) = (&query.question, &value)
-            && !behind.is_empty()
+            && (us || !behind.is_empty())
         {
             self.outputs.push_back(Output::Correct {
                 key: key.clone(),
                 value: value.clone(),
-                peers: behind.into_iter().collect(),
+                peers: behind,
+                us,
             });
         }
         self.terminal(ticket, query.question, found, value, answer, result);

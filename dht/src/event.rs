@@ -106,7 +106,8 @@ pub enum Event {
     },
     /// The value is put, or is not. After an error it is put once the node has joined the DHT, and again every republish
     /// interval, except after [`QueryError::NoValidator`], [`QueryError::InvalidValue`], [`QueryError::Superseded`],
-    /// [`QueryError::ValuesFull`] and [`QueryError::TooManyQueries`].
+    /// [`QueryError::ValuesFull`] and [`QueryError::TooManyQueries`]. After [`QueryError::NotStored`] it is put at the next
+    /// interval.
     PutValueFinished {
         /// From [`Behaviour::put_value`](crate::Behaviour::put_value).
         ticket: Ticket,
@@ -145,6 +146,11 @@ pub enum Event {
         /// Whether it ran to its end.
         result: Result<(), QueryError>,
     },
+    /// A value of ours is put no more, because it has ceased to be valid.
+    ValueExpired {
+        /// The value's key.
+        key: Vec<u8>,
+    },
     /// A peer entered the routing table.
     PeerRouted {
         /// The new entry.
@@ -164,7 +170,10 @@ impl Event {
             | Self::PutValueFinished { ticket, .. }
             | Self::GetValueFinished { ticket, .. }
             | Self::BootstrapFinished { ticket, .. } => Some(*ticket),
-            Self::ProvidersFound { .. } | Self::ValueFound { .. } | Self::PeerRouted { .. } => None,
+            Self::ProvidersFound { .. }
+            | Self::ValueFound { .. }
+            | Self::ValueExpired { .. }
+            | Self::PeerRouted { .. } => None,
         }
     }
 }
@@ -210,7 +219,7 @@ pub enum QueryError {
 }
 
 impl QueryError {
-    /// Whether what was to be announced is not kept, and so never tried again.
+    /// Whether to join the DHT again is no reason to announce it again.
     pub(crate) fn is_final(&self) -> bool {
         match self {
             Self::TooManyQueries
@@ -218,8 +227,10 @@ impl QueryError {
             | Self::NoValidator(_)
             | Self::InvalidValue(_)
             | Self::Superseded
-            | Self::ValuesFull => true,
-            Self::NoKnownPeers | Self::Unreachable | Self::Timeout | Self::NotStored => false,
+            | Self::ValuesFull
+            // Kept, but who refused it once refuses it again: it is put at the next interval.
+            | Self::NotStored => true,
+            Self::NoKnownPeers | Self::Unreachable | Self::Timeout => false,
         }
     }
 }

@@ -18,6 +18,8 @@ use crate::{
 const MAX_RECORD_BYTES: usize = 10 << 10;
 /// The first second that the format cannot name.
 const YEAR_10000: u64 = 253_402_300_800;
+/// What Go's readers of CBOR take for a number.
+const MAX_NUMBER: u64 = i64::MAX.unsigned_abs();
 /// What the data is signed behind.
 const SIGNED_PREFIX: &[u8] = b"ipns-signature:";
 /// A public key that is longer is no part of the peer id, so the record carries it (peer-ids specification).
@@ -59,7 +61,7 @@ impl Validator for Ipns {
     fn compare(&self, _: &[u8], one: &[u8], other: &[u8]) -> Ordering {
         let rank = |bytes| {
             let entry = IpnsEntry::decode(bytes).ok()?;
-            let record = IpnsRecord::from_data(&entry.data).ok()?;
+            let (record, _) = IpnsRecord::from_data(&entry.data).ok()?;
             Some((record.sequence, record.valid_until))
         };
         rank(one).cmp(&rank(other)).then_with(|| one.cmp(other))
@@ -105,10 +107,10 @@ impl IpnsRecord {
         if !key.verify(&[SIGNED_PREFIX, &entry.data].concat(), &entry.signature_v2) {
             return Err(InvalidValue::new("the signature is wrong"));
         }
-        let record = Self::from_data(&entry.data)?;
+        let (record, validity) = Self::from_data(&entry.data)?;
         // What version 1 signed may be left out, and must else be the same.
         let has_v1 = !entry.signature_v1.is_empty() || !entry.value.is_empty();
-        if has_v1 && !record.is_told_by(&entry) {
+        if has_v1 && !(record.is_told_by(&entry) && entry.validity == validity) {
             return Err(InvalidValue::new("its two versions differ"));
         }
         Ok(record)
@@ -118,16 +120,21 @@ impl IpnsRecord {
     ///
     /// # Errors
     ///
-    /// It would not be valid: too long, or its end is not in the years from 1970 to 9999. Or the key cannot sign.
+    /// Others would not take it: it is too long, its end is not in the years from 1970 to 9999, or its number is above 2^63 - 1, which is
+    /// as far as boxo's go. Or the key cannot sign.
     pub fn sign(&self, key: &Keypair) -> Result<Vec<u8>, InvalidValue> {
         let since_epoch = self.valid_until.duration_since(SystemTime::UNIX_EPOCH);
         if since_epoch.map_or(true, |since| since.as_secs() >= YEAR_10000) {
             let reason = "valid_until is not in the years from 1970 to 9999";
             return Err(InvalidValue::new(reason));
         }
+        if self.sequence > MAX_NUMBER {
+            return Err(InvalidValue::new("the sequence number is above 2^63 - 1"));
+        }
         let sign = |bytes: &[u8]| key.sign(bytes).map_err(InvalidValue::new);
         let validity = humantime::format_rfc3339_nanos(self.valid_until).to_string();
-        let ttl = u64::try_from(self.ttl.as_nanos()).unwrap_or(u64::MAX);
+        let ttl = u64::try_from(self.ttl.as_nanos()).unwrap_or(MAX_NUMBER);
+        let ttl = ttl.min(MAX_NUMBER);
         let data = self.to_data(validity.as_bytes(), ttl);
         let public = key.public().encode_protobuf();
         let entry = IpnsEntry {
@@ -152,7 +159,8 @@ impl IpnsRecord {
         Ok(bytes)
     }
 
-    fn from_data(data: &[u8]) -> Result<Self, InvalidValue> {
+    /// What is signed, with the end of its life as it stands there.
+    fn from_data(data: &[u8]) -> Result<(Self, Vec<u8>), InvalidValue> {
         // Its depth is bounded by the decoder, its size by the record's.
         let Value::Map(fields) = ciborium::from_reader(data).map_err(InvalidValue::new)? else {
             return Err(InvalidValue::new("its data is no map"));
@@ -176,13 +184,19 @@ impl IpnsRecord {
         if number("ValidityType")? != 0 {
             return Err(InvalidValue::new("its kind of validity is unknown"));
         }
-        let validity = std::str::from_utf8(bytes("Validity")?).map_err(InvalidValue::new)?;
-        Ok(Self {
+        let validity = bytes("Validity")?;
+        let text = std::str::from_utf8(validity).map_err(InvalidValue::new)?;
+        let record = Self {
             value: bytes("Value")?.clone(),
             sequence: number("Sequence")?,
-            valid_until: humantime::parse_rfc3339(validity).map_err(InvalidValue::new)?,
-            ttl: Duration::from_nanos(number("TTL")?),
-        })
+            valid_until: humantime::parse_rfc3339(text).map_err(InvalidValue::new)?,
+            // A hint, without which boxo does, too.
+            ttl: match field("TTL") {
+                Ok(_) => Duration::from_nanos(number("TTL")?),
+                Err(_) => Duration::ZERO,
+            },
+        };
+        Ok((record, validity.clone()))
     }
 
     /// DAG-CBOR: shorter keys first.
@@ -202,12 +216,8 @@ impl IpnsRecord {
     }
 
     fn is_told_by(&self, entry: &IpnsEntry) -> bool {
-        let validity = std::str::from_utf8(&entry.validity)
-            .ok()
-            .and_then(|validity| humantime::parse_rfc3339(validity).ok());
         entry.value == self.value
             && entry.validity_type() == ValidityType::Eol
-            && validity == Some(self.valid_until)
             && entry.sequence() == self.sequence
             && Duration::from_nanos(entry.ttl()) == self.ttl
     }
@@ -288,6 +298,11 @@ mod tests {
                 validity: b"2999-01-01T00:00:00Z".to_vec(),
                 ..entry.clone()
             },
+            // The same moment, which boxo compares as bytes.
+            IpnsEntry {
+                validity: [&entry.validity[..entry.validity.len() - 1], b"0Z"].concat(),
+                ..entry.clone()
+            },
             IpnsEntry {
                 signature_v2: Vec::new(),
                 ..entry
@@ -295,6 +310,30 @@ mod tests {
         ] {
             assert!(IpnsRecord::verify(&name, &contradiction.encode_to_vec()).is_err());
         }
+    }
+
+    #[test]
+    fn a_record_without_a_ttl_is_one() {
+        let key = Keypair::generate_ed25519();
+        let name = key.public().to_peer_id();
+        let fields = Value::Map(vec![
+            (Value::from("Value"), Value::Bytes(b"/ipfs/x".to_vec())),
+            (Value::from("Sequence"), Value::from(1)),
+            (
+                Value::from("Validity"),
+                Value::Bytes(b"2999-01-01T00:00:00Z".to_vec()),
+            ),
+            (Value::from("ValidityType"), Value::from(0)),
+        ]);
+        let mut data = Vec::new();
+        ciborium::into_writer(&fields, &mut data).unwrap();
+        let entry = IpnsEntry {
+            signature_v2: key.sign(&[SIGNED_PREFIX, &data].concat()).unwrap(),
+            data,
+            ..IpnsEntry::default()
+        };
+        let record = IpnsRecord::verify(&name, &entry.encode_to_vec()).unwrap();
+        assert_eq!(record.ttl, Duration::ZERO);
     }
 
     #[test]
@@ -318,6 +357,11 @@ mod tests {
         let key = Keypair::generate_ed25519();
         assert!(record(1, YEAR_10000 - 1).sign(&key).is_ok());
         assert!(record(1, YEAR_10000).sign(&key).is_err());
+        let numbered = IpnsRecord {
+            sequence: MAX_NUMBER + 1,
+            ..record(1, FAR)
+        };
+        assert!(numbered.sign(&key).is_err());
         let past = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
         let before = IpnsRecord {
             valid_until: past,

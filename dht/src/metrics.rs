@@ -119,7 +119,10 @@ impl Metrics {
             Event::BootstrapFinished { result, .. } => (Query::Bootstrap, result),
             Event::PutValueFinished { result, .. } => (Query::PutValue, result),
             Event::GetValueFinished { result, .. } => (Query::GetValue, result),
-            Event::ProvidersFound { .. } | Event::ValueFound { .. } | Event::PeerRouted { .. } => {
+            Event::ProvidersFound { .. }
+            | Event::ValueFound { .. }
+            | Event::ValueExpired { .. }
+            | Event::PeerRouted { .. } => {
                 return;
             }
         };

@@ -54,7 +54,7 @@ impl Validator for PublicKeys {
             .and_then(|id| PeerId::from_bytes(id).ok())
             .ok_or_else(|| InvalidValue::new("the key is not /pk/ and a peer id"))?;
         // Keys of kinds that this node cannot use are others' all the same, so none is decoded further.
-        if !is_public_key(value) {
+        if value.len() > MAX_KEY_BYTES || !is_public_key(value) {
             return Err(InvalidValue::new("not the encoding of a public key"));
         }
         let hash: Result<Multihash<64>, _> = if value.len() <= MAX_INLINE_KEY_BYTES {
@@ -78,6 +78,8 @@ impl Validator for PublicKeys {
 // Multicodec's numbers.
 const IDENTITY: u64 = 0x00;
 const SHA2_256: u64 = 0x12;
+/// RSA's of 16,384 bits have 2,100.
+const MAX_KEY_BYTES: usize = 4 << 10;
 /// Shorter keys are the peer id themselves (peer-ids specification).
 const MAX_INLINE_KEY_BYTES: usize = 42;
 

@@ -15,6 +15,8 @@ pub(crate) struct Answers {
     best: Option<Vec<u8>>,
     holders: BTreeSet<PeerId>,
     behind: BTreeSet<PeerId>,
+    /// What our own store answered.
+    ours: Option<Vec<u8>>,
 }
 
 impl Answers {
@@ -26,6 +28,9 @@ impl Answers {
         value: Vec<u8>,
         validator: &dyn Validator,
     ) -> bool {
+        if from.is_none() {
+            self.ours = Some(value.clone());
+        }
         if validator.validate(key, &value).is_err() {
             self.behind.extend(from);
             return false;
@@ -49,10 +54,11 @@ impl Answers {
         self.best.as_deref()
     }
 
-    /// The best one, and whom to send it.
-    pub(crate) fn into_best(self) -> (Option<Vec<u8>>, Vec<PeerId>) {
+    /// The best one, whom to send it, and whether our own store has a worse one.
+    pub(crate) fn into_best(self) -> (Option<Vec<u8>>, Vec<PeerId>, bool) {
         let behind = self.behind.difference(&self.holders).copied();
         let behind = behind.take(MAX_CORRECTIONS).collect();
-        (self.best, behind)
+        let us = self.ours.is_some() && self.ours != self.best;
+        (self.best, behind, us)
     }
 }

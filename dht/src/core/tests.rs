@@ -365,6 +365,7 @@ fn the_best_value_is_told_as_it_is_found_and_who_has_a_worse_one_is_sent_it() {
         key: VALUE_KEY.to_vec(),
         value: b"20".to_vec(),
         peers: vec![a, c, d, e],
+        us: false,
     };
     let expected = [
         value_found(ticket, b"10"),
@@ -373,6 +374,86 @@ fn the_best_value_is_told_as_it_is_found_and_who_has_a_worse_one_is_sent_it() {
         value_finished(ticket, Some(b"20"), Ok(())),
     ];
     assert_eq!(drain(&mut core), expected);
+}
+
+#[test]
+fn our_own_store_is_corrected_too() {
+    let mut core = core(Config::builder());
+    let ticket = ask(&mut core, Question::GetValue(VALUE_KEY.to_vec()), 1);
+    core.on_value(1, None, VALUE_KEY, b"10".to_vec(), &validators());
+    let better = Some(PeerId::random());
+    core.on_value(1, better, VALUE_KEY, b"20".to_vec(), &validators());
+    core.on_finished(1, Answer::Done, true, Ok(()));
+    let correct = Output::Correct {
+        key: VALUE_KEY.to_vec(),
+        value: b"20".to_vec(),
+        peers: Vec::new(),
+        us: true,
+    };
+    let expected = [
+        value_found(ticket, b"10"),
+        value_found(ticket, b"20"),
+        correct,
+        value_finished(ticket, Some(b"20"), Ok(())),
+    ];
+    assert_eq!(drain(&mut core), expected);
+}
+
+#[test]
+fn the_end_of_an_old_announcement_says_nothing_of_a_newer_one_that_failed() {
+    let again = || Output::Announce(Announcement::Value(VALUE_KEY.to_vec()));
+    let announcement = || Announcement::Value(VALUE_KEY.to_vec());
+    // Two puts of the same key: the second one fails before the first one is through.
+    let mut core = core(Config::builder());
+    ask(&mut core, Question::PutValue(VALUE_KEY.to_vec()), 1);
+    ask(&mut core, Question::PutValue(VALUE_KEY.to_vec()), 2);
+    core.on_finished(2, Answer::Stored(0), true, Err(QueryError::Timeout));
+    core.on_finished(1, Answer::Stored(1), true, Ok(()));
+    drain(&mut core);
+    core.on_joined();
+    assert_eq!(drain(&mut core), [again()]);
+    // While that runs, a third one fails, and joining again starts no second one.
+    core.on_announcing(announcement(), Some(3));
+    ask(&mut core, Question::PutValue(VALUE_KEY.to_vec()), 4);
+    core.on_finished(4, Answer::Stored(0), true, Err(QueryError::Timeout));
+    drain(&mut core);
+    core.on_joined();
+    assert_eq!(drain(&mut core), []);
+    core.on_finished(3, Answer::Stored(1), true, Ok(()));
+    core.on_joined();
+    assert_eq!(drain(&mut core), [again()]);
+    core.on_announcing(announcement(), Some(5));
+    core.on_finished(5, Answer::Stored(1), true, Ok(()));
+    assert!(core.unannounced.is_empty());
+}
+
+#[test]
+fn putting_a_value_ends_when_it_is_removed() {
+    let mut core = core(Config::builder());
+    ask(&mut core, Question::Provide(cid(1)), 1);
+    ask(&mut core, Question::PutValue(VALUE_KEY.to_vec()), 2);
+    core.on_announcing(Announcement::Value(VALUE_KEY.to_vec()), Some(3));
+    core.on_removed_value(VALUE_KEY);
+    assert_eq!(drain(&mut core), [Output::Finish(3), Output::Finish(2)]);
+}
+
+#[test]
+fn a_value_whose_time_comes_while_it_is_put_is_not_put_twice() {
+    let mut core = core(Config::builder().value_republish_interval(SECOND));
+    let now = start();
+    let announcement = || Announcement::Value(VALUE_KEY.to_vec());
+    core.on_put_value(VALUE_KEY, now);
+    core.handle_timeout(now + SECOND);
+    assert_eq!(drain(&mut core), [Output::Announce(announcement())]);
+    core.on_announcing(announcement(), Some(1));
+    for n in 2..1000 {
+        core.handle_timeout(now + n * SECOND);
+    }
+    assert_eq!(drain(&mut core), []);
+    assert!(core.waiting.is_empty() && core.republish.len() == 1);
+    core.on_finished(1, Answer::Stored(0), true, Err(QueryError::NotStored));
+    core.handle_timeout(now + 1000 * SECOND);
+    assert_eq!(drain(&mut core), [Output::Announce(announcement())]);
 }
 
 #[test]
@@ -420,10 +501,12 @@ fn a_value_is_put_again_and_again_until_it_is_removed() {
 }
 
 #[test]
-fn a_value_that_no_node_took_is_put_when_the_node_joins_again_and_one_that_may_not_be_is_not() {
+fn a_value_that_reached_no_node_is_put_when_the_node_joins_again_and_one_that_was_refused_is_not() {
     let mut core = core(Config::builder());
     ask(&mut core, Question::PutValue(VALUE_KEY.to_vec()), 1);
-    core.on_finished(1, Answer::Stored(0), true, Err(QueryError::NotStored));
+    core.on_finished(1, Answer::Stored(0), true, Err(QueryError::Unreachable));
+    ask(&mut core, Question::PutValue(b"/test/refused".to_vec()), 2);
+    core.on_finished(2, Answer::Stored(0), true, Err(QueryError::NotStored));
     let refused = core.ask(Question::PutValue(b"/test/worse".to_vec()), start());
     core.on_refused(refused.unwrap(), QueryError::Superseded);
     drain(&mut core);
