@@ -15,7 +15,7 @@ use super::{
     Fingerprint, Path, Transmit, Ufrag,
     ice::Ice,
     outbox::Outbox,
-    sctp::{RECEIVE_BUFFER, Sctp, window},
+    sctp::{RECEIVE_BUFFER, Sctp},
     stream::Stream,
     stun::is_stun,
 };
@@ -173,6 +173,8 @@ pub(crate) struct Connection {
     unread: BTreeSet<u16>,
     /// What SCTP has told the peer that it may send.
     window: u32,
+    /// What was taken from SCTP since.
+    drained: usize,
     full_since: Option<Instant>,
     /// Writers that wait for room.
     blocked: BTreeSet<StreamKey>,
@@ -254,6 +256,7 @@ impl Connection {
             received: 0,
             unread: BTreeSet::new(),
             window: RECEIVE_BUFFER,
+            drained: 0,
             full_since: None,
             blocked: BTreeSet::new(),
             has_written: false,
@@ -475,7 +478,10 @@ impl Connection {
         self.has_written = false;
         while let Some(packets) = self.sctp.poll_transmit(now) {
             for packet in packets {
-                self.window = window(&packet).unwrap_or(self.window);
+                if let Some(window) = self.sctp.on_sent(&packet) {
+                    self.window = window;
+                    self.drained = 0;
+                }
                 if let Err(error) = self.dtls.send_application_data(&packet) {
                     tracing::debug!(%error, "DTLS failed");
                     return self.close_with(CloseReason::Dtls);

@@ -1,6 +1,6 @@
 //! SCTP on DTLS ([RFC 8261](https://www.rfc-editor.org/rfc/rfc8261)): one association, whose packets come and go here.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use sctp_proto::{
@@ -21,6 +21,13 @@ const MAX_PAYLOAD: u32 = 1280 - 40 - 8 - (13 + 8 + 16) - (12 + 16) - 16 - 3;
 
 const _: () = assert!(super::message::MAX_SENT_BYTES == 3 * MAX_PAYLOAD as usize);
 
+/// Ports, tag and checksum.
+const HEADER: usize = 12;
+/// Less room than this may be none.
+const ROOM_FOR_ANY: u32 = 1500;
+const DATA: u8 = 0;
+const INIT: u8 = 1;
+
 /// libwebrtc's, in milliseconds. The standard's are those of the telephone network: 3, 1 and 60 s.
 const RTO_INITIAL: u64 = 500;
 const RTO_MIN: u64 = 400;
@@ -39,6 +46,12 @@ pub(super) struct Sctp {
     /// Of the INIT that made the association: others make none.
     init_tag: Option<[u8; 4]>,
     is_client: bool,
+    /// Ports and tag of the packets with data that come.
+    header: Option<[u8; 8]>,
+    /// The last chunk up to which we have told that everything has come.
+    acknowledged: Option<u32>,
+    /// What the peer told last that it has room for.
+    room: u32,
 }
 
 impl Sctp {
@@ -53,6 +66,9 @@ impl Sctp {
             association: None,
             init_tag: None,
             is_client,
+            header: None,
+            acknowledged: None,
+            room: u32::MAX,
         }
     }
 
@@ -71,7 +87,34 @@ impl Sctp {
         if !self.takes(packet) {
             return;
         }
-        let packet = Bytes::copy_from_slice(packet);
+        if packet.get(HEADER) == Some(&DATA) {
+            self.header = packet.first_chunk().copied();
+        }
+        self.take(Bytes::copy_from_slice(packet), now);
+        if let Some((_, room)) = sack(packet) {
+            let had = std::mem::replace(&mut self.room, room);
+            if had < ROOM_FOR_ANY && room >= ROOM_FOR_ANY {
+                self.retransmit(now);
+            }
+        }
+    }
+
+    /// What was sent into no room is sent again, now that there is some. `sctp-proto` waits for its timer, which has grown as long as the peer
+    /// had none (RFC 9260, section 6.1, rule A, wants such a wait not to count).
+    fn retransmit(&mut self, now: Instant) {
+        let Some(association) = &mut self.association else {
+            return;
+        };
+        // The next timer, of whatever it is: of data that is on its way, in this state.
+        if let Some(due) = association.poll_timeout()
+            && due > now
+            && due - now <= Duration::from_millis(RTO_MAX)
+        {
+            association.handle_timeout(due);
+        }
+    }
+
+    fn take(&mut self, packet: Bytes, now: Instant) {
         match self.endpoint.handle(now, NOWHERE, None, None, packet) {
             Some((handle, DatagramEvent::NewAssociation(association)))
                 if self.association.is_none() =>
@@ -90,8 +133,6 @@ impl Sctp {
 
     /// Both ends of WebRTC may begin; the endpoint would make an association of each INIT.
     fn takes(&mut self, packet: &[u8]) -> bool {
-        const HEADER: usize = 12;
-        const INIT: u8 = 1;
         if packet.get(HEADER) != Some(&INIT) {
             return true;
         }
@@ -99,6 +140,34 @@ impl Sctp {
             return false;
         };
         !self.is_client && *self.init_tag.get_or_insert(tag) == tag
+    }
+
+    /// Has the peer told how much room there is, which had to wait for it. `sctp-proto` tells it when data comes and at no other time, so it
+    /// gets the last chunk that it has acknowledged once more, with the mark of those that are to be acknowledged at once ([RFC
+    /// 7053](https://www.rfc-editor.org/rfc/rfc7053)): of what it has already, nothing is read.
+    pub(super) fn tell_room(&mut self, now: Instant) {
+        let (Some(header), Some(acknowledged)) = (self.header, self.acknowledged) else {
+            return;
+        };
+        const FIRST_LAST_AT_ONCE: u8 = 0x0b;
+        // A byte of data, and three to fill the word.
+        let chunk = [DATA, FIRST_LAST_AT_ONCE, 0, 17];
+        let mut packet = Vec::with_capacity(32);
+        packet.extend_from_slice(&header);
+        packet.extend_from_slice(&[0; 4]);
+        packet.extend_from_slice(&chunk);
+        packet.extend_from_slice(&acknowledged.to_be_bytes());
+        packet.extend_from_slice(&[0; 12]);
+        let checksum = crc32c::crc32c(&packet).to_le_bytes();
+        packet.splice(8..HEADER, checksum);
+        self.take(packet.into(), now);
+    }
+
+    /// Notices what a packet of ours tells the peer: the room that there is.
+    pub(super) fn on_sent(&mut self, packet: &[u8]) -> Option<u32> {
+        let (acknowledged, window) = sack(packet)?;
+        self.acknowledged = Some(acknowledged);
+        Some(window)
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
@@ -139,14 +208,15 @@ impl Sctp {
     }
 }
 
-/// The receive window that a packet of ours tells the peer ([RFC 9260](https://www.rfc-editor.org/rfc/rfc9260#section-3.3.4)).
-pub(super) fn window(packet: &[u8]) -> Option<u32> {
+/// Up to which chunk everything has come, and the receive window ([RFC 9260](https://www.rfc-editor.org/rfc/rfc9260#section-3.3.4)).
+fn sack(packet: &[u8]) -> Option<(u32, u32)> {
     const SACK: u8 = 3;
-    let mut chunk = packet.get(12..)?;
+    let mut chunk = packet.get(HEADER..)?;
     loop {
         let [kind, _, l0, l1] = *chunk.first_chunk()?;
         if kind == SACK {
-            return Some(u32::from_be_bytes(*chunk.get(8..)?.first_chunk()?));
+            let number = |at| Some(u32::from_be_bytes(*chunk.get(at..)?.first_chunk()?));
+            return Some((number(4)?, number(8)?));
         }
         let length = usize::from(u16::from_be_bytes([l0, l1])).next_multiple_of(4);
         chunk = chunk.get(length.max(4)..)?;

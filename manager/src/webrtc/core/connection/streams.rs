@@ -210,6 +210,7 @@ impl Connection {
             else {
                 return;
             };
+            self.drained += message.len();
             let is_fine = match (message.ppi, key) {
                 (Ppid::Dcep, _) => {
                     let mut bytes = vec![0; message.len().min(1024)];
@@ -484,6 +485,7 @@ impl Connection {
             // It has no data then, and is stalled no more.
             self.abort_stream(key, now);
             self.pump_unread(now);
+            self.notice_full(now);
         }
     }
 
@@ -502,8 +504,19 @@ impl Connection {
         first.map(|(read_at, key)| (read_at.max(since), key))
     }
 
+    /// Tells a peer that has to wait of new room, when it is worth a packet: it would ask for it, but seldom.
+    fn tell_room(&mut self, now: Instant) {
+        let is_worth = self.drained >= FULL_WINDOW as usize || self.unread.is_empty();
+        if self.window < FULL_WINDOW && self.drained > 0 && is_worth {
+            self.drained = 0;
+            self.sctp.tell_room(now);
+            self.has_written = true;
+        }
+    }
+
     /// Notices whether streams wait for what others do not read.
     pub(super) fn notice_full(&mut self, now: Instant) {
+        self.tell_room(now);
         let is_full = self.received >= MAX_RECEIVED || self.window < FULL_WINDOW;
         self.full_since = match self.full_since {
             _ if !is_full || self.unread.is_empty() => None,
