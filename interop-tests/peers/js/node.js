@@ -5,6 +5,7 @@ import { withBitswap } from '@helia/bitswap'
 import { withLibp2pLight } from '@helia/libp2p'
 import { circuitRelayServer, circuitRelayTransport } from '@libp2p/circuit-relay-v2'
 import { gossipsub } from '@libp2p/gossipsub'
+import { dcutr } from '@libp2p/dcutr'
 import { identify, identifyPush } from '@libp2p/identify'
 import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
 import { mdns } from '@libp2p/mdns'
@@ -51,6 +52,9 @@ export async function start (config, discovered) {
         defaultDataLimit: BigInt(config.relay.bytes)
       }
     })
+  }
+  if (config.punch) {
+    services.dcutr = dcutr()
   }
   if (config.dht != null) {
     services.dht = kadDHT({

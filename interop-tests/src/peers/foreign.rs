@@ -85,7 +85,7 @@ pub struct Settings {
     pub bitswap: Vec<&'static str>,
     /// Announces itself over gossipsub (pubsub-peer-discovery).
     pub discovery: bool,
-    /// Stands behind a NAT and punches holes (go).
+    /// Stands behind a NAT and punches holes (go, js).
     pub punch: bool,
     /// The text of the key file of its private network.
     pub swarm_key: Option<String>,
