@@ -232,7 +232,7 @@ impl Behaviour {
         ticket
     }
 
-    /// Puts our value of this key no more. What others keep of it expires by itself.
+    /// Puts our value of this key no more. What is on its way is not called back, and what others keep of it expires by itself.
     pub fn remove_value(&mut self, key: &[u8]) {
         self.core.on_removed_value(key);
         self.kad.store_mut().values.remove_own(key);

@@ -269,19 +269,7 @@ impl<Q: Copy + Eq + Hash> Core<Q> {
         if let Some(at) = self.values.remove(key) {
             self.republish.remove(&(at, key.to_vec()));
         }
-        let announcement = Announcement::Value(key.to_vec());
-        self.withdraw(&announcement);
-        // What is on its way to nodes stops there.
-        let announced = self.announcing.iter();
-        let announced = announced.filter(|(_, (running, _))| *running == announcement);
-        let asked = self.queries.values();
-        let asked =
-            asked.filter(|query| query.question.announces().as_ref() == Some(&announcement));
-        let running = announced
-            .map(|(id, _)| *id)
-            .chain(asked.filter_map(|query| query.id))
-            .collect::<Vec<_>>();
-        self.outputs.extend(running.into_iter().map(Output::Finish));
+        self.withdraw(&Announcement::Value(key.to_vec()));
     }
 
     /// One part of a query of several parts (a refresh asks once a bucket) is done.

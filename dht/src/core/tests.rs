@@ -428,16 +428,6 @@ fn the_end_of_an_old_announcement_says_nothing_of_a_newer_one_that_failed() {
 }
 
 #[test]
-fn putting_a_value_ends_when_it_is_removed() {
-    let mut core = core(Config::builder());
-    ask(&mut core, Question::Provide(cid(1)), 1);
-    ask(&mut core, Question::PutValue(VALUE_KEY.to_vec()), 2);
-    core.on_announcing(Announcement::Value(VALUE_KEY.to_vec()), Some(3));
-    core.on_removed_value(VALUE_KEY);
-    assert_eq!(drain(&mut core), [Output::Finish(3), Output::Finish(2)]);
-}
-
-#[test]
 fn a_value_whose_time_comes_while_it_is_put_is_not_put_twice() {
     let mut core = core(Config::builder().value_republish_interval(SECOND));
     let now = start();
