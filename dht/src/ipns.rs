@@ -45,23 +45,20 @@ impl Validator for Ipns {
             .strip_prefix(b"/ipns/")
             .and_then(|name| PeerId::from_bytes(name).ok())
             .ok_or_else(|| InvalidValue::new("the key is not /ipns/ and a peer id"))?;
-        let record = IpnsRecord::verify(&name, value)?;
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "records expire by the wall clock"
-        )]
-        let now = SystemTime::now();
-        if record.valid_until < now {
-            return Err(InvalidValue::new("the record has expired"));
+        match IpnsRecord::verify(&name, value)?.has_expired() {
+            true => Err(InvalidValue::new("the record has expired")),
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    fn is_still_valid(&self, _: &[u8], value: &[u8]) -> bool {
+        IpnsRecord::of(value).is_some_and(|record| !record.has_expired())
     }
 
     /// The higher sequence number, then the later end, then the greater bytes, as boxo.
     fn compare(&self, _: &[u8], one: &[u8], other: &[u8]) -> Ordering {
         let rank = |bytes| {
-            let entry = IpnsEntry::decode(bytes).ok()?;
-            let (record, _) = IpnsRecord::from_data(&entry.data).ok()?;
+            let record = IpnsRecord::of(bytes)?;
             Some((record.sequence, record.valid_until))
         };
         rank(one).cmp(&rank(other)).then_with(|| one.cmp(other))
@@ -157,6 +154,21 @@ impl IpnsRecord {
             return Err(InvalidValue::new("the record has more than 10 KiB"));
         }
         Ok(bytes)
+    }
+
+    /// What a record says that was verified before.
+    fn of(bytes: &[u8]) -> Option<Self> {
+        let entry = IpnsEntry::decode(bytes).ok()?;
+        Self::from_data(&entry.data).ok().map(|(record, _)| record)
+    }
+
+    fn has_expired(&self) -> bool {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "records expire by the wall clock"
+        )]
+        let now = SystemTime::now();
+        self.valid_until < now
     }
 
     /// What is signed, with the end of its life as it stands there.
@@ -382,6 +394,9 @@ mod tests {
         let bytes = record(1, 1_000_000_000).sign(&key).unwrap();
         assert!(IpnsRecord::verify(&name, &bytes).is_ok());
         assert!(Ipns.validate(&Ipns::key(&name), &bytes).is_err());
+        assert!(!Ipns.is_still_valid(&Ipns::key(&name), &bytes));
+        let lives = record(1, FAR).sign(&key).unwrap();
+        assert!(Ipns.is_still_valid(&Ipns::key(&name), &lives));
     }
 
     #[test]

@@ -11,10 +11,16 @@ use crate::ipns::Ipns;
 /// The rules for the values of one namespace: what stands between the first two slashes of a key. Every node that keeps
 /// such values has to have the same ones.
 ///
-/// Values come from strangers: neither method may panic, whatever they hold.
+/// Values come from strangers: no method may panic, whatever they hold.
 pub trait Validator: Send + Sync {
     /// Whether the key may have the value. May look at the clock, as for values that expire.
     fn validate(&self, key: &[u8], value: &[u8]) -> Result<(), InvalidValue>;
+
+    /// Whether a value that was valid when it came still is: asked whenever it is served or compared, so that it should cost no signature.
+    /// By default it is judged once more.
+    fn is_still_valid(&self, key: &[u8], value: &[u8]) -> bool {
+        self.validate(key, value).is_ok()
+    }
 
     /// Which of two valid values of the key is better: `Greater` if `one` is. The better one takes the other's place;
     /// of two that are equal, the one that is there stays.
@@ -67,6 +73,10 @@ impl Validator for PublicKeys {
         } else {
             Err(InvalidValue::new("the public key is another peer's"))
         }
+    }
+
+    fn is_still_valid(&self, _: &[u8], _: &[u8]) -> bool {
+        true
     }
 
     fn compare(&self, _: &[u8], _: &[u8], _: &[u8]) -> Ordering {

@@ -1,5 +1,9 @@
 //! Kademlia both ways: provider records and values of ours and of theirs, looked up by the other.
 #![cfg(feature = "foreign")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "IPNS records end by the wall clock"
+)]
 
 use anypath_bitswap::Block;
 use anypath_dht::{Event, Ipns, IpnsRecord, Mode};

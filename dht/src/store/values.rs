@@ -66,7 +66,7 @@ impl Values {
     /// What is served: the best one that is valid now.
     pub(crate) fn get(&self, key: &[u8]) -> Option<Cow<'_, Record>> {
         let validator = self.validators.of(key)?;
-        let valid = |value: &[u8]| validator.validate(key, value).is_ok();
+        let valid = |value: &[u8]| validator.is_still_valid(key, value);
         let own = self.own(key).filter(|value| valid(value));
         let remote = self.remote.get(key).filter(|record| valid(&record.value));
         match (own, remote) {

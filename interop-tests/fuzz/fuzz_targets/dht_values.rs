@@ -50,6 +50,7 @@ fuzz_target!(init: seeds::write(seeds()), |bytes: &[u8]| {
     let name: PeerId = pair().public().to_peer_id();
     let _ = Ipns.validate(&Ipns::key(&name), bytes);
     let _ = PublicKeys.validate(&PublicKeys::key(&name), bytes);
+    let _ = Ipns.is_still_valid(b"", bytes);
     let _ = Ipns.validate(bytes, bytes);
     let _ = PublicKeys.validate(bytes, bytes);
     // An order, whatever it is of.

@@ -633,9 +633,8 @@ impl Peer {
     pub async fn get_value(&mut self, key: &[u8]) -> Result<Vec<u8>, Error> {
         let key = BASE64.encode(key);
         let found: FoundValue = self.call("get_value", json!({ "key": key })).await?;
-        Ok(BASE64
-            .decode(found.value)
-            .map_err(|error| Error::Wrong(error.to_string()))?)
+        let value = BASE64.decode(found.value);
+        value.map_err(|error| Error::Wrong(error.to_string()))
     }
 
     /// Adds a block; the peer computes the identifier.
