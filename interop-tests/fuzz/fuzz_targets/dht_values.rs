@@ -38,9 +38,9 @@ fn record(value: &[u8], number: u64) -> IpnsRecord {
 }
 
 fn seeds() -> Vec<(String, Vec<u8>)> {
-    let signed = [("path", 1), ("", u64::MAX)].map(|(value, number)| {
+    let signed = [("path", 1), ("", i64::MAX.unsigned_abs())].map(|(value, number)| {
         let bytes = record(value.as_bytes(), number).sign(&pair());
-        (format!("record-{number}"), bytes.expect("of this millennium"))
+        (format!("record-{number}"), bytes.expect("others would take it"))
     });
     let key = ("key".to_owned(), pair().public().encode_protobuf());
     signed.into_iter().chain([key]).collect()
