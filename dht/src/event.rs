@@ -113,7 +113,8 @@ pub enum Event {
         ticket: Ticket,
         /// The value's key.
         key: Vec<u8>,
-        /// How many of the nodes closest to the key took it.
+        /// How many of the nodes closest to the key acknowledged it: go's do so if they keep it, libp2p-kad's whatever they do
+        /// with it.
         stored: usize,
         /// `Ok` if any did.
         result: Result<(), QueryError>,

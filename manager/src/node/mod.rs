@@ -224,8 +224,8 @@ impl Node {
             .await?
     }
 
-    /// Puts a value into the DHT, and again at intervals until [`remove_value`](Self::remove_value); returns how many nodes took
-    /// it. The namespaces are those of the public network: `ipns` ([`dht::IpnsRecord`](crate::dht::IpnsRecord) makes what belongs there) and `pk`.
+    /// Puts a value into the DHT, and again at intervals until [`remove_value`](Self::remove_value); returns how many nodes
+    /// acknowledged it. The namespaces are those of the public network: `ipns` ([`dht::IpnsRecord`](crate::dht::IpnsRecord) makes what belongs there) and `pk`.
     ///
     /// # Errors
     ///
