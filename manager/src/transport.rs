@@ -16,14 +16,13 @@ use libp2p::{
     },
     dns,
     identity::Keypair,
-    noise,
     pnet::{PnetConfig, PreSharedKey},
     quic, tcp, tls,
 };
 use multistream_select::{dialer_select_proto, listener_select_proto};
 use socket2::{SockRef, TcpKeepalive};
 
-use crate::yamux;
+use crate::{noise, yamux};
 pub(crate) use closing::EndsInTime;
 
 /// Every transport of the node, authenticated and multiplexed.

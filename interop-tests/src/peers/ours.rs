@@ -6,6 +6,7 @@
 )]
 
 use super::{Error, Transport};
+use anypath::{noise, yamux};
 use anypath_bitswap as bitswap;
 use anypath_bitswap::{Block, MemorySource};
 use anypath_discovery_pubsub as pubsub;
@@ -19,7 +20,7 @@ use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::{ConnectionId, NetworkBehaviour, SwarmEvent};
 use libp2p::{
     Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport as _, gossipsub, identify,
-    identity, noise, ping, tcp, websocket, yamux,
+    identity, ping, tcp, websocket,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
