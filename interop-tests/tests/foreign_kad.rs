@@ -455,9 +455,9 @@ async fn we_and_py_put_and_get_values_over_tcp() -> Result<(), Error> {
 }
 
 const GIVES_UP: &str = "py-libp2p gives up what comes on a stream after STOP_SENDING, as it cannot answer the negotiation (`Multiselect.negotiate`); STOP_SENDING asks for the end of the other direction (RFC 9000, sections 2.4 and 3.5), and `ADD_PROVIDER` has no answer";
-const RESETS: &str = "py-libp2p resets the stream of a request that has ended, and its answer with it (`_do_handle_stream` takes the end for an error; over TCP the answer has gone by then)";
+const RESETS: &str = "py-libp2p resets the stream of a request that has ended, and its answer with it (`_do_handle_stream` in `kad_dht.py` takes the end for an error, and the answer may not have gone yet; over TCP it has)";
 const BY_CHANCE: &str = "py-libp2p answers over QUIC by chance, for the reason of \"values: we put at their server and get there\"";
-const UNIDENTIFIED: &str = "py-libp2p takes servers into its routing table that it has identified; over QUIC it loses our answer by chance (\"Identify and ping\")";
+const UNIDENTIFIED: &str = "py-libp2p learns by identify to which servers it can route; over QUIC it loses our answer by chance (\"Identify and ping\")";
 
 /// A field of a message, shorter than 128 bytes.
 fn field(tag: u8, value: &[u8]) -> Result<Vec<u8>, Error> {

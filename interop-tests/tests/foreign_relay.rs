@@ -481,7 +481,8 @@ async fn asks_over_a_circuit(
     circuit.flush().await?;
     let mut length = [0];
     circuit.read_exact(&mut length).await?;
-    let mut answer = vec![0; usize::from(length[0])];
+    let [length] = length;
+    let mut answer = vec![0; length.into()];
     circuit.read_exact(&mut answer).await?;
     ensure(
         "the status OK",

@@ -280,7 +280,8 @@ async fn say(writer: &mut SendStream, line: &str) -> Result<(), Error> {
 async fn line(reader: &mut RecvStream) -> Result<String, Error> {
     let mut length = [0];
     reader.read_exact(&mut length).await.map_err(other)?;
-    let mut line = vec![0; length.map(usize::from).into_iter().sum()];
+    let [length] = length;
+    let mut line = vec![0; length.into()];
     reader.read_exact(&mut line).await.map_err(other)?;
     Ok(String::from_utf8(line)?.trim_end().to_owned())
 }
