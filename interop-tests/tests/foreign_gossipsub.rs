@@ -249,3 +249,8 @@ async fn we_and_js_hear_each_other_over_quic() -> Result<(), Error> {
 async fn we_and_py_hear_each_other_over_tcp() -> Result<(), Error> {
     talk(Implementation::Py, Transport::Tcp, "gossipsub-py-tcp").await
 }
+
+#[tokio::test]
+async fn we_and_py_hear_each_other_over_quic() -> Result<(), Error> {
+    talk(Implementation::Py, Transport::Quic, "gossipsub-py-quic").await
+}

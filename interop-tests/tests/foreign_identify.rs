@@ -2,8 +2,11 @@
 #![cfg(feature = "foreign")]
 
 use anypath_interop_tests::peers::{
-    Anypath, Cells, Error, Implementation, Node, NodeSettings, Peer, Settings, Transport,
+    Anypath, Cells, Error, Implementation, Node, NodeSettings, PY_STOPS, Peer, Settings, Stopping,
+    Transport,
 };
+use libp2p::StreamProtocol;
+use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::ConnectionId;
 
@@ -39,12 +42,18 @@ async fn meet(
                 ("they dial", node.dialled_by(peer.id()).await?)
             }
         };
-        cells
-            .works(
-                &format!("{title}: they identify us"),
-                they_identify_us(&mut peer, &node),
-            )
-            .await;
+        let they_identify = format!("{title}: they identify us");
+        match (implementation, transport) {
+            (Implementation::Py, Transport::Quic) => {
+                let heard = they_hear_after_stop_sending(&mut peer, dialler).await?;
+                let attempt = async { has("our answer", heard, &"what they read") };
+                cells.defect(&they_identify, PY_STOPS, attempt).await;
+            }
+            _ => {
+                let identified = they_identify_us(&mut peer, &node);
+                cells.works(&they_identify, identified).await;
+            }
+        }
         cells
             .works(
                 &format!("{title}: we identify them"),
@@ -77,6 +86,50 @@ async fn they_identify_us(peer: &mut Peer, node: &Node) -> Result<(), Error> {
     }
     let at: String = without_name(node.address()).to_string();
     has(&at, us.addresses.iter().any(|a| a.starts_with(&at)), &us)
+}
+
+const IDENTIFY: StreamProtocol = StreamProtocol::new("/ipfs/id/1.0.0");
+const AGENT: &str = "anypath-interop/stopping";
+
+/// What identify answers: the key and the agent.
+fn identity(key: &Keypair) -> Result<Vec<u8>, Error> {
+    let mut message = Vec::new();
+    for (tag, value) in [
+        (0x0a, key.public().encode_protobuf()),
+        (0x32, AGENT.as_bytes().to_vec()),
+    ] {
+        let wrong = |error| Error::Other(Box::new(error));
+        message.extend([tag, u8::try_from(value.len()).map_err(wrong)?]);
+        message.extend(value);
+    }
+    let length = u8::try_from(message.len()).map_err(|error| Error::Other(error.into()))?;
+    message.insert(0, length);
+    Ok(message)
+}
+
+/// Whether identify's answer reaches them when STOP_SENDING has come before it. Without it, the same answer does.
+async fn they_hear_after_stop_sending(peer: &mut Peer, dialler: Dialler) -> Result<bool, Error> {
+    for stops in [false, true] {
+        let key = Keypair::generate_ed25519();
+        let ours = Stopping::start(&key, IDENTIFY, identity(&key)?, stops)?;
+        match dialler {
+            Dialler::We => ours.dial(&peer.address()?).await?,
+            Dialler::They => peer.dial(&ours.address()?).await.map(drop)?,
+        }
+        let told = peer.identify(ours.id()).await;
+        ours.arrived().await?;
+        match told {
+            Ok(us) => has("the agent", us.agent == AGENT, &us)?,
+            Err(error) if stops => {
+                println!("STOP_SENDING before the answer: {error}");
+                let closed = error.to_string().contains("QUICStreamClosedError");
+                has("the closed stream", closed, &error)?;
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
 }
 
 async fn we_identify_them(node: &mut Node, peer: &Peer) -> Result<(), Error> {
@@ -125,22 +178,34 @@ async fn meet_the_command(
 ) -> Result<(), Error> {
     let column = format!("{} {}", implementation.name(), transport.name());
     let mut cells = Cells::new("Identify and ping", column, test);
+    let hears = (implementation, transport) != (Implementation::Py, Transport::Quic);
     let mut peer = start(implementation, transport).await?;
     let node = Anypath::start(transport).await?;
     cells
-        .works("they dial `anypath start`, identify and ping it", async {
+        .works("they dial `anypath start` and ping it", async {
             peer.dial(node.address()).await?;
-            let us = peer.identify(node.id()).await?;
-            has("the agent", us.agent.starts_with("anypath/"), &us)?;
             peer.ping(node.id()).await?;
             Ok(())
         })
         .await;
+    const IDENTIFY: &str = "they identify `anypath start`";
+    if hears {
+        cells
+            .works(IDENTIFY, async {
+                let us = peer.identify(node.id()).await?;
+                has("the agent", us.agent.starts_with("anypath/"), &us)
+            })
+            .await;
+    } else {
+        cells.unsupported(IDENTIFY, "py-libp2p loses our answer over QUIC by chance, for the reason of \"they identify us\"");
+    }
     let mut peer = start(implementation, transport).await?;
     cells
         .works("`anypath connect` reaches them", async {
             node.run(&["connect", &peer.address()?.to_string()]).await?;
-            peer.identify(node.id()).await?;
+            if hears {
+                peer.identify(node.id()).await?;
+            }
             peer.ping(node.id()).await?;
             Ok(())
         })
@@ -276,4 +341,19 @@ async fn we_and_go_identify_and_ping_each_other_over_webrtc() -> Result<(), Erro
 #[tokio::test]
 async fn we_and_js_identify_and_ping_each_other_over_webrtc() -> Result<(), Error> {
     meet(Implementation::Js, Transport::WebRtc, "identify-js-webrtc").await
+}
+
+#[tokio::test]
+async fn we_and_py_identify_and_ping_each_other_over_quic() -> Result<(), Error> {
+    meet(Implementation::Py, Transport::Quic, "identify-py-quic").await
+}
+
+#[tokio::test]
+async fn py_and_the_command_meet_over_quic() -> Result<(), Error> {
+    meet_the_command(
+        Implementation::Py,
+        Transport::Quic,
+        "identify-py-quic-command",
+    )
+    .await
 }

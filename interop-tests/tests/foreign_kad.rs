@@ -8,17 +8,20 @@
 use anypath_bitswap::Block;
 use anypath_dht::{Event, Ipns, IpnsRecord, Mode};
 use anypath_interop_tests::peers::{
-    BehaviourEvent, Cells, Error, Implementation, Node, NodeSettings, Peer, Settings, Transport,
-    VALUES,
+    BehaviourEvent, Cells, Error, Implementation, Node, NodeSettings, Peer, Settings, Stopping,
+    Transport, VALUES,
 };
 use cid::Cid;
 use libp2p::identity::Keypair;
 use libp2p::swarm::SwarmEvent;
-use libp2p::{Multiaddr, PeerId};
+use libp2p::{Multiaddr, PeerId, StreamProtocol};
+use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, sleep};
 
 const REPLACES: &str = "js-libp2p's server takes any valid value in place of a better one (`PutValueHandler` asks no selector; kad-dht, \"Entry validation\")";
+
+const KAD: StreamProtocol = StreamProtocol::new("/ipfs/kad/1.0.0");
 
 fn block(name: &str) -> Cid {
     *Block::raw(name.to_owned().into_bytes()).cid()
@@ -449,4 +452,110 @@ async fn we_and_js_put_and_get_values_over_quic() -> Result<(), Error> {
 #[tokio::test]
 async fn we_and_py_put_and_get_values_over_tcp() -> Result<(), Error> {
     put_and_get(Implementation::Py, Transport::Tcp, "values-py-tcp").await
+}
+
+const GIVES_UP: &str = "py-libp2p gives up what comes on a stream after STOP_SENDING, as it cannot answer the negotiation (`Multiselect.negotiate`); STOP_SENDING asks for the end of the other direction (RFC 9000, sections 2.4 and 3.5), and `ADD_PROVIDER` has no answer";
+const RESETS: &str = "py-libp2p resets the stream of a request that has ended, and its answer with it (`_do_handle_stream` in `kad_dht.py` takes the end for an error, and the answer may not have gone yet; over TCP it has)";
+const BY_CHANCE: &str = "py-libp2p answers over QUIC by chance, for the reason of \"values: we put at their server and get there\"";
+const UNIDENTIFIED: &str = "py-libp2p learns by identify to which servers it can route; over QUIC it loses our answer by chance (\"Identify and ping\")";
+
+/// A field of a message, shorter than 128 bytes.
+fn field(tag: u8, value: &[u8]) -> Result<Vec<u8>, Error> {
+    let length = u8::try_from(value.len()).map_err(|error| Error::Other(error.into()))?;
+    Ok([&[tag, length], value].concat())
+}
+
+/// A message with its length.
+fn framed(fields: &[Vec<u8>]) -> Result<Vec<u8>, Error> {
+    let message = fields.concat();
+    let length = u8::try_from(message.len()).map_err(|error| Error::Other(error.into()))?;
+    Ok([vec![length], message].concat())
+}
+
+/// `PUT_VALUE`.
+fn value(name: &str) -> Result<Vec<u8>, Error> {
+    let key = format!("/{VALUES}/{name}");
+    let record = [field(0x0a, key.as_bytes())?, field(0x12, name.as_bytes())?].concat();
+    framed(&[field(0x12, key.as_bytes())?, field(0x1a, &record)?])
+}
+
+/// Whether their server's answer is still there when the request's stream has ended. Until it has, it is.
+async fn they_answer_what_has_ended() -> Result<bool, Error> {
+    let theirs = foreign(Implementation::Py, Transport::Quic, "server").await?;
+    let mut answered = true;
+    for finishes in [false, true] {
+        let key = Keypair::generate_ed25519();
+        let ours = Stopping::start(&key, KAD, value("answered")?, false)?;
+        answered = ours.ask(&theirs.address()?, finishes).await?;
+        if !finishes && !answered {
+            return Err(Error::Wrong("no answer at all".to_owned()));
+        }
+    }
+    Ok(answered)
+}
+
+/// `ADD_PROVIDER` of a peer for a CID, which it sends for itself.
+fn announcement(provider: PeerId, cid: &Cid) -> Result<Vec<u8>, Error> {
+    let address = Transport::Quic.at(Ipv4Addr::LOCALHOST, 1).to_vec();
+    let named = [field(0x0a, &provider.to_bytes())?, field(0x12, &address)?].concat();
+    let key = field(0x12, &cid.hash().to_bytes())?;
+    framed(&[vec![0x08, 2], key, field(0x4a, &named)?])
+}
+
+/// Whether they keep a record that came after STOP_SENDING on its stream. Without it, they do.
+async fn they_take_after_stop_sending() -> Result<bool, Error> {
+    let mut theirs = foreign(Implementation::Py, Transport::Quic, "server").await?;
+    for stops in [false, true] {
+        let key = Keypair::generate_ed25519();
+        let cid = block(if stops { "stopped" } else { "open" });
+        let message = announcement(key.public().to_peer_id(), &cid)?;
+        let ours = Stopping::start(&key, KAD, message, stops)?;
+        ours.tell(&theirs.address()?).await?;
+        let found = theirs.find(&cid).await?;
+        if stops && found.is_empty() {
+            return Ok(false);
+        }
+        is(&found, ours.id())?;
+    }
+    Ok(true)
+}
+
+/// What does not depend on whether py-libp2p's QUIC loses an answer, and the proofs that it loses them.
+#[tokio::test]
+async fn we_and_py_meet_in_the_dht_over_quic() -> Result<(), Error> {
+    let mut cells = Cells::new("Kademlia", "py quic", "kad-py-quic");
+    cells
+        .works("a server of theirs is in our routing table", async {
+            let theirs = foreign(Implementation::Py, Transport::Quic, "server").await?;
+            let mut ours = server(Transport::Quic).await?;
+            ours.dial(theirs.address()?).await?;
+            routed(&mut ours, theirs.id()).await
+        })
+        .await;
+    let lost = |kept: bool| match kept {
+        true => Ok(()),
+        false => Err(Error::Wrong("lost".to_owned())),
+    };
+    let kept = they_take_after_stop_sending().await?;
+    let cell = "we provide at their server, and find it there";
+    cells.defect(cell, GIVES_UP, async { lost(kept) }).await;
+    for cell in [
+        "they provide at our server, and we find it",
+        "they find at our server what another of ours provides",
+        "a client of theirs provides and finds at our server",
+    ] {
+        cells.unsupported(cell, UNIDENTIFIED);
+    }
+    let kept = they_answer_what_has_ended().await?;
+    let cell = "values: we put at their server and get there";
+    cells.defect(cell, RESETS, async { lost(kept) }).await;
+    for cell in [
+        "values: they put at our server and get there",
+        "values: what one puts at our server, the other gets there",
+        "values: at our server the newest stays",
+    ] {
+        cells.unsupported(cell, UNIDENTIFIED);
+    }
+    cells.unsupported("values: at their server the newest stays", BY_CHANCE);
+    cells.finish()
 }

@@ -2,7 +2,8 @@
 //!
 //! [`Peer`] is a process that speaks the protocol of `peers/README.md`: go-libp2p with boxo, js-libp2p with Helia in Node and in a
 //! page, py-libp2p.
-//! [`Kubo`] is a real kubo daemon, [`Anypath`] the node as users run it. [`Node`] is a swarm of this workspace's behaviours. [`Console`] is any
+//! [`Kubo`] is a real kubo daemon, [`Anypath`] the node as users run it. [`Node`] is a swarm of this workspace's behaviours, [`Stopping`] a bare
+//! QUIC peer that does what none of them can be made to do. [`Console`] is any
 //! program that is typed to. [`Cells`] collects what worked, and
 //! [`matrix`] makes `MATRIX.md` of it.
 
@@ -16,6 +17,7 @@ mod kubo;
 pub mod matrix;
 mod ours;
 mod process;
+mod stopping;
 mod transport;
 
 pub use anypath::Anypath;
@@ -28,6 +30,7 @@ pub use foreign::{
 };
 pub use kubo::{Kubo, KuboSettings};
 pub use ours::{Behaviour, BehaviourEvent, Node, NodeSettings, VALUES};
+pub use stopping::{PY_STOPS, Stopping};
 pub use transport::Transport;
 
 use std::path::{Path, PathBuf};
