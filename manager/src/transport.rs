@@ -34,8 +34,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a TCP peer may be silent that has something to acknowledge. libp2p-quic's idle timeout is the same.
 const TCP_SILENCE: Duration = Duration::from_secs(10);
 
-/// What is sent in a private network gathers up to here, or until it is flushed: as much as Noise makes of one write.
-const PRIVATE_NETWORK_BUFFER: usize = 64 * 1024;
+/// What is sent in a private network gathers up to here, or until it is flushed: more than Noise makes of one write.
+const PRIVATE_NETWORK_BUFFER: usize = 66 * 1024;
 
 /// Why the transports could not be built.
 #[derive(Debug, thiserror::Error)]

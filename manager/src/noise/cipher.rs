@@ -65,3 +65,27 @@ impl Cipher {
         Ok(plain.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_in_little_endian_behind_four_zeros() {
+        let mut cipher = Cipher::new(&[1; 32]).unwrap();
+        cipher.next = 0x0102_0304_0506_0708;
+        let nonce = cipher.nonce().unwrap();
+        assert_eq!(nonce.as_ref(), &[0, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1]);
+        assert_eq!(cipher.next, 0x0102_0304_0506_0709);
+    }
+
+    #[test]
+    fn the_last_number_is_reserved() {
+        let mut cipher = Cipher::new(&[1; 32]).unwrap();
+        cipher.next = u64::MAX - 1;
+        assert!(cipher.seal(&mut [7; 5]).is_ok());
+        assert!(cipher.seal(&mut [7; 5]).is_err());
+        assert!(cipher.open(&mut [7; 25]).is_err());
+        assert_eq!(cipher.next, u64::MAX);
+    }
+}

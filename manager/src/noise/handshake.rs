@@ -7,20 +7,23 @@ use libp2p::{PeerId, identity::PublicKey};
 use prost::Message as _;
 use snow::{Builder, HandshakeState};
 
+use zeroize::Zeroize as _;
+
 use super::{
-    Config, Error, Identity, PARAMETERS, SIGNATURE_DOMAIN, cipher::Cipher, stream::Stream,
+    Config, Error, Identity, PARAMETERS, SIGNATURE_DOMAIN, cipher::Cipher, resolver::Resolver,
+    stream::Stream,
 };
 use crate::generated::noise::NoiseHandshakePayload;
 
 /// Our own have some 300 bytes with an Ed25519 identity, and 1.4 KiB with RSA keys of 4096 bits.
-const MAX_MESSAGE: usize = 16 * 1024;
+const MAX_MESSAGE: u64 = 8 * 1024;
 
 /// The two keys, a tag for each part, with some room.
 const OVERHEAD: usize = 128;
 
 pub(super) fn builder<'a>() -> Result<Builder<'a>, snow::Error> {
     let parameters = PARAMETERS.clone().ok_or(snow::Error::Input)?;
-    Ok(Builder::new(parameters))
+    Ok(Builder::with_resolver(parameters, Box::new(Resolver)))
 }
 
 pub(super) fn payload(identity: &PublicKey, signature: Vec<u8>) -> Vec<u8> {
@@ -87,13 +90,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<S> {
     async fn receive(&mut self) -> Result<Vec<u8>, Error> {
         let mut prefix = [0; 2];
         self.socket.read_exact(&mut prefix).await?;
-        let length = usize::from(u16::from_be_bytes(prefix));
-        if length > MAX_MESSAGE {
-            return Err(Error::TooLong(length));
+        let length = u16::from_be_bytes(prefix);
+        if u64::from(length) > MAX_MESSAGE {
+            return Err(Error::TooLong(length.into()));
         }
-        let mut message = vec![0; length];
-        self.socket.read_exact(&mut message).await?;
-        let mut payload = vec![0; length];
+        // Memory for what has come, not for what is said to come.
+        let mut message = Vec::new();
+        let mut limited = (&mut self.socket).take(length.into());
+        if limited.read_to_end(&mut message).await? < length.into() {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        let mut payload = vec![0; message.len()];
         let length = self.session.read_message(&message, &mut payload)?;
         payload.truncate(length);
         Ok(payload)
@@ -116,17 +123,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<S> {
         if !self.session.is_handshake_finished() {
             return Err(io::Error::other("the handshake is not over").into());
         }
-        let (from_initiator, from_responder) = self.session.dangerously_get_raw_split();
+        let mut keys = self.session.dangerously_get_raw_split();
+        let from_initiator = Cipher::new(&keys.0);
+        let from_responder = Cipher::new(&keys.1);
+        keys.zeroize();
         let (ours, theirs) = if self.session.is_initiator() {
-            (from_initiator, from_responder)
+            (from_initiator?, from_responder?)
         } else {
-            (from_responder, from_initiator)
+            (from_responder?, from_initiator?)
         };
-        Ok(Stream::new(
-            self.socket,
-            Cipher::new(&theirs)?,
-            Cipher::new(&ours)?,
-            &config.pools,
-        ))
+        Ok(Stream::new(self.socket, theirs, ours, &config.pools))
     }
 }

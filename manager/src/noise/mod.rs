@@ -8,6 +8,7 @@
 mod buffers;
 mod cipher;
 mod handshake;
+mod resolver;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use libp2p::{
     identity::{DecodingError, Keypair, SigningError},
 };
 use snow::params::NoiseParams;
+use zeroize::Zeroizing;
 
 use buffers::Pools;
 pub use stream::Stream;
@@ -50,7 +52,7 @@ pub struct Config {
 /// Who we are, in Noise's terms.
 struct Identity {
     /// X25519.
-    static_key: Vec<u8>,
+    static_key: Zeroizing<Vec<u8>>,
     /// The payload of our handshakes, encoded.
     payload: Vec<u8>,
 }
@@ -66,7 +68,7 @@ impl Config {
         let signature = keypair.sign(&[SIGNATURE_DOMAIN, &keys.public].concat())?;
         Ok(Self {
             identity: Arc::new(Identity {
-                static_key: keys.private,
+                static_key: Zeroizing::new(keys.private),
                 payload: handshake::payload(&keypair.public(), signature),
             }),
             pools: Pools::default(),
@@ -140,10 +142,10 @@ pub enum Error {
     /// The peer does not follow the protocol, or holds other keys than it says.
     #[error("the Noise handshake failed")]
     Noise(#[from] snow::Error),
-    /// A handshake message is longer than any that a peer has reason to send.
-    #[error("the peer sent a handshake message of {0} bytes")]
+    /// Longer than any that a peer has reason to send.
+    #[error("a handshake message of {0} bytes")]
     TooLong(usize),
-    /// The first message of a handshake carries nothing, since it is not encrypted.
+    /// The first message of a handshake carries nothing, since it is not encrypted (go-libp2p ignores what it carries).
     #[error("the peer sent a payload before there was a key")]
     EarlyPayload,
     /// The payload is no protobuf message.

@@ -26,12 +26,13 @@ pub(super) const READ_BUFFER: usize = 2 * (PREFIX + MAX_MESSAGE);
 /// What is written at once.
 pub(super) const WRITE_BUFFER: usize = PREFIX + MAX_MESSAGE;
 
-/// The part of a message that waits for the rest in memory of its own, so that a peer has a buffer for no less than the eighth part of it.
-const MAX_PARKED: usize = READ_BUFFER / 8;
-
-/// So much is handed on before those that take it get their turn. A multiplexer reads as long as there is anything, and would pile it up in fresh
+/// So much is decrypted before those that take it get their turn. A multiplexer reads as long as there is anything, and would pile it up in fresh
 /// memory that no cache holds: with 32 to 128 KiB blocks come a tenth faster than with 256 KiB, and a quarter faster than without.
+/// (libp2p-swarm asks its multiplexer twice in a turn.)
 const BURST: usize = 64 * 1024;
+
+/// What a message counts beyond its bytes, so that a peer that sends tiny ones, or empty ones, does not hold a thread for long.
+const MESSAGE_COST: usize = 256;
 
 /// An encrypted connection.
 pub struct Stream<S> {
@@ -117,13 +118,13 @@ struct Reader {
     pool: Arc<Pool>,
     /// Held while something is in it.
     buffer: Option<Buffer>,
-    /// The beginning of a message, where there is no buffer.
+    /// The beginning of a message that waits for the rest, where there is no buffer: a peer has memory here for what it has sent.
     parked: Vec<u8>,
     /// Where the plaintext is that was not taken yet.
     plain: std::ops::Range<usize>,
     /// Where the messages are, behind it.
     sealed: std::ops::Range<usize>,
-    /// Bytes handed on since the last turn.
+    /// What was decrypted in this turn.
     burst: usize,
     end: Option<End>,
 }
@@ -137,6 +138,8 @@ enum End {
     Cut,
     /// At one that is not the peer's.
     Forged,
+    /// The socket failed.
+    Failed(io::ErrorKind),
 }
 
 impl End {
@@ -145,6 +148,7 @@ impl End {
             Self::Closed => Ok(0),
             Self::Cut => Err(io::ErrorKind::UnexpectedEof.into()),
             Self::Forged => Err(io::ErrorKind::InvalidData.into()),
+            Self::Failed(kind) => Err(kind.into()),
         }
     }
 }
@@ -180,13 +184,13 @@ impl Reader {
             if let Some(end) = self.end {
                 return Poll::Ready(end.result());
             }
-            if self.open()? {
-                continue;
-            }
             if self.burst >= BURST {
                 self.burst = 0;
                 context.waker().wake_by_ref();
                 return Poll::Pending;
+            }
+            if self.open()? {
+                continue;
             }
             ready!(self.poll_fill(socket, context))?;
         }
@@ -204,7 +208,6 @@ impl Reader {
             to.copy_from_slice(plain);
         }
         self.plain.start += size;
-        self.burst += size;
         size
     }
 
@@ -235,6 +238,7 @@ impl Reader {
         let start = self.sealed.start + PREFIX;
         self.plain = start..start + plain;
         self.sealed.start = start + length;
+        self.burst += length + MESSAGE_COST;
         Ok(true)
     }
 
@@ -268,24 +272,17 @@ impl Reader {
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(error)) => {
-                self.buffer = Some(buffer);
+                self.end = Some(End::Failed(error.kind()));
                 Poll::Ready(Err(error))
             }
             Poll::Pending => {
                 self.burst = 0;
-                self.rest(buffer);
+                if let Some(sealed) = buffer.get(self.sealed.clone()) {
+                    self.parked = sealed.to_vec();
+                }
+                self.sealed = 0..0;
                 Poll::Pending
             }
-        }
-    }
-
-    /// Keeps the buffer until more comes only for what fills a good part of it.
-    fn rest(&mut self, buffer: Buffer) {
-        if self.sealed.len() > MAX_PARKED {
-            self.buffer = Some(buffer);
-        } else if let Some(sealed) = buffer.get(self.sealed.clone()) {
-            self.parked = sealed.to_vec();
-            self.sealed = 0..0;
         }
     }
 }
