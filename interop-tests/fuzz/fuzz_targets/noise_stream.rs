@@ -1,31 +1,12 @@
 #![no_main]
-#![expect(dead_code, unused_imports, reason = "a part of the manager")]
 
+#[path = "../../../manager/src/noise/buffers.rs"]
+mod buffers;
+#[path = "../../../manager/src/noise/cipher.rs"]
+mod cipher;
 mod seeds;
-
-/// What the manager has under the same names.
-mod noise {
-    #[path = "../../../../manager/src/noise/buffers.rs"]
-    mod buffers;
-    #[path = "../../../../manager/src/noise/cipher.rs"]
-    mod cipher;
-    #[path = "../../../../manager/src/noise/stream.rs"]
-    mod stream;
-
-    use buffers::Pools;
-    use cipher::Cipher;
-    use stream::Stream;
-
-    /// Two ends with the same keys, the first one's are the other's.
-    pub fn pair<S>(one: S, other: S) -> (Stream<S>, Stream<S>) {
-        let pools = Pools::default();
-        let cipher = |byte| Cipher::new(&[byte; 32]).expect("a key of 32 bytes");
-        (
-            Stream::new(one, cipher(1), cipher(2), &pools),
-            Stream::new(other, cipher(2), cipher(1), &pools),
-        )
-    }
-}
+#[path = "../../../manager/src/noise/stream.rs"]
+mod stream;
 
 use std::{
     cell::RefCell,
@@ -33,11 +14,28 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, Waker},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
 };
 
+use buffers::Pools;
+use cipher::Cipher;
 use futures::{AsyncRead, AsyncWrite};
 use libfuzzer_sys::fuzz_target;
+use stream::Stream;
+
+/// Two ends, the keys of each the other's.
+fn pair(one: Socket, other: Socket) -> (Stream<Socket>, Stream<Socket>) {
+    let pools = Pools::default();
+    let cipher = |byte| Cipher::new(&[byte; 32]).expect("a key of 32 bytes");
+    (
+        Stream::new(one, cipher(1), cipher(2), &pools),
+        Stream::new(other, cipher(2), cipher(1), &pools),
+    )
+}
 
 /// What is on its way from the writer to the reader.
 #[derive(Default)]
@@ -47,6 +45,8 @@ struct Way {
     room: usize,
     given: usize,
     is_closed: bool,
+    /// The last read found nothing.
+    waits: bool,
 }
 
 #[derive(Clone, Default)]
@@ -59,6 +59,7 @@ impl AsyncRead for Socket {
         let size = to.len().min(way.given).min(way.bytes.len());
         if size == 0 {
             let is_over = way.is_closed && way.bytes.is_empty();
+            way.waits = !is_over;
             return if is_over { Poll::Ready(Ok(0)) } else { Poll::Pending };
         }
         way.given -= size;
@@ -99,54 +100,116 @@ fn steps(bytes: &[u8]) -> impl Iterator<Item = (u8, usize)> {
         .map(|step| (step[0], usize::from(u16::from_be_bytes([step[1], step[2]]))))
 }
 
+/// Whether somebody was woken.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Bytes that are where they belong: whoever gets others has been deceived.
+fn content(from: usize, length: usize) -> impl Iterator<Item = u8> {
+    (from..from + length).map(|at| (at % 251) as u8)
+}
+
+struct Peer<S> {
+    reader: S,
+    socket: Socket,
+    came: usize,
+}
+
+/// How a turn of the reader ended.
+#[derive(PartialEq)]
+enum Turn {
+    /// The socket has nothing more.
+    Waits,
+    /// It wants another one.
+    Again,
+    /// Nothing more comes, because of an error or without.
+    Ends(Option<io::ErrorKind>),
+}
+
+impl<S: AsyncRead + Unpin> Peer<S> {
+    /// Reads `size` bytes at once, until there is nothing or others should have their turn.
+    fn turn(&mut self, sent: usize, size: usize) -> Turn {
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let mut context = Context::from_waker(&waker);
+        let mut to = vec![0; size.max(1)];
+        loop {
+            self.socket.0.borrow_mut().waits = false;
+            match Pin::new(&mut self.reader).poll_read(&mut context, &mut to) {
+                Poll::Ready(Ok(0)) => return Turn::Ends(None),
+                Poll::Ready(Ok(size)) => {
+                    assert!(content(self.came, size).eq(to[..size].iter().copied()), "other bytes came");
+                    self.came += size;
+                    assert!(self.came <= sent, "more came than was sent");
+                }
+                Poll::Ready(Err(error)) => return Turn::Ends(Some(error.kind())),
+                Poll::Pending if woken.0.load(Ordering::Relaxed) => return Turn::Again,
+                Poll::Pending => {
+                    assert!(self.socket.0.borrow().waits, "nobody will wake the reader");
+                    return Turn::Waits;
+                }
+            }
+        }
+    }
+}
+
 fn run(bytes: &[u8]) {
     let mut context = Context::from_waker(Waker::noop());
     let socket = Socket::default();
-    let (mut writer, mut reader) = noise::pair(socket.clone(), socket.clone());
-    let (mut sent, mut came) = (0_usize, 0_usize);
-    // A changed byte's place among all that were written, and whether the end was cut off.
-    let mut is_changed = false;
-    let content = |from: usize, length: usize| (from..from + length).map(|at| (at % 251) as u8);
-    let mut read = |reader: &mut _, context: &mut Context<'_>, sent: usize, size: usize, is_changed: bool| loop {
-        let mut to = vec![0; size.max(1)];
-        match Pin::new(&mut *reader).poll_read(context, &mut to) {
-            Poll::Pending => return false,
-            Poll::Ready(Ok(0)) => return true,
-            Poll::Ready(Ok(size)) => {
-                assert!(content(came, size).eq(to[..size].iter().copied()), "other bytes came");
-                came += size;
-                assert!(came <= sent, "more came than was sent");
-            }
-            Poll::Ready(Err(error)) => {
-                assert!(is_changed, "{error} without a reason");
-                return true;
-            }
-        }
+    let (mut writer, reader) = pair(socket.clone(), socket.clone());
+    let mut peer = Peer {
+        reader,
+        socket: socket.clone(),
+        came: 0,
     };
+    let mut sent = 0;
+    // Whether what is on the way is what was written.
+    let mut is_changed = false;
+    let mut ended = None;
     for (what, much) in steps(bytes) {
-        match what % 6 {
+        let mut way = socket.0.borrow_mut();
+        let length = way.bytes.len();
+        match what % 8 {
             0 => {
+                drop(way);
                 let part: Vec<u8> = content(sent, much).collect();
                 if let Poll::Ready(written) = Pin::new(&mut writer).poll_write(&mut context, &part) {
                     sent += written.expect("the socket does not fail");
                 }
             }
             1 => {
+                drop(way);
                 let _ = Pin::new(&mut writer).poll_flush(&mut context);
             }
-            2 => socket.0.borrow_mut().room += much,
-            3 => socket.0.borrow_mut().given += much,
+            2 => way.room += much,
+            3 => way.given += much,
             4 => {
-                read(&mut reader, &mut context, sent, much, is_changed);
-            }
-            _ => {
-                let mut way = socket.0.borrow_mut();
-                let length = way.bytes.len();
-                if length > 0 {
-                    way.bytes[much % length] ^= 1 << (what / 6 % 8);
-                    is_changed = true;
+                drop(way);
+                if let Turn::Ends(why) = peer.turn(sent, much) {
+                    ended.get_or_insert(why);
                 }
             }
+            5 if length > 0 => {
+                way.bytes[much % length] ^= 1 << (what / 8 % 8);
+                is_changed = true;
+            }
+            // Lost at its end, or there twice.
+            6 if much % (length + 1) < length => {
+                way.bytes.truncate(much % (length + 1));
+                is_changed = true;
+            }
+            7 if length > 0 => {
+                let again: Vec<u8> = way.bytes.iter().copied().take(much % length + 1).collect();
+                way.bytes.extend(again);
+                is_changed = true;
+            }
+            _ => {}
         }
     }
     // Everything that is under way arrives.
@@ -155,11 +218,18 @@ fn run(bytes: &[u8]) {
     drop(way);
     assert!(Pin::new(&mut writer).poll_close(&mut context).is_ready());
     let mut turns = 0;
-    while !read(&mut reader, &mut context, sent, 70_000, is_changed) {
-        turns += 1;
-        assert!(turns < 100_000, "the reader turns without an end");
+    let why = loop {
+        match peer.turn(sent, 70_000) {
+            Turn::Ends(why) => break why,
+            Turn::Again => turns += 1,
+            Turn::Waits => panic!("the end is not seen"),
+        }
+        assert!(turns < 10_000, "turns without an end");
+    };
+    assert!(ended.is_none_or(|ended| ended == why), "{ended:?}, then {why:?}");
+    if !is_changed {
+        assert_eq!((why, peer.came), (None, sent), "of {sent} bytes");
     }
-    assert!(is_changed || came == sent, "{came} of {sent} bytes came");
 }
 
 fn examples() -> Vec<(String, Vec<u8>)> {
@@ -172,6 +242,8 @@ fn examples() -> Vec<(String, Vec<u8>)> {
     vec![
         ("whole".to_owned(), script(&[(2, 60_000), (0, 40_000), (1, 0), (3, 60_000), (4, 100), (0, 65_535), (0, 65_535)])),
         ("pieces".to_owned(), script(&[(0, 5), (2, 10), (1, 0), (3, 3), (4, 1), (2, 100), (1, 0), (3, 100), (4, 9)])),
+        ("lost".to_owned(), script(&[(0, 500), (2, 60_000), (1, 0), (6, 77), (3, 60_000), (4, 10)])),
+        ("twice".to_owned(), script(&[(0, 500), (2, 60_000), (1, 0), (7, 60_000), (3, 60_000), (4, 10)])),
         ("changed".to_owned(), script(&[(0, 500), (2, 60_000), (1, 0), (5, 77), (3, 60_000), (4, 10)])),
     ]
 }
