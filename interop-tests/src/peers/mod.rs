@@ -11,6 +11,7 @@ mod anypath;
 mod cells;
 mod console;
 mod daemon;
+mod ending;
 mod error;
 mod foreign;
 mod kubo;
@@ -23,6 +24,7 @@ mod transport;
 pub use anypath::Anypath;
 pub use cells::Cells;
 pub use console::Console;
+pub use ending::ends_with_a_ping;
 pub use error::Error;
 pub use foreign::{
     Connection, Fetched, Identity, Implementation, Message, Peer, RelayLimits, Reservation,

@@ -304,6 +304,9 @@ impl Node {
 
     /// Sends bytes to a connected peer and waits until they came back.
     ///
+    /// Our direction ends once the first of them is back: js-libp2p loses an end that comes before its handler listens
+    /// ([`ends_with_a_ping`](super::ends_with_a_ping)).
+    ///
     /// # Errors
     ///
     /// The stream was reset, or other bytes came.
@@ -318,13 +321,21 @@ impl Node {
                 .map_err(|error| Error::Wrong(error.to_string()))?;
             let sent: Vec<u8> = (0..bytes).map(|_| rand::random()).collect();
             let (mut reader, mut writer) = stream.split();
-            let mut received = Vec::with_capacity(bytes);
+            let mut received = vec![0];
+            let (waiting, answered) = oneshot::channel::<()>();
             let (wrote, read) = tokio::join!(
                 async {
                     writer.write_all(&sent).await?;
+                    writer.flush().await?;
+                    let _dropped = answered.await;
                     writer.close().await
                 },
-                reader.read_to_end(&mut received)
+                async {
+                    let first = reader.read_exact(&mut received).await;
+                    drop(waiting);
+                    first?;
+                    reader.read_to_end(&mut received).await
+                }
             );
             wrote?;
             read?;
