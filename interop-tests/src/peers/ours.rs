@@ -323,7 +323,8 @@ impl Node {
             let (mut reader, mut writer) = stream.split();
             let mut received = vec![0];
             let (waiting, answered) = oneshot::channel::<()>();
-            let (wrote, read) = tokio::join!(
+            // The first error ends both: multistream-select panics when a stream is closed whose negotiation has failed in a read.
+            tokio::try_join!(
                 async {
                     writer.write_all(&sent).await?;
                     writer.flush().await?;
@@ -331,14 +332,11 @@ impl Node {
                     writer.close().await
                 },
                 async {
-                    let first = reader.read_exact(&mut received).await;
+                    reader.read_exact(&mut received).await?;
                     drop(waiting);
-                    first?;
                     reader.read_to_end(&mut received).await
                 }
-            );
-            wrote?;
-            read?;
+            )?;
             if sent == received {
                 Ok(())
             } else {
