@@ -3,7 +3,7 @@
 
 use anypath_interop_tests::peers::{
     Anypath, Cells, Error, Implementation, Node, NodeSettings, PY_STOPS, Peer, Settings, Stopping,
-    Transport,
+    Transport, ends_with_a_ping,
 };
 use libp2p::StreamProtocol;
 use libp2p::identity::Keypair;
@@ -75,8 +75,21 @@ async fn meet(
             )
             .await;
     }
+    if transport == Transport::Tcp {
+        let ended = ends_with_a_ping(&start(implementation, transport).await?.address()?).await?;
+        let attempt = async { has("the end", ended, &"what came back") };
+        match implementation {
+            Implementation::Js => cells.defect(TO_THE_END, JS_ENDS, attempt).await,
+            _ => cells.works(TO_THE_END, attempt).await,
+        }
+    }
     cells.finish()
 }
+
+const TO_THE_END: &str =
+    "a stream of ours that has ended when they take it: a ping and the end come back";
+
+const JS_ENDS: &str = "js-libp2p knows no end that came before a protocol's handler listens (`[Symbol.asyncIterator]` of `AbstractMessageStream`, @libp2p/utils 7.4.1, waits for `remoteCloseWrite` and does not look at `remoteWriteStatus`); its handler of `/ipfs/ping/1.0.0` waits for ever";
 
 async fn they_identify_us(peer: &mut Peer, node: &Node) -> Result<(), Error> {
     let us = peer.identify(node.id()).await?;

@@ -305,13 +305,11 @@ async fn they_reserve_after_stop_sending() -> Result<bool, Error> {
     Ok(true)
 }
 
-/// What a relay does against the specification, or what is not known of it.
+/// What a relay does against the specification.
 #[derive(Clone, Copy)]
 struct Defects {
     announced: Option<&'static str>,
     counted: Option<&'static str>,
-    /// Why bytes from us to them are not tried.
-    unexplained: Option<&'static str>,
     /// It takes bytes of circuits for requests.
     circuits_are_read: Option<&'static str>,
     /// What it says to one reservation too many.
@@ -389,15 +387,12 @@ async fn they_relay(
             source.ping(circuit).await.map(drop)
         })
         .await;
-    const ECHO: &str = "they relay: 16 KiB there and back from us to them";
-    match defects.unexplained {
-        None => {
-            cells
-                .works(ECHO, source.echo(reserved.id(), SMALL as usize))
-                .await;
-        }
-        Some(why) => cells.unsupported(ECHO, why),
-    }
+    cells
+        .works(
+            "they relay: 16 KiB there and back from us to them",
+            source.echo(reserved.id(), SMALL as usize),
+        )
+        .await;
     cells
         .works("they relay: full, we are refused", async {
             // Ours and theirs hold the three that there are.
@@ -520,7 +515,6 @@ const SILENT: &str = "js-libp2p renews by itself when ten minutes are left, and 
 const NO_DEFECTS: Defects = Defects {
     announced: None,
     counted: None,
-    unexplained: None,
     circuits_are_read: None,
     refusal: "refused",
 };
@@ -532,9 +526,6 @@ const JS_DEFECTS: Defects = Defects {
     counted: Some(
         "js-libp2p counts both directions against one limit (`createLimitedRelay`); it is each direction's (circuit-v2, `Limit.data`)",
     ),
-    unexplained: Some(
-        "the bytes often do not come back where js is both relay and destination, over TCP; whose fault it is, is not found out yet",
-    ),
     circuits_are_read: None,
     refusal: "refused",
 };
@@ -544,7 +535,6 @@ const PY_DEFECTS: Defects = Defects {
     counted: Some(
         "py-libp2p counts both directions against one limit (`_relay_data`); it is each direction's (circuit-v2, `Limit.data`)",
     ),
-    unexplained: None,
     circuits_are_read: Some(
         "py-libp2p reads requests from the stream of a circuit that has ended (the loop of `_handle_hop_stream`); what a source still sends, its ciphertext, too, makes it hold reservations that nobody asked for, and refuse others",
     ),

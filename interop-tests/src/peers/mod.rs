@@ -3,7 +3,7 @@
 //! [`Peer`] is a process that speaks the protocol of `peers/README.md`: go-libp2p with boxo, js-libp2p with Helia in Node and in a
 //! page, py-libp2p.
 //! [`Kubo`] is a real kubo daemon, [`Anypath`] the node as users run it. [`Node`] is a swarm of this workspace's behaviours, [`Stopping`] a bare
-//! QUIC peer that does what none of them can be made to do. [`Console`] is any
+//! QUIC peer that does what none of them can be made to do, and so does [`ends_with_a_ping`] over TCP. [`Console`] is any
 //! program that is typed to. [`Cells`] collects what worked, and
 //! [`matrix`] makes `MATRIX.md` of it.
 
@@ -11,6 +11,7 @@ mod anypath;
 mod cells;
 mod console;
 mod daemon;
+mod ending;
 mod error;
 mod foreign;
 mod kubo;
@@ -23,6 +24,7 @@ mod transport;
 pub use anypath::Anypath;
 pub use cells::Cells;
 pub use console::Console;
+pub use ending::ends_with_a_ping;
 pub use error::Error;
 pub use foreign::{
     Connection, Fetched, Identity, Implementation, Message, Peer, RelayLimits, Reservation,

@@ -304,6 +304,9 @@ impl Node {
 
     /// Sends bytes to a connected peer and waits until they came back.
     ///
+    /// Our direction ends once the first of them is back: js-libp2p loses an end that comes before its handler listens
+    /// ([`ends_with_a_ping`](super::ends_with_a_ping)).
+    ///
     /// # Errors
     ///
     /// The stream was reset, or other bytes came.
@@ -318,16 +321,22 @@ impl Node {
                 .map_err(|error| Error::Wrong(error.to_string()))?;
             let sent: Vec<u8> = (0..bytes).map(|_| rand::random()).collect();
             let (mut reader, mut writer) = stream.split();
-            let mut received = Vec::with_capacity(bytes);
-            let (wrote, read) = tokio::join!(
+            let mut received = vec![0];
+            let (waiting, answered) = oneshot::channel::<()>();
+            // The first error ends both: multistream-select panics when a stream is closed whose negotiation has failed in a read.
+            tokio::try_join!(
                 async {
                     writer.write_all(&sent).await?;
+                    writer.flush().await?;
+                    let _dropped = answered.await;
                     writer.close().await
                 },
-                reader.read_to_end(&mut received)
-            );
-            wrote?;
-            read?;
+                async {
+                    reader.read_exact(&mut received).await?;
+                    drop(waiting);
+                    reader.read_to_end(&mut received).await
+                }
+            )?;
             if sent == received {
                 Ok(())
             } else {
