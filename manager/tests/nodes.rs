@@ -346,6 +346,28 @@ async fn a_stream_takes_the_direct_connection_and_names_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_whose_protocol_the_peer_refuses_fails_and_can_still_be_closed() {
+    let (refuser, asker) = (host(&[TCP]).await, host(&[TCP]).await);
+    let peer = timeout(SOON, asker.node.connect(refuser.addresses().remove(0)))
+        .await
+        .unwrap()
+        .unwrap();
+    let unknown = StreamProtocol::new("/anypath-test/unknown/1");
+    let mut stream = timeout(SOON, asker.node.open_stream(peer, unknown))
+        .await
+        .unwrap()
+        .unwrap();
+    stream.write_all(b"hello").await.unwrap();
+    stream.flush().await.unwrap();
+    for _ in 0..2 {
+        stream.read_exact(&mut [0; 5]).await.unwrap_err();
+    }
+    stream.write_all(b"hello").await.unwrap_err();
+    stream.flush().await.unwrap_err();
+    stream.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_address_where_nobody_answers_is_named_in_the_error() {
     let node = host(&[TCP]).await;
     let nobody: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use futures::{AsyncRead, AsyncWrite};
@@ -24,9 +24,38 @@ use crate::strategy::Path;
 #[derive(Debug)]
 pub struct Stream {
     inner: swarm::Stream,
+    negotiation: Negotiation,
     connection: ConnectionId,
     path: Path,
     _counted: Counted,
+}
+
+/// Whether the peer has taken the protocol, which a stream of ours learns with what it reads first. multistream-select 0.14 panics when a stream is
+/// used after that has failed, so it is not.
+#[derive(Debug, Clone, Copy)]
+enum Negotiation {
+    Open,
+    Done,
+    Failed(io::ErrorKind),
+}
+
+impl Negotiation {
+    fn check(self) -> io::Result<()> {
+        match self {
+            Self::Failed(kind) => Err(kind.into()),
+            Self::Open | Self::Done => Ok(()),
+        }
+    }
+
+    /// After a read.
+    fn learn(&mut self, read: &io::Result<usize>) {
+        if matches!(self, Self::Open) {
+            *self = match read {
+                Ok(_) => Self::Done,
+                Err(error) => Self::Failed(error.kind()),
+            };
+        }
+    }
 }
 
 impl Stream {
@@ -38,6 +67,7 @@ impl Stream {
     ) -> Self {
         Self {
             inner,
+            negotiation: Negotiation::Open,
             connection,
             path,
             _counted: counted,
@@ -63,7 +93,10 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        self.negotiation.check()?;
+        let read = ready!(Pin::new(&mut self.inner).poll_read(cx, buf));
+        self.negotiation.learn(&read);
+        Poll::Ready(read)
     }
 }
 
@@ -73,14 +106,20 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.negotiation.check()?;
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.negotiation.check()?;
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // There is nothing left to close.
+        if self.negotiation.check().is_err() {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.inner).poll_close(cx)
     }
 }
