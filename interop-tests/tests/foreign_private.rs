@@ -453,19 +453,19 @@ async fn with_kubo(transport: Transport, test: &'static str) -> Result<(), Error
     cells.finish()
 }
 
+/// Side by side, as both wait for our node's timeouts most of the time.
 #[tokio::test]
-async fn only_members_meet_with_go_over_tcp() -> Result<(), Error> {
-    private_network(Implementation::Go, Transport::Tcp, "private-go-tcp").await
+async fn only_members_meet_with_go_and_none_with_py_over_tcp() -> Result<(), Error> {
+    let (go, py) = tokio::join!(
+        private_network(Implementation::Go, Transport::Tcp, "private-go-tcp"),
+        with_py(Transport::Tcp, "private-py-tcp"),
+    );
+    go.and(py)
 }
 
 #[tokio::test]
 async fn only_members_meet_with_js_over_tcp() -> Result<(), Error> {
     private_network(Implementation::Js, Transport::Tcp, "private-js-tcp").await
-}
-
-#[tokio::test]
-async fn members_of_py_meet_none_of_ours_over_tcp() -> Result<(), Error> {
-    with_py(Transport::Tcp, "private-py-tcp").await
 }
 
 #[tokio::test]
