@@ -292,55 +292,42 @@ fn run(test: impl Future<Output = Result<(), Error>>) {
 }
 
 /// Each in a network of its own, all at the same time: they wait for clocks.
-fn both_ways<const N: usize>(columns: [(Column, [&'static str; 2]); N]) {
-    thread::scope(|scope| {
-        for (column, [ours, theirs]) in columns {
-            scope.spawn(move || run(we_ask(column, ours)));
-            scope.spawn(move || run(they_ask(column, theirs)));
-        }
-    });
-}
-
 #[test]
-fn go_and_we_tell_each_other_whether_we_are_reached() {
+fn others_and_we_tell_each_other_whether_we_are_reached() {
     // Builds the command before the sandbox hides the network.
     binary().expect("the anypath command");
-    isolated(|| {
-        both_ways([
-            (
-                Column(Implementation::Go, Transport::Tcp),
-                ["autonat-go-tcp-ours", "autonat-go-tcp-theirs"],
-            ),
-            (
-                Column(Implementation::Go, Transport::Quic),
-                ["autonat-go-quic-ours", "autonat-go-quic-theirs"],
-            ),
-        ]);
-    });
-}
-
-#[test]
-fn js_and_we_tell_each_other_whether_we_are_reached() {
-    binary().expect("the anypath command");
-    isolated(|| {
-        both_ways([(
+    let both_ways = [
+        (
+            Column(Implementation::Go, Transport::Tcp),
+            ["autonat-go-tcp-ours", "autonat-go-tcp-theirs"],
+        ),
+        (
+            Column(Implementation::Go, Transport::Quic),
+            ["autonat-go-quic-ours", "autonat-go-quic-theirs"],
+        ),
+        (
             Column(Implementation::Js, Transport::Tcp),
             ["autonat-js-tcp-ours", "autonat-js-tcp-theirs"],
-        )]);
-    });
-}
-
-#[test]
-fn we_tell_py_whether_it_is_reached() {
-    binary().expect("the anypath command");
+        ),
+    ];
+    let by_version_1_alone = [
+        (
+            Column(Implementation::Py, Transport::Tcp),
+            "autonat-py-tcp-theirs",
+        ),
+        (
+            Column(Implementation::Py, Transport::Quic),
+            "autonat-py-quic-theirs",
+        ),
+    ];
     isolated(|| {
         thread::scope(|scope| {
-            for (transport, test) in [
-                (Transport::Tcp, "autonat-py-tcp"),
-                (Transport::Quic, "autonat-py-quic"),
-            ] {
-                let column = Column(Implementation::Py, transport);
-                scope.spawn(move || run(they_ask_by_version_1_alone(column, test)));
+            for (column, [ours, theirs]) in both_ways {
+                scope.spawn(move || run(we_ask(column, ours)));
+                scope.spawn(move || run(they_ask(column, theirs)));
+            }
+            for (column, theirs) in by_version_1_alone {
+                scope.spawn(move || run(they_ask_by_version_1_alone(column, theirs)));
             }
         });
     });
