@@ -1,4 +1,4 @@
-//! AutoNAT with go-libp2p in the NAT lab: they tell us whether we are reached, and we tell them.
+//! AutoNAT with foreign peers in the NAT lab: they tell us whether we are reached, and we tell them.
 #![cfg(feature = "foreign")]
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -25,6 +25,19 @@ const SERVERS: [Ipv4Addr; 2] = [
 ];
 const PORT: u16 = 4001;
 const PATIENCE: Duration = Duration::from_secs(60);
+const WE_ASK_BY_VERSION_2: &str = "our nodes ask by version 2 alone";
+/// What is not tried with peers that do not have it.
+const VERSION_2: [&str; 9] = [
+    "we ask them by version 2, the first one: they get through to us",
+    "we ask them by version 2, the first one, from behind a NAT: they do not get through",
+    "we ask them by version 2, the second one: they get through to us",
+    "we ask them by version 2, the second one, from behind a NAT: they do not get through",
+    "two of them have told us: we know that we are public",
+    "two of them have told us: we know that we are behind a NAT",
+    "they ask us by version 2: we get through to them",
+    "they ask us by version 2 from behind a NAT: we do not get through",
+    "they ask us by version 2 about an address at which we do not see them",
+];
 
 /// A host that everybody reaches, one that nobody does, and two for servers.
 fn network() -> Result<Network, Error> {
@@ -53,13 +66,40 @@ fn ours(network: &Network, host: &str, transport: Transport, logs: &Path) -> Res
     Ok(Node::start(network.host(host)?, logs, config)?)
 }
 
-async fn theirs(network: &Network, host: &str, transport: Transport) -> Result<Peer, Error> {
-    let settings = Settings {
-        listen: vec![transport.at(Ipv4Addr::UNSPECIFIED, PORT)],
-        autonat: true,
-        ..Settings::default()
-    };
-    Peer::start_on(network.host(host)?, Implementation::Go, &settings).await
+/// Who is at the other end, over what.
+#[derive(Debug, Clone, Copy)]
+struct Column(Implementation, Transport);
+
+impl Column {
+    fn cells(self, test: &'static str) -> Cells {
+        let Self(implementation, transport) = self;
+        let column = format!("{} {}", implementation.name(), transport.name());
+        Cells::new("AutoNAT", column, test)
+    }
+
+    async fn start(self, network: &Network, host: &str, autonat: bool) -> Result<Peer, Error> {
+        let Self(implementation, transport) = self;
+        let settings = Settings {
+            listen: vec![transport.at(Ipv4Addr::UNSPECIFIED, PORT)],
+            autonat,
+            ..Settings::default()
+        };
+        Peer::start_on(network.host(host)?, implementation, &settings).await
+    }
+
+    /// Their answer has arrived, too, before they go. js-libp2p tells of a dial once its answer is sent.
+    async fn answered(self, server: &mut Peer, to: &Node) -> Result<(), Error> {
+        match self.0 {
+            Implementation::Js => Ok(()),
+            _ => server.ping(name(to)?).await.map(drop),
+        }
+    }
+}
+
+async fn meet(peer: &mut Peer, at: &Multiaddr, id: PeerId) -> Result<(), Error> {
+    peer.dial(at).await?;
+    peer.identify(id).await?;
+    Ok(())
 }
 
 fn ensure(what: &str, holds: bool) -> Result<(), Error> {
@@ -87,8 +127,9 @@ fn becomes(node: &Node, nat_status: &str) -> Result<Value, Error> {
     Ok(node.await_api("/api/status", nat_status, PATIENCE, status)?)
 }
 
-async fn we_ask(transport: Transport, test: &'static str) -> Result<(), Error> {
-    let mut cells = Cells::new("AutoNAT", format!("go {}", transport.name()), test);
+async fn we_ask(column: Column, test: &'static str) -> Result<(), Error> {
+    let mut cells = column.cells(test);
+    let transport = column.1;
     let directory = scratch()?;
     let network = network()?;
     let public = ours(&network, "public", transport, directory.path())?;
@@ -98,7 +139,9 @@ async fn we_ask(transport: Transport, test: &'static str) -> Result<(), Error> {
     // One after the other, for our nodes ask whom they like.
     let ordinals = ["the first one", "the second one"];
     for (number, (address, which)) in SERVERS.into_iter().zip(ordinals).enumerate() {
-        let mut server = theirs(&network, &format!("server{number}"), transport).await?;
+        let mut server = column
+            .start(&network, &format!("server{number}"), true)
+            .await?;
         let at = transport.at(address, PORT).with(Protocol::P2p(server.id()));
         connect(&public, &at)?;
         connect(&hidden, &at)?;
@@ -107,8 +150,7 @@ async fn we_ask(transport: Transport, test: &'static str) -> Result<(), Error> {
                 &format!("we ask them by version 2, {which}: they get through to us"),
                 async {
                     let got_through = server.tried(&public_at).await?;
-                    // Their answer has arrived, too, before they go.
-                    server.ping(name(&public)?).await?;
+                    column.answered(&mut server, &public).await?;
                     ensure("they did not get through", got_through)
                 },
             )
@@ -120,7 +162,7 @@ async fn we_ask(transport: Transport, test: &'static str) -> Result<(), Error> {
                 ),
                 async {
                     let got_through = server.tried(&hidden_at).await?;
-                    server.ping(name(&hidden)?).await?;
+                    column.answered(&mut server, &hidden).await?;
                     ensure("they got through a NAT", !got_through)
                 },
             )
@@ -143,25 +185,42 @@ async fn we_ask(transport: Transport, test: &'static str) -> Result<(), Error> {
             async { becomes(&hidden, "private").map(drop) },
         )
         .await;
-    cells.unsupported(
-        "we ask them by version 1",
-        "our nodes ask by version 2 alone",
-    );
+    cells.unsupported("we ask them by version 1", WE_ASK_BY_VERSION_2);
     cells.finish()
 }
 
-async fn they_ask(transport: Transport, test: &'static str) -> Result<(), Error> {
-    let mut cells = Cells::new("AutoNAT", format!("go {}", transport.name()), test);
+/// Version 1 from a public place and from behind a NAT.
+async fn they_ask_by_version_1(cells: &mut Cells, server: PeerId, peers: [&mut Peer; 2]) {
+    let [public, hidden] = peers;
+    cells
+        .works("they ask us by version 1: we get through to them", async {
+            let reached = public.dial_back(server).await?;
+            ensure("we did not get through", reached)
+        })
+        .await;
+    cells
+        .works(
+            "they ask us by version 1 from behind a NAT: we do not get through",
+            async {
+                let reached = hidden.dial_back(server).await?;
+                ensure("we got through a NAT", !reached)
+            },
+        )
+        .await;
+}
+
+async fn they_ask(column: Column, test: &'static str) -> Result<(), Error> {
+    let mut cells = column.cells(test);
+    let Column(implementation, transport) = column;
     let directory = scratch()?;
     let network = network()?;
     let server = ours(&network, "server0", transport, directory.path())?;
     let id = name(&server)?;
     let at = transport.at(SERVERS[0], PORT).with(Protocol::P2p(id));
-    let mut public = theirs(&network, "public", transport).await?;
-    let mut hidden = theirs(&network, "hidden", transport).await?;
+    let mut public = column.start(&network, "public", true).await?;
+    let mut hidden = column.start(&network, "hidden", true).await?;
     for peer in [&mut public, &mut hidden] {
-        peer.dial(&at).await?;
-        peer.identify(id).await?;
+        meet(peer, &at, id).await?;
     }
     let hidden_at = transport.at(network.host("hidden")?.public(), PORT);
     cells
@@ -179,35 +238,48 @@ async fn they_ask(transport: Transport, test: &'static str) -> Result<(), Error>
             },
         )
         .await;
-    cells
-        .works("they ask us by version 1: we get through to them", async {
-            let reached = public.dial_back(id).await?;
-            ensure("we did not get through", reached)
-        })
-        .await;
-    cells
-        .works(
-            "they ask us by version 1 from behind a NAT: we do not get through",
-            async {
-                let reached = hidden.dial_back(id).await?;
-                ensure("we got through a NAT", !reached)
-            },
-        )
-        .await;
+    if implementation == Implementation::Js {
+        // It asks nobody about what it knows by the other version.
+        drop(public);
+        public = column.start(&network, "public", false).await?;
+        meet(&mut public, &at, id).await?;
+    }
+    they_ask_by_version_1(&mut cells, id, [&mut public, &mut hidden]).await;
+    // go-libp2p's client asks one server once in two minutes.
+    drop(public);
+    let mut public = column.start(&network, "public", true).await?;
     cells
         .works(
             "they ask us by version 2 about an address at which we do not see them",
             async {
-                // Its client asks one server once in two minutes.
-                drop(public);
-                let mut public = theirs(&network, "public", transport).await?;
-                public.dial(&at).await?;
-                public.identify(id).await?;
+                meet(&mut public, &at, id).await?;
                 let reached = public.reachable(&transport.at(PUBLIC[1], PORT)).await?;
                 ensure("we did not get through", reached)
             },
         )
         .await;
+    cells.finish()
+}
+
+/// py-libp2p, which has version 1 alone.
+async fn they_ask_by_version_1_alone(column: Column, test: &'static str) -> Result<(), Error> {
+    let mut cells = column.cells(test);
+    let transport = column.1;
+    let directory = scratch()?;
+    let network = network()?;
+    let server = ours(&network, "server0", transport, directory.path())?;
+    let id = name(&server)?;
+    let at = transport.at(SERVERS[0], PORT).with(Protocol::P2p(id));
+    let mut public = column.start(&network, "public", true).await?;
+    let mut hidden = column.start(&network, "hidden", true).await?;
+    for peer in [&mut public, &mut hidden] {
+        meet(peer, &at, id).await?;
+    }
+    they_ask_by_version_1(&mut cells, id, [&mut public, &mut hidden]).await;
+    for what in VERSION_2 {
+        cells.unsupported(what, "py-libp2p has version 1 alone");
+    }
+    cells.unsupported("we ask them by version 1", WE_ASK_BY_VERSION_2);
     cells.finish()
 }
 
@@ -221,15 +293,42 @@ fn run(test: impl Future<Output = Result<(), Error>>) {
 
 /// Each in a network of its own, all at the same time: they wait for clocks.
 #[test]
-fn go_and_we_tell_each_other_whether_we_are_reached() {
+fn others_and_we_tell_each_other_whether_we_are_reached() {
     // Builds the command before the sandbox hides the network.
     binary().expect("the anypath command");
+    let both_ways = [
+        (
+            Column(Implementation::Go, Transport::Tcp),
+            ["autonat-go-tcp-ours", "autonat-go-tcp-theirs"],
+        ),
+        (
+            Column(Implementation::Go, Transport::Quic),
+            ["autonat-go-quic-ours", "autonat-go-quic-theirs"],
+        ),
+        (
+            Column(Implementation::Js, Transport::Tcp),
+            ["autonat-js-tcp-ours", "autonat-js-tcp-theirs"],
+        ),
+    ];
+    let by_version_1_alone = [
+        (
+            Column(Implementation::Py, Transport::Tcp),
+            "autonat-py-tcp-theirs",
+        ),
+        (
+            Column(Implementation::Py, Transport::Quic),
+            "autonat-py-quic-theirs",
+        ),
+    ];
     isolated(|| {
         thread::scope(|scope| {
-            scope.spawn(|| run(we_ask(Transport::Tcp, "autonat-go-tcp-ours")));
-            scope.spawn(|| run(we_ask(Transport::Quic, "autonat-go-quic-ours")));
-            scope.spawn(|| run(they_ask(Transport::Tcp, "autonat-go-tcp-theirs")));
-            scope.spawn(|| run(they_ask(Transport::Quic, "autonat-go-quic-theirs")));
+            for (column, [ours, theirs]) in both_ways {
+                scope.spawn(move || run(we_ask(column, ours)));
+                scope.spawn(move || run(they_ask(column, theirs)));
+            }
+            for (column, theirs) in by_version_1_alone {
+                scope.spawn(move || run(they_ask_by_version_1_alone(column, theirs)));
+            }
         });
     });
 }

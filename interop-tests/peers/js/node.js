@@ -37,7 +37,7 @@ const strangers = [
 // Those that Helia has, and those that an application gives it.
 export const hashers = [sha256, sha512, ...strangers]
 
-export async function start (config, discovered) {
+export async function start (config, discovered, autonat) {
   const services = {
     identify: identify({ runOnLimitedConnection: true }),
     push: identifyPush(),
@@ -55,6 +55,9 @@ export async function start (config, discovered) {
   }
   if (config.punch) {
     services.dcutr = dcutr()
+  }
+  if (config.autonat) {
+    services.autonat = autonat
   }
   if (config.dht != null) {
     services.dht = kadDHT({

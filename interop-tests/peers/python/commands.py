@@ -8,6 +8,7 @@ from cid import CIDv0, CIDv1
 from libp2p.abc import INotifee
 from libp2p.bitswap.cid import cid_to_text, parse_cid
 from libp2p.discovery.events.peerDiscovery import peerDiscovery
+from libp2p.host.autonat.pb.autonat_pb2 import Message
 from libp2p.host.ping import PingService
 from libp2p.identity.identify.identify import ID as IDENTIFY, parse_identify_response
 from libp2p.identity.update import update_peerstore_from_identify
@@ -37,7 +38,7 @@ class Commands:
         self.connected = trio.Event()
         names = (
             "start dial disconnect connections identify ping echo reserve subscribe subscribers publish"
-            " provide find put_value get_value add get"
+            " provide find put_value get_value add get dial_back"
         )
         self.table = {name: getattr(self, name) for name in names.split()}
 
@@ -215,6 +216,13 @@ class Commands:
         if value is None:
             raise KeyError("not found")
         return {"value": b64encode(value).decode()}
+
+    async def dial_back(self, peer):
+        """Asks a server to dial back, at any address."""
+        status, _ = await self.node.autonat.query_server(ID.from_string(peer))
+        if status not in (Message.OK, Message.E_DIAL_ERROR):
+            raise ConnectionError(f"refused: {Message.ResponseStatus.Name(status)}")
+        return {"reachable": status == Message.OK}
 
     async def add(self, version, codec, hash, data):
         data = b64decode(data)

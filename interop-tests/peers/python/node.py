@@ -6,6 +6,7 @@ from libp2p import new_host
 from libp2p.bitswap.client import BitswapClient
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.host.autonat import AutoNATService
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.network.config import ConnectionConfig
 from libp2p.pubsub.gossipsub import PROTOCOL_ID, PROTOCOL_ID_V11, PROTOCOL_ID_V12, GossipSub
@@ -65,6 +66,7 @@ class Node:
         self.dht = config["dht"] and KadDHT(self.host, DHTMode[config["dht"].upper()])
         if self.dht is not None:
             self.dht.register_validator(NAMESPACE, Greatest())
+        self.autonat = config["autonat"] and AutoNATService(self.host)
         self.bitswap = BitswapClient(self.host)
         relay = config["relay"]
         limits = relay and RelayLimits(

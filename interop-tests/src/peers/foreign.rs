@@ -89,7 +89,7 @@ pub struct Settings {
     pub punch: bool,
     /// The text of the key file of its private network.
     pub swarm_key: Option<String>,
-    /// Serves AutoNAT, and asks by it (go).
+    /// Serves AutoNAT, and asks by it (go and js: version 2; py: version 1).
     pub autonat: bool,
     /// Finds others by mDNS, and is found.
     pub mdns: bool,
@@ -439,7 +439,8 @@ impl Peer {
         Ok(())
     }
 
-    /// Asks the only AutoNAT v2 server that it knows whether it is reached at an address; waits until it knows it (go).
+    /// Asks the only AutoNAT v2 server that it knows whether it is reached at an address; waits until it knows it
+    /// (go; js needs to have identified it).
     ///
     /// # Errors
     ///
@@ -451,7 +452,7 @@ impl Peer {
         Ok(told.reachable)
     }
 
-    /// Waits until its AutoNAT v2 server has tried an address for somebody; returns whether it got through (go).
+    /// Waits until its AutoNAT v2 server has tried an address for somebody; returns whether it got through (go, js).
     ///
     /// # Errors
     ///
@@ -473,7 +474,7 @@ impl Peer {
         }
     }
 
-    /// Asks a connected AutoNAT v1 server whether it is reached at any of its addresses (go).
+    /// Asks a connected AutoNAT v1 server whether it is reached at any of its addresses (go, js, py).
     ///
     /// # Errors
     ///
