@@ -6,7 +6,6 @@ use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use libp2p::{PeerId, identity::PublicKey};
 use prost::Message as _;
 use snow::{Builder, HandshakeState};
-
 use zeroize::Zeroize as _;
 
 use super::{
