@@ -59,7 +59,7 @@ pub(crate) fn direct_with<B: NetworkBehaviour>(
         .with_tokio()
         .with_tcp(
             tcp::Config::default(),
-            // The node's own: a quarter faster, and one that takes the frames of js-libp2p.
+            // The node's own: faster, and one that takes the frames of js-libp2p.
             anypath::noise::Config::new,
             anypath::yamux::Config::default,
         )?
