@@ -14,12 +14,14 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc,
     },
     time::Duration,
 };
 
 use anypath_tiered_store::{
-    BlockingStore, BoxError, Config, GetError, PutOptions, Source, Store, vfs::SimVfs,
+    BlockingStore, BoxError, Config, GetError, PutOptions, Source, Store,
+    vfs::{Op, SimVfs},
 };
 use bytes::Bytes;
 use cid::Cid;
@@ -353,9 +355,16 @@ fn a_get_after_a_put_does_not_share_the_answer_of_a_read_before_it() {
         assert_eq!(flipped, 1);
         let vfs = SimVfs::from_image(image, 1_000_000_000_000);
         let store = common::open_sim(&vfs, 1 << 20).await;
-        // It finds the damage, and nobody has fetched its answer when the block is put again.
+        // It finds the damage, and nobody has fetched its answer when the block is put again. Held until it was asked once, it is never
+        // faster than that.
+        let (go, held) = mpsc::channel::<()>();
+        vfs.inject(move |_, op| {
+            let _over = (op == Op::Read).then(|| held.recv());
+            None
+        });
         let mut before = Box::pin(store.get(&cid));
         assert!(futures::poll!(&mut before).is_pending());
+        drop(go);
         while store.has(&cid) {
             std::thread::yield_now();
         }
