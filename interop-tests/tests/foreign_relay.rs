@@ -312,6 +312,8 @@ struct Defects {
     counted: Option<&'static str>,
     /// It takes bytes of circuits for requests.
     circuits_are_read: Option<&'static str>,
+    /// It ends one circuit to a peer for another.
+    circuits_are_one: Option<&'static str>,
     /// What it says to one reservation too many.
     refusal: &'static str,
 }
@@ -328,6 +330,28 @@ async fn attempt(
     }
 }
 
+async fn relay_of_theirs(
+    implementation: Implementation,
+    transport: Transport,
+    limits: RelayLimits,
+) -> Result<(Peer, Multiaddr), Error> {
+    let settings = Settings {
+        listen: vec![transport.loopback()],
+        relay: Some(limits),
+        ..Settings::default()
+    };
+    let relay = Peer::start(implementation, &settings).await?;
+    let at = relay.address()?;
+    Ok((relay, at))
+}
+
+/// One of us with a reservation at a relay, and the address over which others reach it.
+async fn reserved(transport: Transport, relay: &Multiaddr) -> Result<(Node, Multiaddr), Error> {
+    let mut node = client(transport).await?;
+    let (reached_at, _) = node.reserve(relay.clone()).await?;
+    Ok((node, reached_at))
+}
+
 async fn they_relay(
     implementation: Implementation,
     transport: Transport,
@@ -336,24 +360,13 @@ async fn they_relay(
 ) -> Result<(), Error> {
     let column = format!("{} {}", implementation.name(), transport.name());
     let mut cells = Cells::new("Relay", column, test);
-    let relay = Peer::start(
-        implementation,
-        &Settings {
-            listen: vec![transport.loopback()],
-            relay: Some(RelayLimits {
-                max_reservations: 3,
-                ..RelayLimits::default()
-            }),
-            ..Settings::default()
-        },
-    )
-    .await?;
-    let at = relay.address()?;
+    let limits = RelayLimits::default();
+    let (_relay, at) = relay_of_theirs(implementation, transport, limits).await?;
     let mut destination = client(transport).await?;
-    let (mut reached_at, mut announced) = (Multiaddr::empty(), None);
+    let mut announced = None;
     cells
         .works("they relay: we reserve", async {
-            (reached_at, announced) = destination.reserve(at.clone()).await?;
+            (_, announced) = destination.reserve(at.clone()).await?;
             Ok(())
         })
         .await;
@@ -367,8 +380,8 @@ async fn they_relay(
         },
     )
     .await;
-    let mut second = client(transport).await?;
-    let asked = asks_over_a_circuit(&mut second, transport, &at, destination.id()).await?;
+    let mut source = client(transport).await?;
+    let asked = asks_over_a_circuit(&mut source, transport, &at, destination.id()).await?;
     attempt(
         &mut cells,
         "they relay: what comes over a circuit is no request to them",
@@ -376,28 +389,38 @@ async fn they_relay(
         async { ensure("no reservation", !asked) },
     )
     .await;
-    // Before other circuits end, so that none of them takes a reservation in place of these.
-    second.reserve(at.clone()).await?;
-    let mut reserved = foreign(implementation, transport).await?;
+    attempt(
+        &mut cells,
+        "they relay: a circuit stays when another one to the same peer ends",
+        defects.circuits_are_one,
+        stays_when_another_ends(transport, &at),
+    )
+    .await;
+    let mut theirs = foreign(implementation, transport).await?;
     let mut source = client(transport).await?;
     cells
         .works("they relay: we reach them", async {
-            reserved.reserve(&at).await?;
-            let (_, circuit) = source.dial(through(&at, reserved.id())).await?;
+            theirs.reserve(&at).await?;
+            let (_, circuit) = source.dial(through(&at, theirs.id())).await?;
             source.ping(circuit).await.map(drop)
         })
         .await;
     cells
         .works(
             "they relay: 16 KiB there and back from us to them",
-            source.echo(reserved.id(), SMALL as usize),
+            source.echo(theirs.id(), SMALL as usize),
         )
         .await;
     cells
         .works("they relay: full, we are refused", async {
-            // Ours and theirs hold the three that there are.
+            let one = RelayLimits {
+                max_reservations: 1,
+                ..limits
+            };
+            let (_relay, at) = relay_of_theirs(implementation, transport, one).await?;
+            let _only = reserved(transport, &at).await?;
             let mut newcomer = client(transport).await?;
-            refused(newcomer.reserve(at.clone()).await, defects.refusal)
+            refused(newcomer.reserve(at).await, defects.refusal)
         })
         .await;
     cells
@@ -407,16 +430,19 @@ async fn they_relay(
             refused(source.dial(through(&at, nobody)).await, "reservation")
         })
         .await;
+    // Each reaches one whom nobody else has reached: py's relay lets no more than one circuit to a peer live.
     cells
         .works("they relay: one of us reaches another", async {
+            let (destination, reached_at) = reserved(transport, &at).await?;
             let mut source = client(transport).await?;
-            let (_, circuit) = source.dial(reached_at.clone()).await?;
+            let (_, circuit) = source.dial(reached_at).await?;
             source.ping(circuit).await?;
             source.echo(destination.id(), SMALL as usize).await
         })
         .await;
     cells
         .works("they relay: they reach us", async {
+            let (destination, reached_at) = reserved(transport, &at).await?;
             let mut source = foreign(implementation, transport).await?;
             source.dial(&reached_at).await?;
             source.ping(destination.id()).await?;
@@ -428,21 +454,50 @@ async fn they_relay(
         "they relay: 64 KiB there and back fit the limit",
         defects.counted,
         async {
+            let (destination, reached_at) = reserved(transport, &at).await?;
             let mut source = client(transport).await?;
-            source.dial(reached_at.clone()).await?;
+            source.dial(reached_at).await?;
             source.echo(destination.id(), HALF as usize).await
         },
     )
     .await;
     cells
         .works("they relay: 256 KiB end the circuit", async {
+            let (destination, reached_at) = reserved(transport, &at).await?;
             let mut source = client(transport).await?;
-            source.dial(reached_at.clone()).await?;
+            source.dial(reached_at).await?;
             let too_much = source.echo(destination.id(), TOO_MUCH as usize).await;
             ensure("an end", too_much.is_err())
         })
         .await;
     cells.finish()
+}
+
+/// How many pings, of one a second, show that a circuit stays: py closes the other one after 0.6 s (three attempts to read of an end).
+const STAYS: usize = 4;
+
+/// Two circuits to one peer, one of which it ends.
+async fn stays_when_another_ends(transport: Transport, relay: &Multiaddr) -> Result<(), Error> {
+    let (destination, reached_at) = reserved(transport, relay).await?;
+    let (mut leaves, mut stays) = (client(transport).await?, client(transport).await?);
+    let (_, ends) = leaves.dial(reached_at.clone()).await?;
+    let (_, lives) = stays.dial(reached_at).await?;
+    let left = leaves.id();
+    destination
+        .with(move |swarm| swarm.disconnect_peer_id(left))
+        .await?
+        .map_err(|()| Error::Wrong("the circuit is gone".to_owned()))?;
+    tokio::select! {
+        ended = leaves.closed(ends) => ended?,
+        ended = stays.closed(lives) => {
+            ended?;
+            return Err(Error::Wrong("the other circuit ended".to_owned()));
+        }
+    }
+    for _ in 0..STAYS {
+        stays.ping(lives).await?;
+    }
+    stays.echo(destination.id(), SMALL as usize).await
 }
 
 /// A `RESERVE` of the hop protocol: its fields are all at their defaults, so that it is empty, and one byte with its length.
@@ -516,6 +571,7 @@ const NO_DEFECTS: Defects = Defects {
     announced: None,
     counted: None,
     circuits_are_read: None,
+    circuits_are_one: None,
     refusal: "refused",
 };
 
@@ -527,6 +583,7 @@ const JS_DEFECTS: Defects = Defects {
         "js-libp2p counts both directions against one limit (`createLimitedRelay`); it is each direction's (circuit-v2, `Limit.data`)",
     ),
     circuits_are_read: None,
+    circuits_are_one: None,
     refusal: "refused",
 };
 
@@ -537,6 +594,9 @@ const PY_DEFECTS: Defects = Defects {
     ),
     circuits_are_read: Some(
         "py-libp2p reads requests from the stream of a circuit that has ended (the loop of `_handle_hop_stream`); what a source still sends, its ciphertext, too, makes it hold reservations that nobody asked for, and refuse others",
+    ),
+    circuits_are_one: Some(
+        "py-libp2p keeps one circuit for each destination (`_active_relays`), and when one ends, it closes the streams of the last one that began",
     ),
     refusal: "limits",
 };

@@ -82,6 +82,8 @@ export async function start (config, discovered, autonat) {
     connectionEncrypters: [noise()],
     streamMuxers: [yamux()],
     connectionGater: { denyDialMultiaddr: () => false },
+    // It refuses a host's sixth connection in a second, and all that dial it are on one.
+    connectionManager: { inboundConnectionThreshold: 1000 },
     peerDiscovery: [
       ...(config.discovery ? [telling(pubsubPeerDiscovery({ interval: 1000, topics: config.topics }), discovered)] : []),
       ...(config.mdns ? [telling(mdns({ interval: 1000 }), discovered)] : [])

@@ -258,6 +258,21 @@ impl Node {
         .await
     }
 
+    /// Waits until a connection has ended.
+    ///
+    /// # Errors
+    ///
+    /// It has not.
+    pub async fn closed(&mut self, connection: ConnectionId) -> Result<(), Error> {
+        self.wait("end of the connection", |event| match event {
+            SwarmEvent::ConnectionClosed { connection_id, .. } if *connection_id == connection => {
+                Some(())
+            }
+            _ => None,
+        })
+        .await
+    }
+
     /// What identify told us about a peer.
     ///
     /// # Errors
