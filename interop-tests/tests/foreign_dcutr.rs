@@ -1,4 +1,4 @@
-//! Hole punches (DCUtR) between `anypath start` and go-libp2p, kubo or js-libp2p, each behind a NAT of the lab, over a relay that is `anypath start` too.
+//! Hole punches (DCUtR) between `anypath start` and go-libp2p, kubo, js-libp2p or py-libp2p, each behind a NAT of the lab, over a relay that is `anypath start` too.
 //!
 //! `PUNCH_RUNS` is how many punches each test tries; without it, 4 of the plain case with go-libp2p and 2 of every other.
 #![cfg(feature = "foreign")]
@@ -7,9 +7,10 @@
 use anypath_interop_tests::lab::scenario::scratch;
 use anypath_interop_tests::lab::{Host, Lab, NatKind, Node, NodeConfig, binary, isolated, now};
 use anypath_interop_tests::peers::{
-    Cells, Error, Implementation, Kubo, KuboSettings, Peer, Settings, Transport,
+    self, Cells, Error, Implementation, Kubo, KuboSettings, NodeSettings, Peer, Settings, Transport,
 };
 use libp2p::multiaddr::Protocol;
+use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -27,6 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long js is watched: it tries at once, and three times at most.
 const JS_PATIENCE: Duration = Duration::from_secs(8);
 const JS_DIALS_ANEW: &str = "js-libp2p dials from a new port (`@libp2p/tcp` connects without one of its own, and `dcutr.js` says that QUIC is to come), so that the hole in its NAT is not where the other end knocks; the tests watch the ports of its dials";
+const PY_OVER_QUIC: &str = "py-libp2p punches over TCP alone: it offers no address of QUIC under which it is seen (`_get_observed_addrs` in `dcutr.py`), and dials over QUIC from a new port each time (`transport/quic/connection.py`), as a test sees";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Caller {
@@ -34,11 +36,21 @@ enum Caller {
     They,
 }
 
+impl Caller {
+    fn row(self) -> &'static str {
+        match self {
+            Self::We => "we reach them over our relay, and it becomes direct",
+            Self::They => "they reach us over our relay, and it becomes direct",
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Other {
     Go,
     Kubo,
     Js,
+    Py,
 }
 
 /// What is punched: theirs is behind this NAT, and so is ours, or it is public.
@@ -68,6 +80,7 @@ impl Case {
             Other::Go => "go",
             Other::Kubo => "kubo",
             Other::Js => "js",
+            Other::Py => "py",
         };
         format!("{name} {}", self.transport.name())
     }
@@ -77,6 +90,7 @@ impl Case {
 enum Theirs {
     Go(Peer),
     Js(Peer),
+    Py(Peer),
     Kubo(Kubo),
 }
 
@@ -84,7 +98,7 @@ impl Theirs {
     /// One that can be reached at the relay, and punches.
     async fn start(case: Case, host: &Host, relay: &Multiaddr) -> Result<Self, Error> {
         match case.other {
-            Other::Go | Other::Js => {
+            Other::Go | Other::Js | Other::Py => {
                 let settings = Settings {
                     listen: vec![case.transport.at(Ipv4Addr::UNSPECIFIED, 0)],
                     punch: true,
@@ -92,6 +106,7 @@ impl Theirs {
                 };
                 let implementation = match case.other {
                     Other::Js => Implementation::Js,
+                    Other::Py => Implementation::Py,
                     _ => Implementation::Go,
                 };
                 let mut peer = Peer::start_on(host, implementation, &settings).await?;
@@ -100,7 +115,10 @@ impl Theirs {
                     return Ok(Self::Js(peer));
                 }
                 peer.punchable().await?;
-                Ok(Self::Go(peer))
+                Ok(match case.other {
+                    Other::Py => Self::Py(peer),
+                    _ => Self::Go(peer),
+                })
             }
             Other::Kubo => {
                 let settings = KuboSettings {
@@ -116,14 +134,14 @@ impl Theirs {
 
     fn id(&self) -> PeerId {
         match self {
-            Self::Go(peer) | Self::Js(peer) => peer.id(),
+            Self::Go(peer) | Self::Js(peer) | Self::Py(peer) => peer.id(),
             Self::Kubo(kubo) => kubo.id(),
         }
     }
 
     async fn dial(&mut self, address: &Multiaddr) -> Result<(), Error> {
         match self {
-            Self::Go(peer) | Self::Js(peer) => peer.dial(address).await.map(drop),
+            Self::Go(peer) | Self::Js(peer) | Self::Py(peer) => peer.dial(address).await.map(drop),
             Self::Kubo(kubo) => {
                 let connect = ["swarm", "connect", &address.to_string()];
                 kubo.run(&connect).await.map(drop)
@@ -134,7 +152,7 @@ impl Theirs {
     /// Whichever is the better connection now: it has to carry streams.
     async fn ping(&mut self, id: PeerId) -> Result<(), Error> {
         match self {
-            Self::Go(peer) | Self::Js(peer) => peer.ping(id).await.map(drop),
+            Self::Go(peer) | Self::Js(peer) | Self::Py(peer) => peer.ping(id).await.map(drop),
             Self::Kubo(kubo) => {
                 let ping = ["ping", "--count", "1", &id.to_string()];
                 kubo.run(&ping).await.map(drop)
@@ -212,7 +230,7 @@ async fn punch(case: Case, logs: &Path) -> Result<Duration, Error> {
     }
     let by_go = match &mut theirs {
         Theirs::Go(peer) => Some(watch(peer, name(&ours)?).await?),
-        Theirs::Kubo(_) => None,
+        Theirs::Kubo(_) | Theirs::Py(_) => None,
         Theirs::Js(_) if is_public => None,
         // Watched, because it does not get through.
         Theirs::Js(peer) => {
@@ -306,10 +324,7 @@ async fn punches(case: Case) -> Result<(), Error> {
     };
     let test = case.test;
     let mut cells = Cells::new(case.area(), case.column(), test);
-    let row = match case.caller {
-        Caller::We => "we reach them over our relay, and it becomes direct",
-        Caller::They => "they reach us over our relay, and it becomes direct",
-    };
+    let row = case.caller.row();
     let attempt = async {
         let mut times = Vec::new();
         let mut failures = Vec::new();
@@ -380,6 +395,13 @@ fn go_behind_changed_ports(caller: Caller, transport: Transport, test: &'static 
 fn js(caller: Caller, transport: Transport, test: &'static str) -> Case {
     Case {
         other: Other::Js,
+        ..go(caller, transport, test)
+    }
+}
+
+fn py(caller: Caller, transport: Transport, test: &'static str) -> Case {
+    Case {
+        other: Other::Py,
         ..go(caller, transport, test)
     }
 }
@@ -525,4 +547,44 @@ fn we_reach_js_and_it_cannot_punch_over_tcp() {
 fn js_reaches_us_and_cannot_punch_over_tcp() {
     prepare();
     isolated(|| run(js(Caller::They, Transport::Tcp, "dcutr-js-tcp-theirs")));
+}
+
+#[test]
+fn we_reach_py_and_both_punch_over_tcp() {
+    prepare();
+    isolated(|| run(py(Caller::We, Transport::Tcp, "dcutr-py-tcp-ours")));
+}
+
+#[test]
+fn py_reaches_us_and_both_punch_over_tcp() {
+    prepare();
+    isolated(|| run(py(Caller::They, Transport::Tcp, "dcutr-py-tcp-theirs")));
+}
+
+/// The hole in a NAT is for the port that is dialled from.
+#[tokio::test]
+async fn py_dials_over_quic_from_a_new_port_and_cannot_punch() -> Result<(), Error> {
+    let mut ours = peers::Node::start(Transport::Quic, NodeSettings::default()).await?;
+    let settings = Settings {
+        listen: vec![Transport::Quic.loopback()],
+        ..Settings::default()
+    };
+    let mut theirs = Peer::start(Implementation::Py, &settings).await?;
+    theirs.dial(ours.address()).await?;
+    let from = ours.wait("connection", |event| match event {
+        SwarmEvent::ConnectionEstablished { endpoint, .. } => port(endpoint.get_remote_address()),
+        _ => None,
+    });
+    let (from, listens) = (from.await?, port(&theirs.address()?));
+    if listens == Some(from) {
+        let mended = format!("py dials from {from}, where it listens: try to punch");
+        return Err(Error::Wrong(mended));
+    }
+    let test = "dcutr-py-quic";
+    let case = py(Caller::We, Transport::Quic, test);
+    let mut cells = Cells::new(case.area(), case.column(), test);
+    for caller in [Caller::We, Caller::They] {
+        cells.unsupported(caller.row(), PY_OVER_QUIC);
+    }
+    cells.finish()
 }

@@ -37,8 +37,8 @@ class Commands:
         self.node = None
         self.connected = trio.Event()
         names = (
-            "start dial disconnect connections identify ping echo reserve subscribe subscribers publish"
-            " provide find put_value get_value add get dial_back"
+            "start dial disconnect connections identify ping echo reserve punchable subscribe subscribers"
+            " publish provide find put_value get_value add get dial_back"
         )
         self.table = {name: getattr(self, name) for name in names.split()}
 
@@ -176,6 +176,12 @@ class Commands:
             "limit_seconds": 0,
             "limit_bytes": 0,
         }
+
+    async def punchable(self):
+        """Until somebody has told it under which address it is seen; there is no event for that."""
+        while not self.node.host._observed_addr_manager.addrs(min_observers=1):
+            await trio.sleep(0.05)
+        return {}
 
     async def subscribe(self, topic):
         subscription = await self.node.pubsub.subscribe(topic)

@@ -13,6 +13,7 @@ from libp2p.pubsub.gossipsub import PROTOCOL_ID, PROTOCOL_ID_V11, PROTOCOL_ID_V1
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.records.validator import Validator
 from libp2p.relay.circuit_v2.config import RelayConfig, RelayRole
+from libp2p.relay.circuit_v2.dcutr import DCUtRProtocol
 from libp2p.relay.circuit_v2.protocol import CircuitV2Protocol
 from libp2p.relay.circuit_v2.resources import RelayLimits
 from libp2p.relay.circuit_v2.transport import CircuitV2Transport
@@ -78,11 +79,12 @@ class Node:
         self.circuits = CircuitV2Protocol(self.host, limits, allow_hop=relay is not None)
         # As a client it would reserve at every relay that it calls over; it is told when.
         self.relays = CircuitV2Transport(self.host, self.circuits, RelayConfig(roles=RelayRole.STOP))
+        self.punch = config["punch"] and DCUtRProtocol(self.host)
 
     def services(self):
         """What runs beside the host, in order."""
-        services = [self.router, self.pubsub, self.circuits]
-        return services if self.dht is None else [*services, self.dht]
+        services = [self.router, self.pubsub, self.circuits, self.dht, self.punch]
+        return [service for service in services if service]
 
     async def run(self, nursery, started):
         """Until it is cancelled."""

@@ -85,7 +85,7 @@ pub struct Settings {
     pub bitswap: Vec<&'static str>,
     /// Announces itself over gossipsub (pubsub-peer-discovery).
     pub discovery: bool,
-    /// Stands behind a NAT and punches holes (go, js).
+    /// Stands behind a NAT and punches holes (go, js, py).
     pub punch: bool,
     /// The text of the key file of its private network.
     pub swarm_key: Option<String>,
@@ -429,7 +429,7 @@ impl Peer {
         self.call("reserve", json!({ "address": relay })).await
     }
 
-    /// Waits until it takes part in hole punches: it has to know under which public address it is seen.
+    /// Waits until it takes part in hole punches: it has to know under which public address it is seen (go, py).
     ///
     /// # Errors
     ///
