@@ -70,8 +70,10 @@ function tell (server, write) {
   }
   const dial = server.dialClientBack
   server.dialClientBack = async (address, ...rest) => {
+    const since = performance.now()
     const dialled = await dial.call(server, address, ...rest)
-    request.getStore().push({ event: 'autonat', status: 'OK', dial: dialled, address: address.toString() })
+    const milliseconds = Math.round(performance.now() - since)
+    request.getStore().push({ event: 'autonat', status: 'OK', dial: dialled, address: address.toString(), milliseconds })
     return dialled
   }
 }
@@ -86,9 +88,11 @@ function watched (client) {
   }
   let questions = 0
   let failure
+  let wanted
   const ask = client.askPeerToVerify
   client.askPeerToVerify = async (...question) => {
     questions++
+    first(wanted)
     try {
       return await ask.apply(client, question)
     } catch (error) {
@@ -96,6 +100,18 @@ function watched (client) {
       throw error
     } finally {
       questions--
+    }
+  }
+
+  // A server tells of the first address that it can dial; the request has them in this order.
+  const first = (address) => {
+    if (client.dialResults.has(address)) {
+      for (const [other, result] of [...client.dialResults]) {
+        if (other !== address) {
+          client.dialResults.delete(other)
+          set.call(client.dialResults, other, result)
+        }
+      }
     }
   }
 
@@ -113,6 +129,7 @@ function watched (client) {
       for (const asked of [false, true]) {
         if (asked) {
           failure = undefined
+          wanted = address
           await client.verifyExternalAddresses(connection)
         }
         do {
