@@ -97,7 +97,7 @@ impl Column {
         Peer::start_on(network.host(host)?, implementation, &settings).await
     }
 
-    /// Their answer has arrived, too, before they go. js-libp2p tells of a dial once its answer is sent.
+    /// Their answer has arrived, too, before they go. js-libp2p tells of a dial once its answer is read.
     async fn answered(self, server: &mut Peer, to: &Node) -> Result<(), Error> {
         match self.0 {
             Implementation::Js => Ok(()),
@@ -212,14 +212,15 @@ async fn we_ask(column: Column, test: &'static str) -> Result<(), Error> {
         )
         .await;
     let behind_a_nat = "two of them have told us: we know that we are behind a NAT";
-    let private = async {
-        ensure("they told us too late", all_in_time)?;
-        becomes(&hidden, "private", TOLD).map(drop)
-    };
+    let private = |patience| becomes(&hidden, "private", patience).map(drop);
     if column == JS_OVER_QUIC {
-        cells.defect(behind_a_nat, JS_DIALS_ON, private).await;
+        let in_time = async {
+            ensure("they told us too late", all_in_time)?;
+            private(TOLD)
+        };
+        cells.defect(behind_a_nat, JS_DIALS_ON, in_time).await;
     } else {
-        cells.works(behind_a_nat, private).await;
+        cells.works(behind_a_nat, async { private(PATIENCE) }).await;
     }
     if cells.failed() {
         tell([&public, &hidden]);

@@ -56,15 +56,19 @@ export function autonat (write) {
   }
 }
 
-// Once the answer is sent, for the test may end this peer then.
+// Once the answer is read, for the test may end this peer then: who has read it ends the stream, too.
 function tell (server, write) {
   const request = new AsyncLocalStorage()
   const handle = server.handleDialRequestStream
-  server.handleDialRequestStream = async (...stream) => {
+  server.handleDialRequestStream = async (stream, connection) => {
     const lines = []
     try {
-      return await request.run(lines, () => handle(...stream))
+      return await request.run(lines, () => handle(stream, connection))
     } finally {
+      const patience = performance.now() + 5000
+      while (stream.remoteWriteStatus === 'writable' && performance.now() < patience) {
+        await setTimeout(10)
+      }
       lines.forEach(write)
     }
   }
