@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::net::UdpSocket;
 
 /// go-libp2p takes no address of the ranges for documentation for public, and dials none that is not public.
@@ -406,7 +406,7 @@ async fn js_libp2p_goes_on_with_a_quic_dial_whose_time_is_over() -> Result<(), E
     let mut came = Vec::new();
     let datagrams = async {
         while silent.recv(&mut [0; 2048]).await.is_ok() {
-            came.push(Instant::now());
+            came.push(now());
         }
         std::future::pending().await
     };
