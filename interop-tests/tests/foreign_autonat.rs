@@ -5,6 +5,7 @@
 use anypath_interop_tests::lab::scenario::scratch;
 use anypath_interop_tests::lab::{Lab, NatKind, Network, Node, NodeConfig, binary, isolated, now};
 use anypath_interop_tests::peers::{Cells, Error, Implementation, Peer, Settings, Transport};
+use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use serde_json::Value;
@@ -12,6 +13,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
+use tokio::net::UdpSocket;
 
 /// go-libp2p takes no address of the ranges for documentation for public, and dials none that is not public.
 const NETWORK: Ipv4Addr = Ipv4Addr::new(11, 22, 33, 0);
@@ -26,6 +28,14 @@ const SERVERS: [Ipv4Addr; 2] = [
 const PORT: u16 = 4001;
 const PATIENCE: Duration = Duration::from_secs(60);
 const WE_ASK_BY_VERSION_2: &str = "our nodes ask by version 2 alone";
+const JS_OVER_QUIC: Column = Column(Implementation::Js, Transport::Quic);
+const JS_DIALS_ON: &str = "a dial of `@chainsafe/libp2p-quic` 2.1.1 that nobody answers ends with QUIC's idle timeout of 10 s, as `dial` does not look at the signal of the 6 s that js-libp2p gives it, and nothing at `handshakeTimeout` (5 s); libp2p-autonat's client, which is ours, waits for 10 s from the question to the answer";
+/// js-libp2p's `addressDialTimeout`.
+const JS_DIALS_FOR: Duration = Duration::from_secs(6);
+/// Whoever has dialled for less is heard by libp2p-autonat's client.
+const IN_TIME: Duration = Duration::from_secs(9);
+/// What was told is known at once.
+const TOLD: Duration = Duration::from_secs(3);
 /// What is not tried with peers that do not have it.
 const VERSION_2: [&str; 9] = [
     "we ask them by version 2, the first one: they get through to us",
@@ -67,7 +77,7 @@ fn ours(network: &Network, host: &str, transport: Transport, logs: &Path) -> Res
 }
 
 /// Who is at the other end, over what.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Column(Implementation, Transport);
 
 impl Column {
@@ -87,7 +97,7 @@ impl Column {
         Peer::start_on(network.host(host)?, implementation, &settings).await
     }
 
-    /// Their answer has arrived, too, before they go. js-libp2p tells of a dial once its answer is sent.
+    /// Their answer has arrived, too, before they go. js-libp2p tells of a dial once its answer is read.
     async fn answered(self, server: &mut Peer, to: &Node) -> Result<(), Error> {
         match self.0 {
             Implementation::Js => Ok(()),
@@ -120,11 +130,28 @@ fn connect(node: &Node, to: &Multiaddr) -> Result<(), Error> {
     }
 }
 
+/// Our node has seen that all others are gone, so that it asks none of them.
+fn is_alone(node: &Node) -> Result<(), Error> {
+    let alone = |status: &Value| status.get("peers").and_then(Value::as_u64) == Some(0);
+    node.await_api("/api/status", "no peers", PATIENCE, alone)?;
+    Ok(())
+}
+
 /// What our node takes itself for.
-fn becomes(node: &Node, nat_status: &str) -> Result<Value, Error> {
+fn becomes(node: &Node, nat_status: &str, patience: Duration) -> Result<Value, Error> {
     let status =
         |status: &Value| status.get("nat_status").and_then(Value::as_str) == Some(nat_status);
-    Ok(node.await_api("/api/status", nat_status, PATIENCE, status)?)
+    Ok(node.await_api("/api/status", nat_status, patience, status)?)
+}
+
+/// What our nodes know, for who looks into a failure.
+fn tell(nodes: [&Node; 2]) {
+    for node in nodes {
+        match node.api("/api/status") {
+            Ok(status) => println!("{}: {status}", node.host().name()),
+            Err(error) => println!("{}: {error}", node.host().name()),
+        }
+    }
 }
 
 async fn we_ask(column: Column, test: &'static str) -> Result<(), Error> {
@@ -136,9 +163,13 @@ async fn we_ask(column: Column, test: &'static str) -> Result<(), Error> {
     let hidden = ours(&network, "hidden", transport, directory.path())?;
     let public_at = transport.at(PUBLIC[0], PORT);
     let hidden_at = transport.at(network.host("hidden")?.public(), PORT);
+    let mut all_in_time = true;
     // One after the other, for our nodes ask whom they like.
     let ordinals = ["the first one", "the second one"];
     for (number, (address, which)) in SERVERS.into_iter().zip(ordinals).enumerate() {
+        for node in [&public, &hidden] {
+            is_alone(node)?;
+        }
         let mut server = column
             .start(&network, &format!("server{number}"), true)
             .await?;
@@ -149,9 +180,9 @@ async fn we_ask(column: Column, test: &'static str) -> Result<(), Error> {
             .works(
                 &format!("we ask them by version 2, {which}: they get through to us"),
                 async {
-                    let got_through = server.tried(&public_at).await?;
+                    let tried = server.tried(&public_at).await?;
                     column.answered(&mut server, &public).await?;
-                    ensure("they did not get through", got_through)
+                    ensure("they did not get through", tried.got_through)
                 },
             )
             .await;
@@ -161,9 +192,10 @@ async fn we_ask(column: Column, test: &'static str) -> Result<(), Error> {
                     "we ask them by version 2, {which}, from behind a NAT: they do not get through"
                 ),
                 async {
-                    let got_through = server.tried(&hidden_at).await?;
+                    let tried = server.tried(&hidden_at).await?;
                     column.answered(&mut server, &hidden).await?;
-                    ensure("they got through a NAT", !got_through)
+                    all_in_time &= tried.took.is_none_or(|took| took < IN_TIME);
+                    ensure("they got through a NAT", !tried.got_through)
                 },
             )
             .await;
@@ -172,19 +204,27 @@ async fn we_ask(column: Column, test: &'static str) -> Result<(), Error> {
         .works(
             "two of them have told us: we know that we are public",
             async {
-                let status = becomes(&public, "public")?;
+                let status = becomes(&public, "public", PATIENCE)?;
                 let external = status.get("external_addrs").map(Value::to_string);
                 let external = external.unwrap_or_default();
                 ensure(&external, external.contains(&public_at.to_string()))
             },
         )
         .await;
-    cells
-        .works(
-            "two of them have told us: we know that we are behind a NAT",
-            async { becomes(&hidden, "private").map(drop) },
-        )
-        .await;
+    let behind_a_nat = "two of them have told us: we know that we are behind a NAT";
+    let private = |patience| becomes(&hidden, "private", patience).map(drop);
+    if column == JS_OVER_QUIC {
+        let in_time = async {
+            ensure("they told us too late", all_in_time)?;
+            private(TOLD)
+        };
+        cells.defect(behind_a_nat, JS_DIALS_ON, in_time).await;
+    } else {
+        cells.works(behind_a_nat, async { private(PATIENCE) }).await;
+    }
+    if cells.failed() {
+        tell([&public, &hidden]);
+    }
     cells.unsupported("we ask them by version 1", WE_ASK_BY_VERSION_2);
     cells.finish()
 }
@@ -283,12 +323,18 @@ async fn they_ask_by_version_1_alone(column: Column, test: &'static str) -> Resu
     cells.finish()
 }
 
-/// On a runtime of its own, for the lab's nodes are waited for without one.
-fn run(test: impl Future<Output = Result<(), Error>>) {
+/// On a runtime of its own, for the lab's nodes are waited for without one. What fails names who was at the other end.
+fn run(
+    column: Column,
+    direction: &str,
+    test: impl Future<Output = Result<(), Error>>,
+) -> Result<(), String> {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    if let Err(error) = runtime.block_on(test) {
-        panic!("{error}");
-    }
+    let Column(implementation, transport) = column;
+    runtime.block_on(test).map_err(|error| {
+        let (name, over) = (implementation.name(), transport.name());
+        format!("{name} over {over}, {direction}: {error}")
+    })
 }
 
 /// Each in a network of its own, all at the same time: they wait for clocks.
@@ -309,6 +355,10 @@ fn others_and_we_tell_each_other_whether_we_are_reached() {
             Column(Implementation::Js, Transport::Tcp),
             ["autonat-js-tcp-ours", "autonat-js-tcp-theirs"],
         ),
+        (
+            JS_OVER_QUIC,
+            ["autonat-js-quic-ours", "autonat-js-quic-theirs"],
+        ),
     ];
     let by_version_1_alone = [
         (
@@ -321,14 +371,58 @@ fn others_and_we_tell_each_other_whether_we_are_reached() {
         ),
     ];
     isolated(|| {
-        thread::scope(|scope| {
+        let failed = thread::scope(|scope| {
+            let mut running = Vec::new();
             for (column, [ours, theirs]) in both_ways {
-                scope.spawn(move || run(we_ask(column, ours)));
-                scope.spawn(move || run(they_ask(column, theirs)));
+                let we_ask = move || run(column, "we ask", we_ask(column, ours));
+                let they_ask = move || run(column, "they ask", they_ask(column, theirs));
+                running.push(scope.spawn(we_ask));
+                running.push(scope.spawn(they_ask));
             }
             for (column, theirs) in by_version_1_alone {
-                scope.spawn(move || run(they_ask_by_version_1_alone(column, theirs)));
+                let they_ask = they_ask_by_version_1_alone(column, theirs);
+                running.push(scope.spawn(move || run(column, "they ask", they_ask)));
             }
+            let ended = running.into_iter().map(thread::ScopedJoinHandle::join);
+            let failed = ended.filter_map(|ended| ended.expect("no panic").err());
+            failed.collect::<Vec<_>>()
         });
+        assert!(failed.is_empty(), "{}", failed.join("\n"));
     });
+}
+
+/// Why nobody learns from js-libp2p over QUIC that they are behind a NAT ([`JS_DIALS_ON`]), by the datagrams of a dial that nobody answers.
+#[tokio::test]
+async fn js_libp2p_goes_on_with_a_quic_dial_whose_time_is_over() -> Result<(), Error> {
+    let settings = Settings {
+        listen: vec![Transport::Quic.at(Ipv4Addr::LOCALHOST, 0)],
+        ..Settings::default()
+    };
+    let mut js = Peer::start(Implementation::Js, &settings).await?;
+    let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let at = Transport::Quic.at(Ipv4Addr::LOCALHOST, silent.local_addr()?.port());
+    let nobody = Keypair::generate_ed25519().public().to_peer_id();
+    let at = at.with(Protocol::P2p(nobody));
+    let mut came = Vec::new();
+    let datagrams = async {
+        while silent.recv(&mut [0; 2048]).await.is_ok() {
+            came.push(now());
+        }
+        std::future::pending().await
+    };
+    let dialled = tokio::select! {
+        dialled = js.dial(&at) => dialled,
+        never = datagrams => never,
+    };
+    ensure("nobody was there, and was dialled", dialled.is_err())?;
+    let [first, .., last] = came[..] else {
+        let error = format!("{} datagrams, and then {dialled:?}", came.len());
+        return Err(Error::Wrong(error));
+    };
+    let dialled_for = last.duration_since(first);
+    println!("{} datagrams in {dialled_for:?}", came.len());
+    ensure(
+        "js-libp2p ends its QUIC dials in time: take JS_DIALS_ON away",
+        dialled_for > JS_DIALS_FOR,
+    )
 }

@@ -11,6 +11,10 @@
 //! [`Timing::interval`] the inner behaviour is replaced by a new one that knows the same connections
 //! and addresses and has tested nothing. It learns which peers are servers from its handlers, which
 //! hear it when a protocol appears; [`Repeater`] lets it disappear and appear.
+//!
+//! A test that comes to nothing is one that the inner behaviour begins again at its next tick. When
+//! the interval is over, nobody is asked again before the next round, or an address that no server
+//! tells of (js-libp2p over QUIC needs longer than libp2p-autonat waits) would hold up all others.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -26,6 +30,7 @@ use libp2p::{
     Multiaddr, PeerId, StreamProtocol,
     autonat::v2::client,
     core::{ConnectedPoint, Endpoint, transport::PortUse, upgrade::DeniedUpgrade},
+    multiaddr::Protocol,
     swarm::{
         ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionHandlerSelect,
         ConnectionId, FromSwarm, NetworkBehaviour, NewExternalAddrCandidate, NotifyHandler,
@@ -42,6 +47,9 @@ use crate::node::now;
 const DIAL_REQUEST: StreamProtocol = StreamProtocol::new("/libp2p/autonat/2/dial-request");
 /// Addresses that are tested. Every peer can claim to see us under another one.
 const MAX_CANDIDATES: usize = 64;
+/// Reports of one address that a new round is told of, as many as tell it from the others: js-libp2p hears two requests of a
+/// connection at a time, and the first ones had better be about the address that most peers see.
+const MAX_REPORTS: u32 = 16;
 /// Rounds with a verdict after which there is no hurry: more servers than `holepunch` needs to
 /// believe an address.
 const EARLY_ROUNDS: u32 = 3;
@@ -100,8 +108,8 @@ pub(crate) struct Behaviour {
     /// Our possible addresses, and how often each was reported.
     candidates: BTreeMap<Multiaddr, u32>,
     round_began: Instant,
-    /// When this round's last test began.
-    tested_at: Option<Instant>,
+    /// When this round's first test began, and its last one.
+    tested: Option<(Instant, Instant)>,
     has_verdict: bool,
     rounds_with_verdict: u32,
     commands: VecDeque<ToSwarm<Verdict, THandlerInEvent<Self>>>,
@@ -116,7 +124,7 @@ impl Behaviour {
             connections: BTreeMap::new(),
             candidates: BTreeMap::new(),
             round_began: now(),
-            tested_at: None,
+            tested: None,
             has_verdict: false,
             rounds_with_verdict: 0,
             commands: VecDeque::new(),
@@ -136,27 +144,36 @@ impl Behaviour {
         has_room
     }
 
-    fn is_round_over(&self, now: Instant) -> bool {
-        // Nothing was tested: what is untested is tested as soon as there is a server.
-        let Some(tested_at) = self.tested_at else {
-            return false;
-        };
-        let interval = if self.rounds_with_verdict < EARLY_ROUNDS {
+    fn interval(&self) -> Duration {
+        if self.rounds_with_verdict < EARLY_ROUNDS {
             self.timing.interval.min(EARLY_INTERVAL)
         } else {
             self.timing.interval
+        }
+    }
+
+    /// Whether the round is about to end: a test that begins now would hold it up.
+    fn is_late(&self, now: Instant) -> bool {
+        // Nothing was tested: what is untested is tested as soon as there is a server, and all of it at one tick.
+        let Some((first, _)) = self.tested else {
+            return false;
         };
-        let age = now.saturating_duration_since(self.round_began);
-        // A dial-back that comes after the end of its round would count as a failure. But servers
-        // that refuse are asked at every tick: they hold up nothing for ever.
-        let settled = now.saturating_duration_since(tested_at) >= self.timing.settle
-            || age >= interval.saturating_add(4 * self.timing.settle);
-        age >= interval && settled
+        now.saturating_duration_since(self.round_began) >= self.interval()
+            && now.saturating_duration_since(first) >= self.timing.tick / 2
+    }
+
+    fn is_round_over(&self, now: Instant) -> bool {
+        let Some((_, last)) = self.tested else {
+            return false;
+        };
+        // A dial-back that comes after the end of its round would count as a failure.
+        now.saturating_duration_since(self.round_began) >= self.interval()
+            && now.saturating_duration_since(last) >= self.timing.settle
     }
 
     fn begin_round(&mut self, now: Instant) {
         self.round_began = now;
-        self.tested_at = None;
+        self.tested = None;
         self.rounds_with_verdict += u32::from(std::mem::take(&mut self.has_verdict));
         if self.candidates.len() >= MAX_CANDIDATES {
             self.keep_the_most_reported();
@@ -178,10 +195,12 @@ impl Behaviour {
                 event: Either::Right(Repeat),
             });
         }
-        for addr in self.candidates.keys() {
-            let candidate = NewExternalAddrCandidate { addr };
-            self.inner
-                .on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
+        for (addr, reports) in &self.candidates {
+            for _ in 0..(*reports).min(MAX_REPORTS) {
+                let candidate = NewExternalAddrCandidate { addr };
+                self.inner
+                    .on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
+            }
         }
     }
 
@@ -192,6 +211,14 @@ impl Behaviour {
         ranked.truncate(MAX_CANDIDATES / 2);
         self.candidates = ranked.into_iter().collect();
     }
+}
+
+fn without_peer(address: &Multiaddr) -> Multiaddr {
+    let mut address = address.clone();
+    if matches!(address.iter().last(), Some(Protocol::P2p(_))) {
+        address.pop();
+    }
+    address
 }
 
 fn new_inner(timing: Timing) -> client::Behaviour {
@@ -251,9 +278,14 @@ impl NetworkBehaviour for Behaviour {
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match event {
-            FromSwarm::NewExternalAddrCandidate(candidate)
-                if !self.on_candidate(candidate.addr) =>
-            {
+            FromSwarm::NewExternalAddrCandidate(candidate) => {
+                // Some peers end what they see with our name (js-libp2p over QUIC): the same address.
+                let addr = &without_peer(candidate.addr);
+                if self.on_candidate(addr) {
+                    let candidate = NewExternalAddrCandidate { addr };
+                    self.inner
+                        .on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
+                }
                 return;
             }
             FromSwarm::ConnectionEstablished(event) => {
@@ -302,7 +334,14 @@ impl NetworkBehaviour for Behaviour {
             match &action {
                 ToSwarm::ExternalAddrConfirmed(_) => continue,
                 ToSwarm::GenerateEvent(_) => self.has_verdict = true,
-                ToSwarm::NotifyHandler { .. } => self.tested_at = Some(now()),
+                ToSwarm::NotifyHandler { .. } => {
+                    let now = now();
+                    if self.is_late(now) {
+                        continue;
+                    }
+                    let first = self.tested.map_or(now, |(first, _)| first);
+                    self.tested = Some((first, now));
+                }
                 _ => {}
             }
             return Poll::Ready(action.map_out(Verdict::from).map_in(Either::Left));
@@ -378,6 +417,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::autonat_server;
 
     #[derive(NetworkBehaviour)]
     struct Server {
@@ -472,6 +512,96 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(30), verdicts)
             .await
             .expect("the address is tested three times");
+    }
+
+    #[derive(NetworkBehaviour)]
+    struct Refusing {
+        identify: identify::Behaviour,
+        autonat: autonat_server::Behaviour,
+    }
+
+    /// Whoever refuses is asked again at every tick; the address that is reached has its turn all the same.
+    #[tokio::test]
+    async fn an_address_that_no_server_tells_of_does_not_hold_up_the_others() {
+        let tcp_alone = autonat_server::Transports {
+            quic: false,
+            websocket: false,
+            webrtc: false,
+        };
+        let limits = autonat_server::Limits::default();
+        let mut server = swarm(|key| Refusing {
+            identify: identify(key),
+            autonat: autonat_server::Behaviour::new(limits, tcp_alone, autonat_server::PATIENCE),
+        });
+        let at = listen(&mut server).await;
+        let timing = Timing {
+            tick: Duration::from_millis(200),
+            interval: Duration::from_millis(500),
+            settle: Duration::from_secs(3),
+        };
+        let mut client = swarm(|key| Client {
+            identify: identify(key),
+            autonat: Behaviour::new(timing),
+        });
+        let own = listen(&mut client).await;
+        let refused = "/ip4/127.0.0.1/udp/9/quic-v1".parse().unwrap();
+        client.dial(at).unwrap();
+        for addr in [&own, &refused] {
+            let candidate = NewExternalAddrCandidate { addr };
+            let event = FromSwarm::NewExternalAddrCandidate(candidate);
+            client.behaviour_mut().autonat.on_swarm_event(event);
+        }
+        let mut verdict = async || {
+            loop {
+                tokio::select! {
+                    _ = server.select_next_some() => {}
+                    event = client.select_next_some() => {
+                        if let SwarmEvent::Behaviour(ClientEvent::Autonat(verdict)) = event
+                            && verdict.address == own
+                        {
+                            return verdict.reachable;
+                        }
+                    }
+                }
+            }
+        };
+        let first = tokio::time::timeout(Duration::from_secs(30), verdict()).await;
+        assert_eq!(first, Ok(true));
+        // Less than the 12.5 s that a round with an address under test all the time once took.
+        let second = tokio::time::timeout(Duration::from_secs(10), verdict()).await;
+        assert_eq!(second, Ok(true));
+    }
+
+    #[test]
+    fn who_is_asked_when_the_interval_is_over_is_asked_in_the_next_round() {
+        let timing = Timing::every(Duration::from_secs(10));
+        let mut behaviour = Behaviour::new(timing);
+        let began = behaviour.round_began;
+        let after = |seconds| began + Duration::from_secs(seconds);
+        assert!(!behaviour.is_late(after(60)), "nothing was tested");
+        assert!(!behaviour.is_round_over(after(60)));
+        behaviour.tested = Some((after(5), after(5)));
+        assert!(!behaviour.is_late(after(9)));
+        assert!(behaviour.is_late(after(10)));
+        behaviour.tested = Some((after(60), after(60)));
+        assert!(!behaviour.is_late(after(60)), "the other addresses");
+        assert!(behaviour.is_late(after(65)));
+        assert!(!behaviour.is_round_over(after(71)));
+        assert!(behaviour.is_round_over(after(72)));
+        behaviour.begin_round(after(72));
+        assert!(!behaviour.is_late(after(90)));
+    }
+
+    #[test]
+    fn an_address_that_ends_in_our_name_is_the_same() {
+        let mut behaviour = Behaviour::new(Timing::every(Duration::from_secs(300)));
+        let address: Multiaddr = "/ip4/203.0.113.1/udp/4001/quic-v1".parse().unwrap();
+        let named = address.clone().with(Protocol::P2p(PeerId::random()));
+        for addr in [&named, &address] {
+            let candidate = NewExternalAddrCandidate { addr };
+            behaviour.on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
+        }
+        assert_eq!(behaviour.candidates, BTreeMap::from([(address, 2)]));
     }
 
     #[test]

@@ -56,22 +56,28 @@ export function autonat (write) {
   }
 }
 
-// Once the answer is sent, for the test may end this peer then.
+// Once the answer is read, for the test may end this peer then: who has read it ends the stream, too.
 function tell (server, write) {
   const request = new AsyncLocalStorage()
   const handle = server.handleDialRequestStream
-  server.handleDialRequestStream = async (...stream) => {
+  server.handleDialRequestStream = async (stream, connection) => {
     const lines = []
     try {
-      return await request.run(lines, () => handle(...stream))
+      return await request.run(lines, () => handle(stream, connection))
     } finally {
+      const patience = performance.now() + 5000
+      while (stream.remoteWriteStatus === 'writable' && performance.now() < patience) {
+        await setTimeout(10)
+      }
       lines.forEach(write)
     }
   }
   const dial = server.dialClientBack
   server.dialClientBack = async (address, ...rest) => {
+    const since = performance.now()
     const dialled = await dial.call(server, address, ...rest)
-    request.getStore().push({ event: 'autonat', status: 'OK', dial: dialled, address: address.toString() })
+    const milliseconds = Math.round(performance.now() - since)
+    request.getStore().push({ event: 'autonat', status: 'OK', dial: dialled, address: address.toString(), milliseconds })
     return dialled
   }
 }
@@ -86,9 +92,11 @@ function watched (client) {
   }
   let questions = 0
   let failure
+  let wanted
   const ask = client.askPeerToVerify
   client.askPeerToVerify = async (...question) => {
     questions++
+    first(wanted)
     try {
       return await ask.apply(client, question)
     } catch (error) {
@@ -96,6 +104,18 @@ function watched (client) {
       throw error
     } finally {
       questions--
+    }
+  }
+
+  // A server tells of the first address that it can dial; the request has them in this order.
+  const first = (address) => {
+    if (client.dialResults.has(address)) {
+      for (const [other, result] of [...client.dialResults]) {
+        if (other !== address) {
+          client.dialResults.delete(other)
+          set.call(client.dialResults, other, result)
+        }
+      }
     }
   }
 
@@ -113,6 +133,7 @@ function watched (client) {
       for (const asked of [false, true]) {
         if (asked) {
           failure = undefined
+          wanted = address
           await client.verifyExternalAddresses(connection)
         }
         do {

@@ -85,6 +85,12 @@ impl Cells {
         self.failed.push(format!("{name}: {why}"));
     }
 
+    /// Whether a cell did not end as it had to, so that [`finish`](Self::finish) fails.
+    #[must_use]
+    pub fn failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
     /// Writes the cells to `matrix` in the target directory, for `interop-matrix`.
     ///
     /// # Errors

@@ -194,6 +194,15 @@ pub struct Fetched {
     pub nanoseconds: u64,
 }
 
+/// What came of a dial by an AutoNAT v2 server.
+#[derive(Debug, Clone, Copy)]
+pub struct Tried {
+    /// Whether it was there.
+    pub got_through: bool,
+    /// How long it tried (js).
+    pub took: Option<Duration>,
+}
+
 /// A running foreign peer. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Peer {
@@ -452,26 +461,31 @@ impl Peer {
         Ok(told.reachable)
     }
 
-    /// Waits until its AutoNAT v2 server has tried an address for somebody; returns whether it got through (go, js).
+    /// Waits until its AutoNAT v2 server has tried an address for somebody (go, js).
     ///
     /// # Errors
     ///
     /// Nobody asked, or it refused.
-    pub async fn tried(&mut self, address: &Multiaddr) -> Result<bool, Error> {
+    pub async fn tried(&mut self, address: &Multiaddr) -> Result<Tried, Error> {
         let name = address.to_string();
-        let dial = self
+        let (dial, took) = self
             .process
             .event("question to its AutoNAT server", LONG_PATIENCE, |event| {
                 let text = |key: &str| event.get(key)?.as_str();
                 let wanted = text("event")? == "autonat" && text("address")? == name;
-                wanted.then(|| text("dial").map(str::to_owned))?
+                let took = event.get("milliseconds").and_then(Value::as_u64);
+                wanted.then(|| text("dial").map(|dial| (dial.to_owned(), took)))?
             })
             .await?;
-        match dial.as_str() {
-            "OK" => Ok(true),
-            "E_DIAL_ERROR" => Ok(false),
-            _ => Err(Error::Wrong(format!("the server says {dial}"))),
-        }
+        let got_through = match dial.as_str() {
+            "OK" => true,
+            "E_DIAL_ERROR" => false,
+            _ => return Err(Error::Wrong(format!("the server says {dial}"))),
+        };
+        Ok(Tried {
+            got_through,
+            took: took.map(Duration::from_millis),
+        })
     }
 
     /// Asks a connected AutoNAT v1 server whether it is reached at any of its addresses (go, js, py).

@@ -28,7 +28,7 @@ pub use ending::ends_with_a_ping;
 pub use error::Error;
 pub use foreign::{
     Connection, Fetched, Identity, Implementation, Message, Peer, RelayLimits, Reservation,
-    Settings, Voucher,
+    Settings, Tried, Voucher,
 };
 pub use kubo::{Kubo, KuboSettings};
 pub use ours::{Behaviour, BehaviourEvent, Node, NodeSettings, VALUES};

@@ -116,14 +116,17 @@ impl Process {
                 }
             }
         };
-        tokio::time::timeout(within, found)
-            .await
-            .unwrap_or_else(|_| {
+        match tokio::time::timeout(within, found).await {
+            Ok(found) => found,
+            Err(_) => {
+                // For who looks into it.
+                println!("no {what}, only {:?}", self.events);
                 Err(Error::Timeout {
                     what: what.to_owned(),
                     within,
                 })
-            })
+            }
+        }
     }
 
     /// The events that came until now and that `pick` takes.
