@@ -37,8 +37,8 @@ const JS_DIALS_FOR: Duration = Duration::from_secs(6);
 const IN_TIME: Duration = Duration::from_secs(9);
 /// What was told is known at once.
 const TOLD: Duration = Duration::from_secs(3);
-/// How many servers more than the two that it takes a node is shown before it has to know what it is: an answer is lost when its connection
-/// ends just then, and a server that is busy may fail to dial.
+/// How many servers more than the two that it takes a node is shown before it has to know what it is: an answer is lost when our node closes the
+/// connection over which it has asked, for it has a better one, and a server that is busy may fail to dial.
 const MORE_SERVERS: usize = 4;
 /// Long enough for a server to be asked once more.
 const ONE_ROUND: Duration = Duration::from_secs(20);
