@@ -357,7 +357,7 @@ fn a_get_after_a_put_does_not_share_the_answer_of_a_read_before_it() {
         let store = common::open_sim(&vfs, 1 << 20).await;
         // It finds the damage, and nobody has fetched its answer when the block is put again. Held until it was asked once, it is never
         // faster than that.
-        let (go, held) = mpsc::channel::<()>();
+        let (go, held) = mpsc::sync_channel::<()>(0);
         vfs.inject(move |_, op| {
             let _over = (op == Op::Read).then(|| held.recv());
             None
